@@ -1,0 +1,47 @@
+# make demo   sets up .venv and runs the embedded default setting, about a minute after installation
+# make test   sets up .venv with everything the tests need, and runs them
+# make check  style and types        make bench  speed against named peers        make clean  removes .venv and runs
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.PHONY: demo test check bench faults clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+demo: .venv/.core
+	$(BIN)/datamodels run configs/digits_50pct.yaml
+
+test: .venv/.test
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/.core
+	$(BIN)/python -m bench.cpu --data-root $(or $(DATA),data)
+
+faults: .venv/.test
+	$(BIN)/python -m tests.faults.long
+
+.venv/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed, $$($(PYTHON) --version) found" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || bash .ci/packages --needed python3-venv
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+
+.venv/.core: .venv/bin/pip pyproject.toml constraints.txt
+	$(PIP) -e .
+	touch $@
+
+.venv/.test: .venv/.core
+	bash .ci/packages strace slurmctld slurmd slurm-client
+	$(PIP) -e .[test]
+	bash .ci/ffcv $(BIN)/pip
+	touch $@
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,224 @@
+"""The LASSO stage against its peers, in one run:
+`OMP_NUM_THREADS=1 python -m bench.lasso path --examples 2000 --models 20000`.
+
+Data: truth = 30 large weights a target and small ones on every example (`--small`, share of the signal's variance);
+margins = signal + noise of the same variance. All times are CPU time of the process.
+
+path    every solver along 100 lambdas down to 0.01 lambda_max without early stopping, on the Gram where it can use one;
+        relative duality gap at most 1e-4 at every lambda, re-checked here in float64. Peers that are not installed are
+        left out: pip install celer adelie skglm.
+gram    rows a second of the exact counts X'X, by population count and by float32 products.
+fit     the whole `fit` of published files, reading included, imports and compilation not.
+memory  peak resident memory of `fit` on a sparse store of all-zero margins.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from bench import lasso_peers as peers
+from lasso import descent, fit
+from lasso.design import Scale, correlations
+from lasso.moments import Gram
+from train.config import Fit, Setting
+from train.layout import Layout
+from train.store import open_store
+
+RATIOS = np.geomspace(1, 0.01, 100)
+
+
+@dataclass
+class Problem:
+    """Standardised data of T targets; y is centred."""
+
+    masks: np.ndarray
+    margins: np.ndarray
+
+    @cached_property
+    def scale(self) -> Scale:
+        return Scale.of(len(self.masks), np.count_nonzero(self.masks, axis=0))
+
+    @cached_property
+    def corr(self) -> np.ndarray:
+        gram = Gram(self.masks.shape[1])
+        for start in range(0, len(self.masks), 8192):
+            gram.add(self.masks[start : start + 8192])
+        return correlations(self.scale, gram.finish())
+
+    @cached_property
+    def corr64(self) -> np.ndarray:
+        return self.corr.astype(np.float64)
+
+    @cached_property
+    def z(self) -> np.ndarray:
+        """float32, Fortran order"""
+        z = np.asfortranarray(self.masks, dtype=np.float32)
+        z -= self.scale.mean.astype(np.float32)
+        z *= self.scale.inv.astype(np.float32)
+        return z
+
+    @cached_property
+    def y(self) -> np.ndarray:
+        y = self.margins.astype(np.float64)
+        return y - y.mean(axis=0)
+
+    @cached_property
+    def cov(self) -> np.ndarray:
+        """c = Z'y/n [T, N] in float64"""
+        cov = np.zeros((self.y.shape[1], self.masks.shape[1]))
+        for start in range(0, len(self.masks), 4096):
+            rows = slice(start, start + 4096)
+            cov += self.y[rows].T @ self.masks[rows].astype(np.float64)
+        return cov / len(self.masks) * self.scale.inv
+
+    def lams(self, target: int) -> np.ndarray:
+        return np.abs(self.cov[target]).max() * RATIOS
+
+    def gap(self, target: int, weights: np.ndarray, lam: float) -> float:
+        return float(self.gaps(target, weights[None], np.array([lam]))[0])
+
+    def gaps(self, target: int, weights: np.ndarray, lams: np.ndarray | None = None) -> np.ndarray:
+        """Relative duality gaps of weights [k, N], from the correlations in float64."""
+        lams = self.lams(target) if lams is None else lams
+        w = weights.astype(np.float64)
+        grad = self.cov[target] - w - w @ self.corr64
+        var, norm = self.y[:, target].var(), np.abs(w).sum(axis=1)
+        along, squares = var - w @ self.cov[target], var - w @ self.cov[target] - (w * grad).sum(axis=1)
+        scale = np.minimum(lams / np.abs(grad).max(axis=1), along / squares)
+        primal, dual = squares / 2 + lams * norm, scale * along - scale**2 * squares / 2
+        return (primal - dual) / (var / 2)
+
+
+def make(rows: int, options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """Bool masks and float16 margins."""
+    rng = np.random.default_rng(0)
+    n_train, alpha, small = options.examples, options.alpha, options.small
+    weights = rng.normal(size=(n_train, options.targets)) * np.sqrt(small / n_train)
+    for column in weights.T:
+        chosen = rng.choice(n_train, min(30, n_train), replace=False)
+        column[chosen] += rng.normal(size=len(chosen)) * np.sqrt((1 - small) / len(chosen))
+    masks = rng.random((rows, n_train), np.float32) < alpha
+    margins = np.empty((rows, options.targets), np.float16)
+    for start in range(0, rows, 4096):
+        piece = slice(start, start + 4096)
+        z = (masks[piece] - np.float32(alpha)) / np.float32(np.sqrt(alpha * (1 - alpha)))
+        margins[piece] = 3 + z @ weights.astype(np.float32) + rng.normal(size=(len(z), options.targets))
+    return masks, margins
+
+
+def path(options: argparse.Namespace) -> None:
+    problem = Problem(*make(options.models, options))
+    work = descent.Workspace.empty(options.examples)
+    print(f"{options.examples} examples, {options.models} rows, alpha {options.alpha}, small weights {options.small}")
+    print(f"{'solver':34} {'ms/target':>10} {'ratio':>7} {'targets':>7}  largest gap (float64)")
+
+    def ours(target: int) -> np.ndarray:
+        weights = np.empty((len(RATIOS), options.examples))
+        descent.path(
+            problem.corr, problem.cov[target], problem.y[:, target].var(), problem.lams(target), 1e-4, work, weights
+        )
+        return weights
+
+    solvers: dict[str, Callable[[int], np.ndarray]] = {"datamodels": ours, **peers.solvers(problem, options.skip)}
+    base = None
+    for name, solve in solvers.items():
+        solve(0)  # compile and warm up
+        seconds, worst = [], 0.0
+        for target in range(options.targets):
+            began = time.process_time()
+            weights = solve(target)
+            seconds.append(time.process_time() - began)
+            worst = max(worst, problem.gaps(target, weights).max())
+            if sum(seconds) > options.limit:
+                break
+        each = 1000 * getattr(solve, "seconds_each", float(np.mean(seconds)))
+        base = base or each
+        print(f"{name:34} {each:10.2f} {each / base:7.1f} {len(seconds):7}  {worst:.2e}", flush=True)
+
+
+def gram(options: argparse.Namespace) -> None:
+    masks = np.random.default_rng(0).random((16384, options.examples), np.float32) < options.alpha
+    for route in ("popcount", "product"):
+        Gram(options.examples, route).add(masks[:8192])  # compile and warm up
+        found = Gram(options.examples, route)
+        began = time.process_time()
+        for start in range(0, len(masks), 8192):
+            found.add(masks[start : start + 8192])
+        found.finish()
+        seconds = time.process_time() - began
+        print(f"exact counts by {route:9} N={options.examples}: {len(masks) / seconds:,.0f} rows a CPU second")
+
+
+def setting_of(options: argparse.Namespace) -> Setting:
+    return Setting(
+        dataset="digits", alpha=options.alpha, models=options.models, eval_models=0,
+        fit=Fit(eps=options.eps, patience=options.patience),
+    )  # fmt: skip
+
+
+def whole_fit(options: argparse.Namespace) -> None:
+    masks, margins = make(options.models, options)
+    with tempfile.TemporaryDirectory() as folder:
+        layout = Layout(Path(folder), "digits", f"{100 * options.alpha:g}")
+        layout.data.mkdir(parents=True)
+        np.save(layout.array("train_masks"), masks)
+        np.save(layout.array("test_margins"), margins)
+        del masks, margins
+        fit(open_store(layout, setting_of(options)), targets=(0, 1))  # imports and compiles
+        shutil.rmtree(layout.folder / "datamodels")
+        for name in ("first", "on the statistics of the first"):
+            store = open_store(layout, setting_of(options))
+            began = time.process_time()
+            report = json.loads(fit(store).with_suffix(".json").read_text())
+            seconds = time.process_time() - began
+            print(f"fit, {name}: {seconds:.2f} CPU s; wall {json.dumps(report['seconds'])}")
+            print(json.dumps({key: report[key] for key in ("path", "relative_gap", "kkt_residual", "boundary_hits")}))
+
+
+def memory(options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        layout = Layout(Path(folder), "digits", f"{100 * options.alpha:g}")
+        layout.data.mkdir(parents=True)
+        for name, width, dtype in (("train_masks", options.examples, bool), ("test_margins", options.targets, "f2")):
+            np.lib.format.open_memmap(layout.array(name), "w+", dtype, (options.models, width))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        began = time.process_time()
+        fit(open_store(layout, setting_of(options)))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    size, seconds = 4 * options.examples**2 / 2**30, time.process_time() - began
+    print(f"M={options.models} N={options.examples}, one Gram {size:.2f} GiB: {seconds:.0f} CPU s")
+    print(f"peak {peak / 2**20:.2f} GiB resident, {before / 2**20:.2f} before")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cases = {"path": path, "gram": gram, "fit": whole_fit, "memory": memory}
+    parser.add_argument("case", choices=cases)
+    parser.add_argument("--examples", type=int, default=2000)
+    parser.add_argument("--models", type=int, default=20000)
+    parser.add_argument("--targets", type=int, default=200)
+    parser.add_argument("--alpha", type=float, default=0.5)
+    parser.add_argument("--small", type=float, default=0.05)
+    parser.add_argument("--eps", type=float, default=1e-3)
+    parser.add_argument("--patience", type=int, default=5)
+    parser.add_argument("--limit", type=float, default=20.0, help="stop a solver after this many seconds")
+    parser.add_argument("--skip", nargs="*", default=[], help="peers to leave out")
+    parser.add_argument("--folder", help="where the memory case lays its store")
+    options = parser.parse_args()
+    print(f"load {os.getloadavg()[0]:.1f}", file=sys.stderr)
+    cases[options.case](options)
+
+
+if __name__ == "__main__":
+    main()

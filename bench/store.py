@@ -1,0 +1,179 @@
+"""Speed of the store against plain peers: commit, verify, masks; and a store of 1,510,000 rows.
+
+python bench/store.py [FOLDER]      (default: a temporary folder; commits are as slow as its disk's fdatasync)
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from train.config import Outputs, Recipe, Setting
+from train.create import create_store
+from train.journal import RECORD, JournalWriter, Kind, encode_header
+from train.layout import Layout
+from train.masks import Masks
+from train.state import RowStates
+from train.store import Store, open_own
+from train.verify import is_finite, verify
+from train.writer import RowResult, Writer
+
+PROJECT = Path(__file__).parent.parent
+COMMITS = 40
+
+
+def make(root: Path, setting: Setting, n_train: int, n_test: int) -> Store:
+    data: Any = SimpleNamespace(
+        train=SimpleNamespace(labels=np.zeros(n_train)),
+        test=SimpleNamespace(labels=np.zeros(n_test)),
+        classes=tuple("0123456789"),
+        where="nowhere",
+        sha256=lambda: "0" * 64,
+    )
+    layout = Layout(root, setting.dataset, setting.pct)
+    return create_store(layout, setting, data, lambda text: None)
+
+
+def seconds(work: Callable[[], object], times: int = 5) -> float:
+    """CPU seconds, the median of several runs: what is timed so never waits for a disk, but may for other processes."""
+    taken = []
+    for _ in range(times):
+        started = time.process_time()
+        work()
+        taken.append(time.process_time() - started)
+    return statistics.median(taken)
+
+
+def commits(folder: Path) -> Store:
+    """A CIFAR row with logits, 1.37 MB: Writer.commit against one plain pwrite and fdatasync of as many bytes."""
+    setting = Setting(models=COMMITS, eval_models=0, outputs=Outputs(train_logits=True, test_logits=True))
+    store = make(folder, setting, 50_000, 10_000)
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal(array.shape[1:]).astype(array.dtype) for name, array in store.arrays.items()}
+    size = sum(array.nbytes for array in arrays.values())
+    content = rng.bytes(size)
+    fd = os.open(folder / "plain", os.O_RDWR | os.O_CREAT)
+    os.posix_fallocate(fd, 0, COMMITS * size)
+    os.fsync(fd)
+    writer = Writer(store, {})
+    ours, plain = [], []
+    for row in range(COMMITS):
+        result = RowResult(row, {**arrays, "train_masks": writer_mask(store, row)}, 1.0, 0.5, 0.5)
+        with writer.leased(row):
+            started = time.perf_counter()
+            writer.commit(row, [result])
+            ours.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        os.pwrite(fd, content, row * size)
+        os.fdatasync(fd)
+        plain.append(time.perf_counter() - started)
+    writer.close()
+    a, b = statistics.median(ours) * 1e3, statistics.median(plain) * 1e3
+    print(f"commit of {size / 1e6:.2f} MB: {a:.1f} ms; plain pwrite + fdatasync {b:.1f} ms; ratio {a / b:.2f}")
+    return store
+
+
+def writer_mask(store: Store, row: int) -> np.ndarray:
+    return Masks(store.setting, store.n_train)[row]
+
+
+def verifying(store: Store) -> None:
+    """Checksums and finiteness of rows in the page cache on one core, and the masks, against zlib.crc32 alone."""
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+    store.refresh()
+    masks = Masks(store.setting, store.n_train)
+    names = [name for name in store.arrays if name != "train_masks"]
+    size = sum(array.bytes for array in store.arrays.values())
+
+    def ours() -> None:
+        for row in range(store.rows):
+            for name in names:
+                content = store.read(name, row, row + 1)
+                assert not store.mismatches(name, row, content).any()
+                assert is_finite(content)
+
+    def plain() -> None:
+        for row in range(store.rows):
+            for name in names:
+                zlib.crc32(store.read(name, row, row + 1).data)
+
+    a, b = seconds(ours), seconds(plain)
+    print(f"checksum + finiteness: {size / a / 1e6:,.0f} MB/s on one core; read + crc32 {size / b / 1e6:,.0f} MB/s")
+    print(f"  ratio {a / b:.2f}")
+    c = seconds(lambda: [masks[row] for row in range(store.rows)]) / store.rows * 1e3
+    print(f"mask of a CIFAR row: {c:.2f} ms")
+    whole = seconds(lambda: verify(store), 3)
+    print(f"verify, everything: {size / whole / 1e6:,.0f} MB/s on one core")
+
+
+def scale(folder: Path) -> None:
+    """1,510,000 rows in the manifest, sparse files; empty, then with every row recorded, then with 5,000 journals."""
+    setting = Setting(
+        dataset="digits",
+        models=1_500_000,
+        eval_models=10_000,
+        recipe=Recipe(network="convnet", group=8),
+        outputs=Outputs(preallocate=False),
+    )
+    store = make(folder, setting, 10, 5)
+    config = folder / "big.yaml"
+    config.write_text(
+        "dataset: digits\nmodels: 1500000\neval_models: 10000\nrecipe: {network: convnet, group: 8}\n"
+        "outputs: {preallocate: false}\n"
+    )
+    print(f"status of {store.rows:,} empty rows: {status(config, folder)}")
+    print(f"  missing rows found in {seconds(store.missing):.3f} s, opened in {seconds(opener(store)):.3f} s")
+    records = np.zeros(store.rows, RECORD)
+    records["row"], records["time"], records["kind"] = np.arange(store.rows), time.time(), Kind.DONE
+    JournalWriter(store.layout.journals, {"store": store.manifest.id}).append(records)
+    open_own(store.layout, store.setting)  # raises the flags
+    print(f"status with all rows done: {status(config, folder)}; opened in {seconds(opener(store)):.3f} s")
+    header = encode_header({"store": store.manifest.id})
+    for index in range(5000):
+        (store.layout.journals / f"{index}.bin").write_bytes(header + records[index : index + 1].tobytes())
+    states = RowStates(store.layout.journals, store.rows, store.manifest.id)
+    first = seconds(states.refresh, 1)
+    print(f"5,001 journals: read in {first:.2f} s; refresh with nothing new {seconds(states.refresh) * 1e3:.1f} ms")
+
+
+def opener(store: Store) -> Callable[[], object]:
+    return lambda: open_own(store.layout, store.setting)
+
+
+_STATUS = """
+import re, sys, time
+from launch.cli import main
+code = main(sys.argv[1:])
+peak = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1))
+print(f"{time.process_time():.2f} s of CPU, {peak // 1024} MiB", file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def status(config: Path, root: Path) -> str:
+    """Seconds and peak memory of `datamodels status`, from the start of its process."""
+    started = time.perf_counter()
+    command = [sys.executable, "-c", _STATUS, "status", str(config), "--root", str(root), "--json"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    return f"{time.perf_counter() - started:.2f} s, {done.stderr.strip()}"
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as folder:
+        for name in ("commit", "scale"):
+            (Path(folder) / name).mkdir()
+        scale(Path(folder) / "scale")
+        verifying(commits(Path(folder) / "commit"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""From a store's masks and margins to datamodels: `fit`, `evaluate`, `curve`, `load`.
+
+Importing this package imports neither torch nor numba.
+"""
+
+from lasso.curve import Curve, curve
+from lasso.evaluate import Evaluation, evaluate
+from lasso.files import Datamodels, load, path_of
+from lasso.fit import assemble, fit, is_current
+
+__all__ = [
+    "Curve",
+    "Datamodels",
+    "Evaluation",
+    "assemble",
+    "curve",
+    "evaluate",
+    "fit",
+    "is_current",
+    "load",
+    "path_of",
+]

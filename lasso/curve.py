@@ -1,0 +1,183 @@
+"""Quality against the number of models: fits on nested subsets of the estimation rows, in at most one pass."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lasso.evaluate import Holdout, summarise
+from lasso.fit import usable
+from lasso.moments import Cross, Gram
+from lasso.rows import Progress, Split, read_margins, read_masks, silent, target_count
+from lasso.solver import Matrices, solve
+from lasso.statistics import Statistics, folder_of
+from train.errors import UserError
+from train.store import ReadableStore as Store
+
+_TARGETS = 256
+"""Targets that stand for all of them where none are named."""
+_SMALLEST = 1 / 32
+"""Share of the rows at the first point."""
+_FITTED = 7
+"""Points, from the largest, that the law is fitted to: at few models the LASSO leaves out more than noise explains."""
+_SHARES = (0.9, 0.95, 0.99)
+"""Shares of the law's limit for which the number of models is told."""
+
+
+@dataclass(frozen=True)
+class Point:
+    models: int
+    """Estimation rows that the fit used."""
+    lds: float
+    mse: float
+    r2: float
+
+
+@dataclass(frozen=True)
+class Law:
+    """LDS(M) = 1 / sqrt(a + b / M^p): a correlation that noise of variance ~ M^-p weakens, fitted by least squares."""
+
+    limit: float
+    """LDS that ever more models approach, 1 / sqrt(a)."""
+    power: float
+    """p"""
+    error: float
+    """Root mean square deviation of the points from the law."""
+    enough: dict[str, int]
+    """Models that reach 90, 95 and 99 % of the limit."""
+
+    @classmethod
+    def of(cls, points: list[Point]) -> "Law | None":
+        """The law of the largest points, at least four with a positive LDS, or None where no limit is in sight."""
+        points = [point for point in points if point.lds > 0][-_FITTED:]
+        models = np.array([point.models for point in points], np.float64)
+        lds = np.array([point.lds for point in points])
+        if len(lds) < 4:
+            return None
+        best: tuple[float, float, float, float] | None = None
+        for power in np.linspace(0.4, 2.0, 33):
+            design = np.stack([np.ones_like(models), (models / models[-1]) ** -power], axis=1)
+            weight = lds**3  # so that errors are those of the LDS: d(1/lds^2) = -2/lds^3 d(lds)
+            a, b = np.linalg.lstsq(design * weight[:, None], weight / lds**2, rcond=None)[0]
+            if 1 <= a <= lds[-1] ** -2 and b > 0:
+                error = float(np.sqrt(np.mean((lds - 1 / np.sqrt(design @ [a, b])) ** 2)))
+                best = min(best or (np.inf, 0, 0, 0), (error, float(power), float(a), float(b)))
+        if best is None:
+            return None
+        error, power, a, b = best
+        enough = {
+            f"{share:.0%}": int(np.ceil(models[-1] * (b / (a * (share**-2 - 1))) ** (1 / power))) for share in _SHARES
+        }
+        return cls(1 / np.sqrt(a), power, error, enough)
+
+
+@dataclass(frozen=True)
+class Curve:
+    points: list[Point]
+    targets: int
+    """Targets that every point is the mean of, evenly spaced over the split."""
+    ceiling: float | None
+    law: Law | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def answer(self) -> str:
+        """How many models are enough, in a sentence."""
+        last = self.points[-1]
+        if self.law is None:
+            return f"LDS {last.lds:.4f} at {last.models} models: the points show no limit yet, more models are needed"
+        counts = ", ".join(f"{count:,} for {share}" for share, count in self.law.enough.items())
+        return (
+            f"LDS {last.lds:.4f} at {last.models:,} models is {last.lds / self.law.limit:.0%} of the limit "
+            f"{self.law.limit:.4f} that the fitted curve approaches; of that limit, models needed: {counts} (the curve "
+            f"misses the points by {self.law.error:.4f})"
+        )
+
+
+def curve(
+    store: Store,
+    split: str = "test",
+    points: int = 10,
+    targets: NDArray[np.int64] | None = None,
+    progress: Progress = silent,
+) -> Curve:
+    """LDS, MSE and R^2 of fits on nested subsets: the first 1/32 of the completed estimation rows, up to all of them.
+
+    The sizes are geometric. Where the statistics of a store are kept in parts, the sizes are those of the parts, and no
+    row is read that was read before. targets: columns to fit; the default is 256 evenly spaced ones. Raises as `fit`
+    and `evaluate` do.
+    """
+    width = target_count(store, split)
+    evenly = np.unique(np.linspace(0, width - 1, min(_TARGETS, width)).astype(np.int64))
+    columns = evenly if targets is None else targets
+    if not len(columns) or columns.min() < 0 or columns.max() >= width:
+        raise UserError(f"the curve's targets are not all within 0:{width} ({split} split), or there are none")
+    rows = usable(store)
+    holdout = Holdout(store, split, progress)
+    found = []
+    for size, matrices, crosses in _prefixes(store, split, rows, columns, points):
+        solution = solve(matrices, *crosses, store.setting.fit)
+        weight, bias = solution.weight.T.astype(np.float64), solution.bias.astype(np.float64)
+        if store.setting.fit.weight_units == "standardised":
+            weight *= matrices.whole_scale.inv[:, None]
+            bias -= matrices.whole_scale.mean @ weight
+        result = summarise(holdout, holdout.score(columns, weight, bias))
+        found.append(Point(size, result.lds, result.mse, result.r2))
+        progress("curve", len(found), points)
+    return Curve(found, len(columns), result.ceiling, Law.of(found))
+
+
+def _prefixes(
+    store: Store, split: str, rows: Split, columns: NDArray[np.int64], points: int
+) -> Iterator[tuple[int, Matrices, tuple[Cross, Cross]]]:
+    """(rows, matrices, sums) of growing prefixes that have 2 training and 1 validation row or more."""
+    n_train = store.n_train
+    grams = Gram(n_train), Gram(n_train)
+    crosses = Cross(n_train, len(columns)), Cross(n_train, len(columns))
+    for added in _pieces(store, split, rows, columns, points):
+        for gram, cross, (more, margins) in zip(grams, crosses, added, strict=True):
+            gram.absorb(more.rows, more.counts)
+            cross.absorb(0, margins.cross, margins.sums, margins.squares)
+        if grams[0].rows >= 2 and grams[1].rows >= 1:
+            yield grams[0].rows + grams[1].rows, Matrices(*grams), crosses
+
+
+def _pieces(
+    store: Store, split: str, rows: Split, columns: NDArray[np.int64], points: int
+) -> Iterator[list[tuple[Gram, Cross]]]:
+    """The sums of consecutive rows, of the training and of the held-out ones; from the disk where they are kept."""
+    statistics = Statistics(store, rows) if folder_of(store).exists() else None  # a fit made it, in parts or as one
+    if statistics and len(statistics.parts) == points:
+        width = target_count(store, split)
+        for at in range(points):
+            only = slice(at, at + 1)
+            statistics.make(split, 0, width, only)
+            crosses = [_take(cross, columns) for cross in statistics.crosses(split, 0, width, only)]
+            yield list(zip(statistics.grams(only), crosses, strict=True))
+        return
+    total = len(rows.rows)
+    sizes = np.unique(np.geomspace(total * _SMALLEST, total, points).round().astype(int)) if points > 1 else [total]
+    start = 0
+    for size in sizes:
+        yield _stream(store, split, Split(rows.rows[start:size], rows.heldout[start:size]), columns)
+        start = size
+
+
+def _take(cross: Cross, columns: NDArray[np.int64]) -> Cross:
+    found = Cross(cross.cross.shape[1], len(columns))
+    found.absorb(0, cross.cross[columns], cross.sums[columns], cross.squares[columns])
+    return found
+
+
+def _stream(store: Store, split: str, rows: Split, columns: NDArray[np.int64]) -> list[tuple[Gram, Cross]]:
+    found = [(Gram(store.n_train), Cross(store.n_train, len(columns))) for _ in range(2)]
+    for block in rows.blocks(store):
+        masks = read_masks(store, block.rows)
+        margins = read_margins(store, split, block.rows, columns)
+        for (gram, cross), group in zip(found, (~block.heldout, block.heldout), strict=True):
+            gram.add(masks[group])
+            cross.add(masks[group].astype(np.float64), margins[group])
+    return [(gram.finish(), cross) for gram, cross in found]

@@ -1,0 +1,149 @@
+"""Sums over rows that hold everything the LASSO needs: counts X'X of the masks, and X'Y, Y'1, Y'Y of the margins.
+
+Exactness. Counts are integers. Float16 margins are multiples of 2**-24, so a float64 sum of them is exact while the
+sum of |margin| stays below 2**29, whatever the order: the results depend neither on the number of threads nor on how
+the targets are divided. Margins are besides summed in tiles of fixed shape aligned to the absolute target index, so
+that this division never matters.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+TILE = 128
+"""Targets whose margins are summed together."""
+_STRIP = 512
+"""Examples whose counts one matrix product, or one task of a thread, gives."""
+_WORDS = 128
+"""64-row words per example that are gathered before their ones are counted."""
+_SMALL = 512
+"""Examples below which a matrix product is quick enough, and spares the compiling of kernels."""
+
+Route = Literal["popcount", "product"]
+
+
+def quickest_route(n_train: int) -> Route:
+    """Population count of bits where the CPU has it for vectors, else float32 matrix products. Both are exact."""
+    if n_train < _SMALL:
+        return "product"
+    from lasso.popcount import has_vector_popcount
+
+    return "popcount" if has_vector_popcount() else "product"
+
+
+class Gram:
+    """Counts [N_train, N_train] of the rows that hold both example i and example j; the diagonal counts example i.
+
+    Rows may be added before and after `finish`; `counts` are whole after it alone.
+    """
+
+    def __init__(self, n_train: int, route: Route | None = None) -> None:
+        self.rows = 0
+        self.counts: NDArray[np.int32] = np.zeros((n_train, n_train), np.int32)
+        self._route = route or quickest_route(n_train)
+        self._bits: list[NDArray[np.uint64]] = []
+
+    def add(self, masks: NDArray[np.bool_]) -> None:
+        """Add masks [rows, N_train]."""
+        self.rows += len(masks)
+        if self._route == "product":
+            for start in range(0, len(masks), 2**20):  # float32 counts are exact below 2**24
+                self._multiply(masks[start : start + 2**20].astype(np.float32))
+        elif len(masks):
+            from lasso.popcount import pack
+
+            self._bits.append(pack(masks.view(np.uint8)))
+            if sum(bits.shape[1] for bits in self._bits) >= _WORDS:
+                self._flush()
+
+    def _multiply(self, masks: NDArray[np.float32]) -> None:
+        for start in range(0, len(self.counts), _STRIP):
+            strip = masks[:, start : start + _STRIP].T @ masks[:, start:]
+            self.counts[start : start + _STRIP, start:] += strip.astype(np.int32)
+
+    def _flush(self) -> None:
+        from lasso.popcount import add_counts
+
+        if not self._bits:
+            return
+        bits = self._bits[0] if len(self._bits) == 1 else np.concatenate(self._bits, axis=1)
+        self._bits = []
+        starts = range(0, len(self.counts), 64)
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            list(pool.map(lambda start: add_counts(bits, self.counts, start, min(start + 64, len(bits))), starts))
+
+    def finish(self) -> "Gram":
+        """Take in what is pending and fill the lower triangle from the upper one, in place."""
+        self._flush()
+        for start in range(0, len(self.counts), _STRIP):
+            stop = start + _STRIP
+            self.counts[start:stop, :start] = self.counts[:start, start:stop].T
+            corner = np.triu(self.counts[start:stop, start:stop])
+            self.counts[start:stop, start:stop] = corner + np.triu(corner, 1).T
+        return self
+
+    def absorb(self, rows: int, counts: NDArray[np.int32]) -> "Gram":
+        """Add finished counts of other rows."""
+        self.rows += rows
+        self.counts += counts
+        return self
+
+
+class Cross:
+    """Sums that involve the margins of some targets: cross [T, N_train] = Y'X, sums [T], squares [T], all float64.
+
+    first: absolute index of the first target, which places the tiles; targets that need no place may leave it 0.
+    """
+
+    def __init__(self, n_train: int, width: int, first: int = 0) -> None:
+        self._inside = slice(first % TILE, first % TILE + width)
+        padded = -(-self._inside.stop // TILE) * TILE
+        self._cross = np.zeros((padded, n_train))
+        self._sums = np.zeros(padded)
+        self._squares = np.zeros(padded)
+
+    @property
+    def cross(self) -> NDArray[np.float64]:
+        return self._cross[self._inside]
+
+    @property
+    def sums(self) -> NDArray[np.float64]:
+        return self._sums[self._inside]
+
+    @property
+    def squares(self) -> NDArray[np.float64]:
+        return self._squares[self._inside]
+
+    def add(self, masks: NDArray[np.float64], margins: NDArray[np.float64]) -> None:
+        """Add masks [rows, N_train] of 0 and 1 and margins [rows, T]."""
+        if not len(masks):
+            return
+        padded = np.zeros((len(margins), len(self._sums)))
+        padded[:, self._inside] = margins
+        for start in range(0, len(self._sums), TILE):
+            tile = slice(start, start + TILE)
+            margins_RT = np.ascontiguousarray(padded[:, tile])
+            self._cross[tile] += margins_RT.T @ masks
+            self._sums[tile] += margins_RT.sum(axis=0)
+            self._squares[tile] += (margins_RT * margins_RT).sum(axis=0)
+
+    def absorb(
+        self, at: int, cross: NDArray[np.float64], sums: NDArray[np.float64], squares: NDArray[np.float64]
+    ) -> None:
+        """Add the sums of other rows, of the targets from place `at` on."""
+        targets = slice(at, at + len(sums))
+        self.cross[targets] += cross
+        self.sums[targets] += sums
+        self.squares[targets] += squares
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Counts and margin sums of one group of rows."""
+
+    gram: Gram
+    cross: Cross

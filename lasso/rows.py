@@ -1,0 +1,163 @@
+"""Which rows of a store enter a fit or an evaluation, and reading them block by block."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.errors import UserError, WorkError
+from train.store import ReadableStore as Store
+from train.streams import validation_rows
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total) as the work goes on."""
+
+_BLOCK_VALUES = 2**24
+"""Mask entries read at a time: 128 MiB as float64."""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """A Progress that says nothing."""
+
+
+def margin_array(store: Store, split: str) -> str:
+    """The name of a split's margin array; raises UserError for an unknown split, or one that the store lacks."""
+    if split not in ("test", "train"):
+        raise UserError(f"split is {split!r}, expected test or train")
+    name = f"{split}_margins"
+    try:
+        store.array(name)
+    except KeyError:
+        raise UserError(f"{store.folder / 'data' / file_name(store, name)} does not exist") from None
+    return name
+
+
+def target_count(store: Store, split: str) -> int:
+    """Targets (columns of margins) of a split."""
+    return int(store.array(margin_array(store, split)).shape[1])
+
+
+def file_name(store: Store, array: str) -> str:
+    return f"{array}_{store.setting.pct}pct.npy"
+
+
+def estimation_rows(store: Store) -> NDArray[np.int64]:
+    """Numbers of the completed estimation rows.
+
+    Raises UserError where rows are missing (unless fit.partial) or more than fit.max_failed of the setting failed.
+    """
+    fit = store.setting.fit
+    done = store.completed()
+    failed = store.failed() & ~done
+    if failed.sum() > fit.max_failed * store.rows:
+        raise UserError(
+            f"{failed.sum()} of {store.rows} rows failed (first: {np.flatnonzero(failed)[0]}), expected at most "
+            f"{fit.max_failed:g} of them (fit.max_failed): run `datamodels train --retry-failed`"
+        )
+    missing = np.flatnonzero(~(done | failed))
+    if len(missing) and not fit.partial:
+        raise UserError(
+            f"{len(missing)} of {store.rows} rows are missing (first: {missing[0]}): run `datamodels train`, or set "
+            "fit.partial to true to fit on the others"
+        )
+    return np.flatnonzero(done[: store.models])
+
+
+def evaluation_rows(store: Store) -> NDArray[np.int64]:
+    """Numbers of the completed evaluation rows; raises UserError where there is none."""
+    rows = store.models + np.flatnonzero(store.completed()[store.models :])
+    if not len(rows):
+        raise UserError(
+            f"none of {store.rows - store.models} evaluation rows of {store.setting.dataset} {store.setting.pct}pct "
+            "is completed, expected some: run `datamodels train`, with eval_models above 0"
+        )
+    return rows
+
+
+def blocks(store: Store, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """The rows in ascending pieces, cut at fixed multiples of a block height that depends on N_train alone."""
+    height = max(64, min(8192, _BLOCK_VALUES // store.n_train))
+    cuts = np.flatnonzero(np.diff(rows // height)) + 1
+    yield from (piece for piece in np.split(rows, cuts) if len(piece))
+
+
+def read_rows(store: Store, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Whole rows of one array, ascending and close together, checked against their checksums as they are read.
+
+    Raises WorkError naming the rows whose bytes do not match.
+    """
+    start, stop = int(rows[0]), int(rows[-1]) + 1
+    if not hasattr(store, "mismatches"):  # published files have no checksums
+        return _chosen(store.array(name)[start:stop], rows)
+    content = store.read(name, start, stop)  # type: ignore[attr-defined]
+    bad = rows[store.mismatches(name, start, content)[rows - start]]
+    if len(bad):
+        named = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+        raise WorkError(
+            f"{len(bad)} rows of {file_name(store, name)} do not match their checksums ({named}): run `datamodels "
+            "repair`, then `datamodels train`"
+        )
+    return _chosen(content, rows)
+
+
+def _chosen(content: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
+    return content if len(content) == len(rows) else content[rows - rows[0]]
+
+
+def check_rows(store: Store, arrays: Sequence[str], rows: NDArray[np.int64], progress: Progress = silent) -> None:
+    """Read rows only to check them. Raises WorkError."""
+    done = 0
+    for block in blocks(store, rows):
+        for name in arrays:
+            read_rows(store, name, block)
+        done += len(block)
+        progress("check", done, len(rows))
+
+
+def read_masks(store: Store, rows: NDArray[np.int64], checked: bool = False) -> NDArray[np.bool_]:
+    """masks [len(rows), N_train]; checked: that they match their checksums is known."""
+    if checked:
+        return _chosen(store.array("train_masks")[rows[0] : rows[-1] + 1], rows)
+    return read_rows(store, "train_masks", rows)
+
+
+def read_margins(
+    store: Store, split: str, rows: NDArray[np.int64], columns: slice | NDArray[np.int64], checked: bool = False
+) -> NDArray[np.float64]:
+    """margins [len(rows), columns] in float64; raises WorkError where one is not finite."""
+    name = margin_array(store, split)
+    if checked:
+        content = _chosen(store.array(name)[rows[0] : rows[-1] + 1, columns], rows)
+    else:
+        content = read_rows(store, name, rows)[:, columns]
+    margins = content.astype(np.float64)
+    broken = np.flatnonzero(~np.isfinite(margins).all(axis=1))
+    if len(broken):
+        raise WorkError(f"{file_name(store, name)}: row {rows[broken[0]]} holds a margin that is not finite")
+    return margins
+
+
+@dataclass(frozen=True)
+class Split:
+    """Estimation rows, in ascending order, and which of them are held out to choose lambda."""
+
+    rows: NDArray[np.int64]
+    heldout: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, store: Store, rows: NDArray[np.int64]) -> "Split":
+        fit = store.setting.fit
+        if fit.validation == "last":
+            return cls(rows, np.arange(len(rows)) >= len(rows) - round(fit.share * len(rows)))
+        return cls(rows, validation_rows(store.setting.seed, rows, fit.share))
+
+    def between(self, first: int, last: int) -> "Split":
+        """Those with numbers in [first, last)."""
+        inside = slice(*np.searchsorted(self.rows, (first, last)))
+        return Split(self.rows[inside], self.heldout[inside])
+
+    def blocks(self, store: Store) -> Iterator["Split"]:
+        for block in blocks(store, self.rows):
+            yield self.between(int(block[0]), int(block[-1]) + 1)

@@ -1,0 +1,89 @@
+"""Progress on standard error: a bar on a terminal, a line now and then otherwise."""
+
+import sys
+import time
+from types import TracebackType
+
+
+def notice(text: str) -> None:
+    """One line for people; standard output is kept for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Counts `total` things of a kind. Use as a context manager; call with how many more are done."""
+
+    def __init__(self, what: str, total: int, interval: float = 30.0) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self._started = self._told = time.monotonic()
+        self._interval = interval
+        self._bar = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, desc=what, unit="", smoothing=0.1, dynamic_ncols=True)
+
+    def __call__(self, count: int) -> None:
+        self.done += count
+        if self._bar is not None:
+            self._bar.update(count)
+        elif time.monotonic() - self._told >= self._interval:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        elapsed = self._told - self._started
+        rate = self.done / elapsed if elapsed > 0 else 0.0
+        left = f", about {duration((self.total - self.done) / rate)} left" if 0 < self.done < self.total else ""
+        shown = f"{rate:,.0f} a second" if rate >= 100 else f"{rate * 3600:,.0f} an hour"
+        notice(f"{self.what}: {self.done} of {self.total}, {shown}{left}")
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif self.done:
+            self._tell()
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `42 s`, `3 min 20 s`, `5 h 12 min`, `3 d 4 h`."""
+    total = round(seconds)
+    for size, unit, smaller_size, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if total >= size:
+            return f"{total // size} {unit} {total % size // smaller_size} {smaller}"
+    return f"{total} s"
+
+
+class Stages:
+    """Progress of work that reports (stage, done, total); one Progress a stage."""
+
+    def __init__(self) -> None:
+        self._stage: str | None = None
+        self._progress: Progress | None = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage or self._progress is None:
+            self.close()
+            self._stage, self._progress = stage, Progress(stage, total)
+        self._progress(done - self._progress.done)
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.close()
+            self._progress = None
+
+    def __enter__(self) -> "Stages":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

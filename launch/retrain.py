@@ -1,0 +1,57 @@
+"""Training completed rows again, to see that they come out the same."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.create import check_data
+from train.data import load
+from train.store import Store
+
+MIN_CORRELATION = 0.8
+"""Across devices rounding differs and training amplifies it: rows count as close where their masks are equal and their
+test margins correlate at least this much over the test examples."""
+
+
+def retrain(store: Store, count: int, leave_out: set[int]) -> dict[str, Any]:
+    """Train `count` random completed rows again.
+
+    `equal` and `different`: rows whose recorded environment is this one, compared byte for byte (and rows of another
+    environment that are not even close); `close`: rows of another environment within the tolerance.
+    """
+    from train.device import environment, pick_device
+    from train.loop import Trainer
+    from train.writer import RowResult
+
+    dataset = load(store.setting)
+    check_data(store.manifest, dataset)
+    device = pick_device(store.setting.recipe)
+    trainer = Trainer(store.setting, dataset, device, store.eras)
+    here = environment(store.setting.recipe, device)
+    outcome: dict[str, Any] = {"equal": [], "different": [], "close": [], "min_correlation": MIN_CORRELATION}
+    for row in _choose(store, count, leave_out):
+        results = {result.row: result for result in trainer(row // store.group)}
+        again = results[row]
+        same = isinstance(again, RowResult)
+        if isinstance(again, RowResult):
+            made = store.states.readers[store.states.journal[row]].provenance
+            if all(made.get(key) == value for key, value in here.items()):
+                kind = "equal"
+                same = all(store.read(n, row, row + 1)[0].tobytes() == again.arrays[n].tobytes() for n in store.arrays)
+            else:
+                kind = "close"
+                same = _close(store, row, again.arrays["train_masks"], again.arrays["test_margins"])
+        outcome[kind if same else "different"].append(row)
+    return outcome
+
+
+def _choose(store: Store, count: int, leave_out: set[int]) -> list[int]:
+    done = [row for row in np.flatnonzero(store.completed()).tolist() if row not in leave_out]
+    return sorted(np.random.default_rng().choice(done, min(count, len(done)), replace=False).tolist())
+
+
+def _close(store: Store, row: int, mask: NDArray[np.bool_], margins: NDArray[np.float16]) -> bool:
+    recorded = store.read("test_margins", row, row + 1)[0].astype(np.float64)
+    equal_masks = np.array_equal(store.read("train_masks", row, row + 1)[0], mask)
+    return bool(equal_masks and np.corrcoef(recorded, margins.astype(np.float64))[0, 1] >= MIN_CORRELATION)

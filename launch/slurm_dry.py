@@ -1,0 +1,126 @@
+"""The dry run: what `submit` would hand to sbatch, and what that takes in rows, bytes, hours and money.
+
+Nothing is submitted, nothing on disk changes, and neither SLURM nor a store need be there.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from launch import slurm_queue
+from launch.progress import duration, notice
+from launch.slurm_config import Slurm, seconds_of
+from launch.slurm_plan import Plan, Range, folder_of, next_folder, pieces
+from launch.slurm_script import files, portable
+from launch.slurm_work import Queue, Rows, rows_of
+from train.config import Setting
+from train.data import load
+from train.errors import UserError
+from train.layout import Layout
+from train.manifest import array_list, check_identity, read_manifest
+from train.masks import subset_size
+from train.store import Store, refuse_orphans
+
+_PUBLISHED = {"cifar": (50000, 10000, 10)}
+"""Training examples, test examples and classes of a data set that need not be at hand."""
+
+
+def dry_run(setting: Setting, layout: Layout, cluster: Slurm, split: str, retry_failed: bool) -> int:
+    """Print the scripts of every stage and what the training takes. Raises UserError."""
+    store = _open(setting, layout)
+    rows = rows_of(store, retry_failed) if store else _new_rows(setting)
+    queued = _queued(layout, store)
+    tasks = rows.tasks(cluster, queued)
+    targets = _shapes(rows)["test_margins" if split == "test" else "train_masks"][1]
+    stages = {"train": tasks, "fit": pieces(targets, cluster.after.targets), "eval": [(0, targets)]}
+    limit = slurm_queue.limits().array
+    path = next_folder(folder_of(layout))
+    shown = dict[str, str]()
+    content = portable(rows.setting), dataclasses.asdict(cluster)
+    for stage, wanted in stages.items():
+        if wanted:
+            plan = Plan(store.manifest.id if store else "ID", stage, split, 0, tuple(wanted), limit, *content)
+            shown |= {name: text for name, text in files(plan, path, layout).items() if name.endswith(".sh")}
+    for name, text in shown.items():
+        print(f"----- {name}\n{text}")
+    print(_summary(rows, tasks, queued, cluster))
+    return 0
+
+
+def _open(setting: Setting, layout: Layout) -> Store | None:
+    """The store as it is, without mending anything, or None where there is none."""
+    if not layout.manifest.exists():
+        refuse_orphans(layout)
+        return None
+    manifest = read_manifest(layout.manifest)
+    check_identity(manifest, setting, layout.manifest)
+    return Store(layout, setting, manifest)
+
+
+def _new_rows(setting: Setting) -> Rows:
+    """The rows of a store that is yet to be created. Raises UserError where that cannot be, or sizes are not known."""
+    try:
+        dataset = load(setting)
+        sizes = len(dataset.train.labels), len(dataset.test.labels), len(dataset.classes)
+    except UserError:
+        if setting.dataset not in _PUBLISHED:
+            raise
+        train, test, classes = _PUBLISHED[setting.dataset]
+        sizes = min(setting.data.train or train, train), min(setting.data.test or test, test), classes
+        notice(f"no {setting.dataset} data in {setting.data.root}: sizes are those of the published data set")
+    if setting.mask == "exact":
+        subset_size(setting.alpha, sizes[0])
+    arrays = array_list(setting, setting.rows, *sizes)
+    return Rows(setting, setting.rows, setting.recipe.group, arrays, np.arange(setting.rows), None)
+
+
+def _shapes(rows: Rows) -> dict[str, tuple[int, ...]]:
+    return {array.name: array.shape for array in rows.arrays}
+
+
+def _queued(layout: Layout, store: Store | None) -> list[Range]:
+    try:
+        return Queue(slurm_queue.jobs(folder_of(layout)), store.manifest.id if store else None).tasks("train")
+    except UserError as error:
+        notice(f"what is queued is not known: {error}")
+        return []
+
+
+def _summary(rows: Rows, tasks: Sequence[Range], queued: Sequence[Range], cluster: Slurm) -> str:
+    size = sum(array.bytes for array in rows.arrays)
+    lines = [
+        ("rows", f"{len(rows.missing)} of {rows.rows} missing"),
+        ("queued", f"{len(queued)} tasks"),
+        ("tasks", _tasks(tasks)),
+        ("disk", f"{size} bytes ({size / 1e9:.3g} GB)"),
+    ]
+    return "\n".join(f"{name:10} {value}" for name, value in [*lines, *_costs(rows, tasks, cluster)])
+
+
+def _tasks(tasks: Sequence[Range]) -> str:
+    if not tasks:
+        return "0"
+    first, last = (f"{start}:{stop}" for start, stop in (tasks[0], tasks[-1]))
+    return f"{len(tasks)} of up to {max(stop - start for start, stop in tasks)} rows, from {first} to {last}"
+
+
+def _costs(rows: Rows, tasks: Sequence[Range], cluster: Slurm) -> list[tuple[str, str]]:
+    """Rate, GPU-hours (CPU-hours too where no GPU is asked for), time and money of the training."""
+    rate, limit = rows.rate(cluster), (seconds_of(cluster.time) or 0) / 3600
+    if rate:
+        hours = len(rows.missing) / rate
+        source = "stated" if cluster.rows_per_hour else "measured"
+        lines, about = [("rate", f"{rate:,.0f} rows an hour a task ({source})")], "about"
+    else:
+        hours = len(tasks) * limit
+        lines, about = [("rate", "not known: no row is done, and slurm.rows_per_hour is not given")], "at most"
+    gpus = cluster.gpus_for(rows.setting)
+    lines.append(("GPU-hours", f"{about} {hours * gpus:,.1f}" if gpus else "0"))
+    lines.append(("CPU-hours", f"{about} {hours * cluster.cpus:,.1f}"))
+    if rate and tasks:
+        at_once = min(len(tasks), cluster.at_once or len(tasks))
+        lines.append(("duration", f"about {duration(3600 * hours / at_once)} with {at_once} tasks at once"))
+    if cluster.price:
+        lines.append(("money", f"{about} {hours * (gpus or cluster.cpus) * cluster.price:,.2f}"))
+    return lines

@@ -1,0 +1,81 @@
+"""What SLURM says of a setting: jobs by state, and how far each running task is."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch import slurm_queue
+from launch.slurm_plan import Plan, folder_of, numbered, read
+from launch.slurm_queue import Job
+from launch.slurm_script import GATE
+from train.errors import UserError, WorkError
+from train.store import Store
+
+PATIENCE = 10.0
+"""Seconds that SLURM has to answer."""
+
+_ENDED = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL")
+
+
+def queue(store: Store) -> dict[str, Any]:
+    """Keys of `status --json` for a setting that has been submitted; none for any other.
+
+    `queue`: jobs by state, null where SLURM does not answer; `gate`: state of the newest gate; `running`: tasks at
+    work, with their rows or targets and how many of their rows are done; `stuck`: jobs that are held, or that a node
+    could not start, and why.
+    """
+    folder = folder_of(store.layout)
+    if not numbered(folder):
+        return {}
+    try:
+        jobs = slurm_queue.jobs(folder, ended=True, patience=PATIENCE)
+    except UserError as error:
+        return {"queue": None, "queue_error": str(error)}
+    current = [job for job in jobs if job.state not in _ENDED]
+    gates = [job.state for job in current if job.script.name == GATE]
+    tasks = [job for job in current if job.script.name != GATE]
+    running = [job for job in tasks if job.state == "RUNNING"]
+    plans = {folder: _plan(folder) for folder in {job.script.parent for job in running}}
+    return {
+        "queue": dict(Counter(job.state for job in tasks)),
+        "gate": gates[-1] if gates else None,
+        "running": [_task(store, plans[job.script.parent], job) for job in running],
+        "stuck": {job.name: f"{job.node} {job.reason}".strip() for job in jobs if job.stuck},
+    }
+
+
+def _plan(folder: Path) -> Plan | None:
+    try:
+        return read(folder)
+    except (UserError, WorkError):
+        return None
+
+
+def _task(store: Store, plan: Plan | None, job: Job) -> dict[str, Any]:
+    found: dict[str, Any] = {"job": job.name, "node": job.node, "stage": job.script.stem.partition("_")[0]}
+    task = plan.task(job.script.name, job.element) if plan else None
+    if task:
+        found["range"] = f"{task[0]}:{task[1]}"
+        if found["stage"] == "train":
+            found["done"] = int(np.count_nonzero(store.completed()[task[0] : task[1]]))
+            found["rows"] = min(task[1], store.rows) - task[0]
+    return found
+
+
+def describe(found: dict[str, Any], most: int = 20) -> list[str]:
+    """The same for people; at most so many tasks one by one."""
+    if "queue" not in found:
+        return []
+    if found["queue"] is None:
+        return [f"SLURM does not answer: {found['queue_error']}"]
+    states = ", ".join(f"{count} {state.lower()}" for state, count in found["queue"].items()) or "no job"
+    lines = [f"in SLURM's queue: {states}; gate {(found['gate'] or 'none').lower()}"]
+    for task in found["running"][:most]:
+        done = f", {task['done']} of {task['rows']} rows done" if "done" in task else ""
+        lines.append(f"job {task['job']} on {task['node']}: {task['stage']} {task.get('range', '')}{done}")
+    if len(found["running"]) > most:
+        lines.append(f"... and {len(found['running']) - most} more at work")
+    lines += [f"job {job} does not start: {reason}" for job, reason in found["stuck"].items()]
+    return lines

@@ -1,0 +1,108 @@
+"""How far a store is: counts, rate, time left, reasons of failure."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch import slurm_status
+from launch.progress import duration
+from train.store import ReadableStore, Store
+
+RECENT_SECONDS = 600.0
+
+
+def summary(store: ReadableStore) -> dict[str, Any]:
+    """The status of a store as plain values; the keys of `status --json`."""
+    done, failed = int(store.completed().sum()), int(store.failed().sum())
+    found: dict[str, Any] = {
+        "done": done,
+        "missing": store.rows - done - failed,
+        "failed": failed,
+        "total": store.rows,
+        "rows_per_hour": None,
+        "eta_seconds": None,
+        "bytes": sum(array.bytes for array in store.arrays.values()),
+        "folder": str(store.layout.data),
+    }
+    if isinstance(store, Store):
+        found["rows_per_hour"] = _rate(store)
+        if found["rows_per_hour"] and _active(store):
+            found["eta_seconds"] = round(found["missing"] / found["rows_per_hour"] * 3600)
+        found["reasons"] = _reasons(store)
+        found["devices"] = _devices(store)
+        found["hosts"] = _done_by(store, lambda made: str(made.get("host")))
+        found["jobs"] = _done_by(store, _job)
+    return found
+
+
+def report_path(store: ReadableStore, split: str) -> Path:
+    """Where a setting's report lies."""
+    return store.folder / f"report_{split}_{store.setting.pct}pct.html"
+
+
+def _rate(store: Store) -> float | None:
+    """Rows an hour over the last ten minutes of work, from the start of the first group in them."""
+    done = store.completed()
+    if not done.any():
+        return None
+    times, seconds = store.states.time[done], store.states.seconds[done]
+    recent = times > times.max() - RECENT_SECONDS
+    started = (times[recent] - seconds[recent] * store.group).min()
+    return round(3600 * int(recent.sum()) / max(times.max() - started, 1e-3), 1)
+
+
+def _active(store: Store) -> bool:
+    return time.time() - float(store.states.time.max()) < RECENT_SECONDS
+
+
+def _reasons(store: Store) -> dict[str, int]:
+    return dict(Counter(store.states.reason(int(row)) for row in np.flatnonzero(store.failed())))
+
+
+def _devices(store: Store) -> dict[str, int]:
+    """Done rows by what made them: device, precision, threads and package versions."""
+
+    def environment(made: dict[str, Any]) -> str:
+        versions = ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items())
+        return f"{made.get('device')}, {made.get('precision')}, {made.get('threads')} threads, {versions}"
+
+    return _done_by(store, environment)
+
+
+def _job(made: dict[str, Any]) -> str:
+    """The SLURM task of an attempt, as squeue names it."""
+    return "_".join(str(made[key]) for key in ("job", "task") if made.get(key)) or "local"
+
+
+def _done_by(store: Store, maker: Callable[[dict[str, Any]], str]) -> dict[str, int]:
+    """Done rows by something that their attempt recorded."""
+    journals, counts = np.unique(store.states.journal[store.completed()], return_counts=True)
+    found: Counter[str] = Counter()
+    for journal, count in zip(journals, counts, strict=True):
+        found[maker(store.states.readers[journal].provenance)] += int(count)
+    return dict(found)
+
+
+def describe(found: dict[str, Any]) -> str:
+    """The status for people."""
+    lines = [
+        f"{found['folder']}: {found['done']} of {found['total']} rows done, {found['missing']} missing, "
+        f"{found['failed']} failed, {found['bytes'] / 1e9:.3g} GB"
+    ]
+    if found["rows_per_hour"]:
+        left = f", about {duration(found['eta_seconds'])} left" if found["eta_seconds"] else ""
+        lines.append(f"{found['rows_per_hour']:,.0f} rows an hour{left}")
+    lines += [f"failed, {reason}: {count}" for reason, count in found.get("reasons", {}).items()]
+    devices = found.get("devices", {})
+    if len(devices) > 1:
+        lines.append("this store mixes devices or versions:")
+    lines += [f"made on {device}: {count}" for device, count in devices.items()]
+    hosts = found.get("hosts", {})
+    if len(hosts) > 1:
+        lines.append("by host: " + ", ".join(f"{host} {count}" for host, count in sorted(hosts.items())))
+    lines += slurm_status.describe(found)
+    return "\n".join(lines)

@@ -1,0 +1,90 @@
+"""One worker: trains missing rows of a store on one device. The launcher's own process, or one of several."""
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.stop import Stop
+from train.config import Setting, from_dict
+from train.create import check_data
+from train.data import load
+from train.errors import Interrupted, UserError, WorkError
+from train.layout import Layout
+from train.store import open_own
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker needs to know; travels as JSON."""
+
+    root: str
+    config: dict[str, Any]
+    rows: tuple[int, int]
+    device: str
+    """`cpu`, or `cuda:0`, `cuda:1`, ..."""
+
+    @property
+    def setting(self) -> Setting:
+        return from_dict(self.config)
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(Path(self.root), self.setting.dataset, self.setting.pct)
+
+
+def work(task: Task, stop: Callable[[], bool], finished: Callable[[int], None] = lambda rows: None) -> None:
+    """Train the task's missing rows; `finished` hears how many at a time. Raises Interrupted, UserError, WorkError."""
+    import torch
+
+    from train.device import environment
+    from train.loop import Trainer
+    from train.rows import train_rows
+    from train.writer import Writer
+
+    store = open_own(task.layout, task.setting)
+    dataset = load(store.setting)
+    check_data(store.manifest, dataset)
+    device = torch.device(task.device)
+    trainer = Trainer(store.setting, dataset, device, store.eras)
+    writer = Writer(store, {**environment(store.setting.recipe, device), **whereabouts(), "on": task.device})
+    try:
+        train_rows(store, writer, trainer, range(*task.rows), stop, lambda results: finished(len(results)))
+    finally:
+        writer.close()
+
+
+def whereabouts() -> dict[str, Any]:
+    """Who writes a journal, for `status` and for people."""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "job": os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID")),
+        "task": os.environ.get("SLURM_ARRAY_TASK_ID"),
+        "restart": os.environ.get("SLURM_RESTART_COUNT"),
+    }
+
+
+def main() -> int:
+    """Entry point of a worker process: the task as JSON in the one argument; an error goes to standard output."""
+    content = json.loads(sys.argv[1])
+    stop = Stop(parent=content.pop("parent"))
+    try:
+        work(Task(**content), stop)
+    except Interrupted:
+        return stop.exit_code
+    except (UserError, WorkError) as error:
+        print(error)
+        return 2 if isinstance(error, UserError) else 1
+    except OSError as error:
+        print(f"{error.filename or 'input/output'}: {error.strerror or error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

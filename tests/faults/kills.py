@@ -1,0 +1,168 @@
+"""Processes that end badly, or meet: kill -9 of real training, many processes on one store.
+
+Children come from a server process that has imported torch already, so that hundreds of them start quickly.
+"""
+
+import contextlib
+import filecmp
+import io
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import numpy as np
+
+from launch.cli import main
+from tests.conftest import DIGITS
+from tests.faults.stores import fill, layout, setting, writing
+from train.config import Setting
+from train.journal import RECORD_BYTES
+from train.layout import Layout
+from train.npy import HEADER_BYTES
+from train.store import Store, open_own
+from train.verify import verify
+
+SMALL = [
+    "--eval_models=16",
+    "--recipe.epochs=1",
+    "--recipe.peak_epoch=0.5",
+    "--recipe.width=4",
+    "--recipe.group=8",
+    "--data.test=60",
+]
+
+WRITERS_ROWS = 200
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["torch", "sklearn.datasets", "launch.cli", "launch.local", "train.loop", "train.rows"])
+
+
+def command(name: str, root: Path, models: int, *options: str) -> list[str]:
+    return [name, str(DIGITS), f"--root={root}", f"--models={models}", *SMALL, *options]
+
+
+def _quiet(arguments: Sequence[str]) -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    os._exit(main(arguments))
+
+
+def _init(root: Path, models: int) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main(command("init", root, models)) == 0
+
+
+def start(arguments: Sequence[str]) -> BaseProcess:
+    process = _SERVER.Process(target=_quiet, args=(arguments,))
+    process.start()
+    return process
+
+
+def ended(process: BaseProcess) -> int:
+    """Wait for a process; its exit code."""
+    process.join(300)
+    assert process.exitcode is not None, "a process hangs"
+    return process.exitcode
+
+
+def kill_training(folder: Path, kills: int, models: int, seed: int) -> tuple[int, int]:
+    """Kill `train` on digits at random moments until it has died `kills` times, each time judging what is left.
+
+    Returns how often it was killed and how many stores were finished on the way, all equal to an undisturbed one.
+    """
+    rng = random.Random(seed)
+    for name in ("warm", "calm"):  # the first process waits for the server to start
+        _init(folder / name, models)
+        began = time.monotonic()
+        assert ended(start(command("train", folder / name, models, "--workers=1"))) == 0
+        whole = time.monotonic() - began
+    died = stores = 0
+    while died < kills:
+        root = folder / f"stormy-{stores}"
+        _init(root, models)
+        code = -9
+        while code:
+            process = start(command("train", root, models, "--workers=1"))
+            if died < kills:
+                process.join(rng.uniform(0.0, whole / 2))
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid or 0, signal.SIGKILL)
+            code = ended(process)
+            died += code == -9
+            _judge(root, folder / "calm")
+        _assert_equal(root, folder / "calm")
+        stores += 1
+    return died, stores
+
+
+def _place(root: Path) -> Layout:
+    return Layout(root, "digits", "50")
+
+
+def _own(root: Path) -> Setting:
+    from train.config import from_dict
+    from train.manifest import read_manifest
+
+    return from_dict(read_manifest(_place(root).manifest).config)
+
+
+def _judge(root: Path, calm: Path) -> None:
+    """Rows whose flag is up, and rows that the journals call done, are those of the undisturbed store."""
+    place, other = _place(root), _place(calm)
+    flags = np.fromfile(place.completed, np.uint8, offset=HEADER_BYTES) == 1
+    store = open_own(place, _own(root))
+    claimed = np.flatnonzero(flags | store.completed())
+    for name in store.arrays:
+        found, expected = (np.load(each.array(name), mmap_mode="r")[claimed] for each in (place, other))
+        assert found.tobytes() == expected.tobytes(), f"{name}: wrong rows"
+    finding = verify(store)
+    assert finding.fine, (finding.reasons, finding.files)
+
+
+def _assert_equal(root: Path, calm: Path) -> None:
+    for path in [*_place(calm).data.glob("*.npy")]:
+        assert filecmp.cmp(path, _place(root).data / path.name, shallow=False), f"{path.name} differs"
+
+
+def train_together(folder: Path, processes: int, models: int) -> None:
+    """Real training of one store by many processes at once gives the store that one process gives."""
+    for name in ("alone", "together"):
+        _init(folder / name, models)
+    assert ended(start(command("train", folder / "alone", models, "--workers=1"))) == 0
+    running = [start(command("train", folder / "together", models, "--workers=1")) for _ in range(processes)]
+    assert [ended(process) for process in running] == [0] * processes
+    _assert_equal(folder / "together", folder / "alone")
+    store = open_own(_place(folder / "together"), _own(folder / "together"))
+    assert verify(store).fine
+    _assert_once(store)
+
+
+def _assert_once(store: Store) -> None:
+    records = sum(reader.path.stat().st_size - HEADER_BYTES for reader in store.states.readers) // RECORD_BYTES
+    assert records == store.rows, "rows were done twice"
+
+
+def _fill_alone(root: Path) -> None:
+    store = open_own(layout(root), setting(models=WRITERS_ROWS))
+    with writing(store) as writer:
+        while len(store.missing()):
+            fill(store, writer)
+            store.refresh()
+
+
+def write_together(root: Path, processes: int) -> None:
+    """Many writers of one store (made-up rows, created beforehand) until none is missing."""
+    running = [_SERVER.Process(target=_fill_alone, args=(root,)) for _ in range(processes)]
+    for process in running:
+        process.start()
+    assert [ended(process) for process in running] == [0] * processes
+    store = open_own(layout(root), setting(models=WRITERS_ROWS))
+    assert verify(store).fine
+    assert store.completed().all()
+    _assert_once(store)

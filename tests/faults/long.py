@@ -1,0 +1,64 @@
+"""The long form of the fault tests: `python -m tests.faults.long`, or with names of some of them. Prints a table."""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.faults import flips, inject, kills, power
+from tests.faults.stores import create, setting, workplace
+
+
+def kill(folder: Path) -> str:
+    died, stores = kills.kill_training(folder, kills=1000, models=400, seed=1)
+    return f"{died:,} kills of `train` (kill -9, random moments) over {stores} stores"
+
+
+def call(folder: Path) -> str:
+    if not inject.available():
+        return "skipped: strace is not installed, or not permitted here"
+    seen = inject.inject(folder, inject.points(folder))
+    return f"{seen.total():,} points: " + ", ".join(f"{count} {fault}" for fault, count in seen.items())
+
+
+def power_loss(folder: Path) -> str:
+    states, rows = power.power_loss(folder, each=60, seed=1)
+    return f"{states:,} disks, {rows:,} completed rows on them"
+
+
+def flip(folder: Path) -> str:
+    seen = flips.flip_bits(folder / "store", count=6000, seed=1)
+    return f"{sum(seen.values()):,} bits: " + ", ".join(f"{count:,} {kind}" for kind, count in seen.items())
+
+
+def together(folder: Path) -> str:
+    kills.train_together(folder, processes=20, models=400)
+    create(folder / "made-up", setting(models=kills.WRITERS_ROWS))
+    kills.write_together(folder / "made-up", processes=20)
+    return "20 `train` processes on 416 rows, 20 writers on 204: every row once, byte-equal to one process alone"
+
+
+FORMS: dict[str, Callable[[Path], str]] = {
+    "kill": kill,
+    "call": call,
+    "power": power_loss,
+    "flip": flip,
+    "together": together,
+}
+
+
+def main() -> int:
+    """Run the forms named on the command line, or all; a wrong or lost row ends it with an AssertionError."""
+    print("| form | done, with 0 wrong rows accepted and 0 lost | seconds |\n|---|---|---|", flush=True)
+    for name in sys.argv[1:] or FORMS:
+        started = time.monotonic()
+        # A real disk for real training; memory for what makes thousands of stores.
+        with tempfile.TemporaryDirectory() if name == "kill" else workplace() as folder:
+            told = FORMS[name](Path(folder))
+        print(f"| {name} | {told} | {time.monotonic() - started:,.0f} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""What squeue says, read and told; and a store's tasks that are on their way."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from launch import slurm_queue, slurm_status
+from launch.slurm_plan import folder_of
+from launch.slurm_queue import Limits, jobs, limits
+from launch.slurm_work import Queue
+from tests.conftest import DIGITS, TINY, datamodels, tiny
+from tests.slurm.test_script import rendered
+from train.errors import UserError
+from train.layout import Layout
+from train.store import open_own
+
+
+def answer(monkeypatch: pytest.MonkeyPatch, folder: Path, *lines: str) -> Path:
+    """A squeue that says these lines, each ending in the name of a script of plan_0001."""
+    plan = folder / "plan_0001"
+    text = "".join(f"{line}|{plan / name}\n" for line, name in (line.rsplit("|", 1) for line in lines))
+    monkeypatch.setattr(slurm_queue, "_ask", lambda *command, **options: text)
+    return plan
+
+
+def test_jobs_are_told_by_their_script_whatever_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a | b" / "_slurm_50pct"
+    folder.mkdir(parents=True)
+    plan = answer(monkeypatch, folder, "12|3|15|RUNNING|n1|None|train_0.sh", "16|N/A|16|PENDING||Dependency|gate.sh")
+    found = jobs(folder)
+    assert [(job.name, job.id, job.state, job.script) for job in found] == [
+        ("12_3", "15", "RUNNING", plan / "train_0.sh"),
+        ("16", "16", "PENDING", plan / "gate.sh"),
+    ]
+    assert jobs(tmp_path / "b") == []
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    assert jobs(link) == found
+
+
+@pytest.mark.parametrize("reason", ["JobLaunchFailure", "launch failed requeued held", "JobHeldUser"])
+def test_jobs_that_do_not_start_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    answer(monkeypatch, tmp_path, f"1|0|1|PENDING|n1|{reason}|train_0.sh", "1|1|2|PENDING||Priority|train_0.sh")
+    assert [job.stuck for job in jobs(tmp_path)] == [True, False]
+
+
+def test_limits_are_the_clusters_or_slurms_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = "MaxArraySize            = 5\nMaxJobCount             = 70\nMaxJobId = 9\n"
+    monkeypatch.setattr(slurm_queue, "_ask", lambda *command, **options: config)
+    assert limits() == Limits(5, 70)
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert limits() == Limits(1001, 10000)
+
+
+def test_a_cluster_that_is_nearly_full_leaves_a_tenth_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm_queue, "_ask", lambda *command, **options: "1\n" * 60)
+    assert slurm_queue.room(Limits(5, 100)) == 36
+    assert slurm_queue.room(Limits(5, 50)) == 0
+
+
+def test_what_a_gate_submits_does_not_inherit_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "sbatch"
+    fake.write_text('#!/bin/bash\nenv | grep ^SLURM > "$OUT"; echo "$@" >> "$OUT"; echo "12;cluster"\n')
+    fake.chmod(0o755)
+    for key, value in {"SLURM_JOB_ID": "7", "SLURM_CONF": "/etc/x", "OUT": str(tmp_path / "out")}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert slurm_queue.sbatch(Path("/s.sh"), ["3", "4"], 30) == "12"
+    told = ["SLURM_CONF=/etc/x", "--parsable --dependency=afterany:3:4 --begin=now+30 /s.sh"]
+    assert (tmp_path / "out").read_text().splitlines() == told
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 32 rows of which the first 8 are done, and a plan for another store."""
+    root = tmp_path_factory.mktemp("queue") / "root"
+    options = ["--root", root, *TINY]
+    assert datamodels("init", DIGITS, *options).code == 0
+    assert datamodels("train", DIGITS, *options, "--rows=0:8", "--workers=1").code == 0
+    manifest = root / "digits" / "data" / "store_50pct.json"
+    content = manifest.read_bytes()
+    rendered(root)
+    manifest.write_bytes(content)
+    return root
+
+
+def test_status_tells_how_far_running_tasks_are(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Layout(root, "digits", "50")
+    running, waiting = "1|0|2|RUNNING|n1|None|train_0.sh", "1|1|1|PENDING||launch failed requeued held|train_0.sh"
+    answer(monkeypatch, folder_of(layout), running, waiting, "3|N/A|3|PENDING||Dependency|gate.sh")
+    found = slurm_status.queue(open_own(layout, tiny()))
+    assert slurm_status.describe(found) == [
+        "in SLURM's queue: 1 running, 1 pending; gate pending",
+        "job 1_0 on n1: train 0:16, 8 of 16 rows done",
+        "job 1_1 does not start: launch failed requeued held",
+    ]
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_status_goes_on_without_slurm(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    found = slurm_status.queue(open_own(Layout(root, "digits", "50"), tiny()))
+    assert found["queue"] is None
+    assert slurm_status.describe(found) == [f"SLURM does not answer: {found['queue_error']}"]
+
+
+def test_jobs_of_a_store_that_lay_here_before_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Layout(root, "digits", "50")
+    answer(monkeypatch, folder_of(layout), "9|0|9|PENDING||Priority|train_0.sh")
+    with pytest.raises(UserError, match="scancel 9"):
+        Queue(jobs(folder_of(layout)), open_own(layout, tiny()).manifest.id)
+
+
+def test_a_gate_does_not_count_itself_as_waiting(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Layout(root, "digits", "50")
+    answer(monkeypatch, folder_of(layout), "4|N/A|4|PENDING||None|gate.sh", "1|0|1|PENDING||None|train_0.sh")
+    queue = Queue(jobs(folder_of(layout)), "abc")
+    assert queue.gate_waits()
+    assert (queue.arrays, queue.tasks("train"), queue.tasks("fit")) == (["1"], [(0, 16)], [])
+    monkeypatch.setenv("SLURM_JOB_ID", "4")
+    assert not queue.gate_waits()

@@ -1,0 +1,160 @@
+"""`submit --dry-run`, and `submit` with a SLURM that is absent, refuses, or loses everything."""
+
+import dataclasses
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch.slurm_config import Slurm
+from tests.conftest import DIGITS, PROJECT, TINY, Outcome, datamodels
+
+CLUSTER = PROJECT / "configs" / "slurm.yaml"
+NOWHERE = {**os.environ, "PATH": "/nowhere"}
+"""An environment without SLURM's commands."""
+
+
+def lines(out: str) -> dict[str, str]:
+    """The summary after the scripts."""
+    return dict(re.findall(r"^([\w-]+) {2,}(.*)$", out, re.MULTILINE))
+
+
+def test_a_dry_run_prints_scripts_and_costs_and_changes_nothing(tmp_path: Path) -> None:
+    done = datamodels("submit", DIGITS, "--slurm", CLUSTER, "--dry-run", "--root", tmp_path / "root", env=NOWHERE)
+    assert done.code == 0, done.err
+    assert re.findall(r"^----- (.*)$", done.out, re.MULTILINE) == ["gate.sh", "train_0.sh", "fit_0.sh", "eval_0.sh"]
+    found = lines(done.out)
+    assert found["rows"] == "3400 of 3400 missing"
+    assert found["tasks"] == "14 of up to 256 rows, from 0:256 to 3328:3400"
+    assert found["disk"].startswith("12571888 bytes")
+    assert found["GPU-hours"] == "0"
+    assert not re.search("--(gres|mem|account|partition)", done.out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_cifar_is_planned_without_its_data(tmp_path: Path) -> None:
+    asked = ["--slurm.rows_per_hour=1200", "--slurm.price=2.5", "--slurm.gpus=2", "--data.root", tmp_path]
+    config = PROJECT / "configs" / "cifar_50pct.yaml"
+    asked += ["--slurm", CLUSTER, "--dry-run", "--root", tmp_path / "root"]
+    done = datamodels("submit", config, *asked, env=NOWHERE)
+    assert done.code == 0, done.err
+    found = lines(done.out)
+    assert found["tasks"] == "606 of up to 512 rows, from 0:512 to 309760:310000"
+    assert found["disk"] == "424700020480 bytes (425 GB)"
+    assert found["GPU-hours"] == "about 516.7"
+    assert found["money"] == "about 1,291.67"
+    assert "#SBATCH --gres=gpu:2" in done.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_is_asked_for_its_missing_rows_and_its_rate_and_left_as_it_is(tmp_path: Path) -> None:
+    options = ["--root", tmp_path / "root", *TINY]
+    assert datamodels("init", DIGITS, *options).code == 0
+    assert datamodels("train", DIGITS, *options, "--rows=0:16", "--workers=1").code == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    done = datamodels("submit", DIGITS, *options, "--slurm.rows=8", "--dry-run", env=NOWHERE)
+    found = lines(done.out)
+    assert found["rows"] == "16 of 32 missing"
+    assert found["tasks"] == "2 of up to 8 rows, from 16:24 to 24:32"
+    assert "(measured)" in found["rate"]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        *(
+            ("--slurm.nope=3", "slurm.nope"),
+            ("--slurm=nowhere.yaml", "nowhere.yaml"),
+            ("--slurm.time=soon", "slurm.time"),
+        ),
+        *(("--slurm.name=a\nb", "slurm.name"), ("--slurm.cpus=many", "slurm.cpus"), ("--seed=-1", "seed is -1")),
+        ("--alpha=0.001", "alpha is 0.001"),
+    ],
+)
+def test_bad_options_are_one_line(tmp_path: Path, option: str, named: str) -> None:
+    assert named in datamodels("submit", DIGITS, "--root", tmp_path / "root", option, "--dry-run").error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("given", [["--slurm", CLUSTER], [f"--slurm={CLUSTER}"]])
+def test_the_cluster_file_is_not_taken_for_the_config(tmp_path: Path, given: list[object]) -> None:
+    done = datamodels("submit", *given, DIGITS, "--root", tmp_path / "root", "--dry-run", env=NOWHERE)
+    assert done.code == 0, done.err
+
+
+def test_a_time_that_yaml_reads_as_a_number_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "slurm.yaml").write_text("time: 4:00:00\n")
+    assert "slurm.time" in datamodels("submit", DIGITS, "--slurm", tmp_path / "slurm.yaml", "--dry-run").error
+
+
+def test_without_sbatch_nothing_is_created(tmp_path: Path) -> None:
+    error = datamodels("submit", DIGITS, "--root", tmp_path / "root", env=NOWHERE).error
+    assert "sbatch is not on the PATH" in error
+    assert not list(tmp_path.iterdir())
+
+
+def fake(folder: Path, **tools: str) -> dict[str, str]:
+    """An environment with a SLURM whose commands are these lines of bash."""
+    folder.mkdir()
+    for name, text in tools.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def gate(plan: Path, environment: dict[str, str]) -> Outcome:
+    """What the gate of a plan runs."""
+    given = ["--root", plan.parents[2], "--slurm", plan / "slurm.yaml", "--gate", plan]
+    return datamodels("submit", plan / "setting.yaml", *given, env=environment)
+
+
+def test_a_plan_of_an_older_store_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    submitted = 'touch "$(dirname "${@: -1:1}")/logs/x"; echo 5'
+    environment = fake(tmp_path / "tools", sbatch=submitted, squeue="exit 0", scontrol="exit 0")
+    assert datamodels("submit", DIGITS, "--root", root, *TINY, env=environment).code == 0
+    shutil.rmtree(root / "digits" / "data")
+    assert datamodels("init", DIGITS, "--root", root, *TINY).code == 0
+    assert "was made for the store" in gate(root / "digits" / "_slurm_50pct" / "plan_0001", environment).error
+
+
+def test_what_sbatch_says_is_passed_on_and_no_plan_is_left(tmp_path: Path) -> None:
+    refuse = 'echo "sbatch: error: invalid partition specified: x" >&2; echo "sbatch: error: Failed" >&2; exit 1'
+    environment = fake(tmp_path / "tools", sbatch=refuse, squeue="exit 0", scontrol="exit 0")
+    error = datamodels("submit", DIGITS, "--root", tmp_path / "root", *TINY, env=environment).error
+    assert error == "error: sbatch failed: invalid partition specified: x; Failed"
+    assert [path.name for path in (tmp_path / "root" / "digits" / "_slurm_50pct").iterdir()] == ["_lock"]
+
+
+def test_a_cluster_that_loses_every_job_is_asked_a_bounded_number_of_times(tmp_path: Path) -> None:
+    number = f'echo x >> {tmp_path}/jobs; wc -l < {tmp_path}/jobs; touch "$(dirname "${{@: -1:1}}")/logs/x"'
+    config = 'echo "MaxArraySize = 2"; echo "MaxJobCount = 4"'
+    environment = fake(tmp_path / "tools", sbatch=number, squeue="exit 0", scontrol=config)
+    options = ["--root", tmp_path / "root", "--slurm.rows=8", "--slurm.rounds=1"]
+    folder = tmp_path / "root" / "digits" / "_slurm_50pct"
+    first = datamodels("submit", DIGITS, *options, *TINY, env=environment)
+    assert "3 tasks of train in 2 jobs: 1, 2" in first.out, first.err
+    assert "plan_0001: gate, job 3" in first.out
+    second = gate(folder / "plan_0001", environment)
+    assert "plan_0002: 32 of 32 rows missing; 3 tasks of train in 2 jobs: 4, 5" in second.out, second.err
+    last = gate(folder / "plan_0002", environment)
+    assert last.code == 1
+    assert "error: 32 of 32 rows missing although they were submitted 2 times (slurm.rounds)" in last.err
+    assert (folder / "plan_0002" / "setting.yaml").read_bytes() == (folder / "plan_0001" / "setting.yaml").read_bytes()
+    assert "3 tasks of train" in datamodels("submit", DIGITS, *options, *TINY, env=environment).out
+
+
+def test_submitting_imports_no_torch_before_there_is_something_to_fit() -> None:
+    program = "import sys, launch.slurm_submit, launch.slurm_dry; sys.exit('torch' in sys.modules)"
+    assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", program]) == 0
+
+
+def test_the_shipped_cluster_file_says_what_the_defaults_are() -> None:
+    defaults = dataclasses.asdict(Slurm())
+    for key, value in yaml.safe_load(CLUSTER.read_text()).items():
+        assert (defaults[key] | value if isinstance(value, dict) else value) == defaults[key]

@@ -1,0 +1,217 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import stats
+
+import lasso
+from lasso import curve, evaluate, fit
+from lasso.evaluate import ranks, spearman
+from tests.fake_store import FakeStore, linear_data
+from train.config import Fit
+from train.errors import UserError, WorkError
+
+
+def save(path, weight, bias):
+    torch.save({"weight": torch.tensor(weight).float(), "bias": torch.tensor(bias).float()}, path)
+    return path
+
+
+@settings(max_examples=100, deadline=None)
+@given(hnp.arrays(np.float64, st.tuples(st.integers(1, 30), st.integers(1, 4)), elements=st.integers(-3, 3)))
+def test_ranks_are_scipys_with_ties(values):
+    np.testing.assert_array_equal(ranks(values), stats.rankdata(values, axis=0))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(3, 40), st.integers(0, 10**6), st.sampled_from([2, 5, 10**6]))
+def test_spearman_is_scipys_with_ties(n, seed, levels):
+    rng = np.random.default_rng(seed)
+    a, b = rng.integers(0, levels, (2, n, 3)).astype(np.float64)
+    for column, found in enumerate(spearman(a, b)):
+        if np.ptp(a[:, column]) == 0 or np.ptp(b[:, column]) == 0:
+            assert np.isnan(found)
+        else:
+            assert found == pytest.approx(stats.spearmanr(a[:, column], b[:, column]).statistic, abs=1e-12)
+
+
+@pytest.fixture
+def store(tmp_path):
+    masks, margins = linear_data(700, 10, 6)
+    return FakeStore(tmp_path, masks, margins, eval_models=200, train_margins=margins, fit=Fit(k=30))
+
+
+def test_scores_equal_plain_definitions(store):
+    path = fit(store)
+    found = evaluate(store)
+    weight, bias = (torch.load(path, weights_only=True)[key].numpy().astype(np.float64) for key in ("weight", "bias"))
+    actual = store.arrays["test_margins"][500:].astype(np.float64)
+    predicted = store.arrays["train_masks"][500:] @ weight + bias
+    lds = [stats.spearmanr(predicted[:, target], actual[:, target]).statistic for target in range(6)]
+    r2 = 1 - ((actual - predicted) ** 2).sum(axis=0) / ((actual - actual.mean(axis=0)) ** 2).sum(axis=0)
+    np.testing.assert_allclose(found.target_lds, lds, atol=1e-12)
+    assert found.lds == pytest.approx(np.mean(lds), abs=1e-12)
+    assert found.mse == pytest.approx(np.mean((actual - predicted) ** 2))
+    assert found.r2 == pytest.approx(r2.mean())
+    assert (found.targets, found.models, found.masks, found.undefined) == (6, 200, 200, 0)
+
+
+def test_the_json_has_the_keys_of_the_contract_and_no_ceiling_for_single_runs(store):
+    fit(store)
+    found = json.loads(json.dumps(evaluate(store).to_json()))
+    assert set(found) == {"lds", "undefined", "mse", "r2", "targets", "models", "masks"}
+
+
+def test_tiles_and_blocks_change_nothing(store, monkeypatch):
+    fit(store)
+    whole = evaluate(store)
+    monkeypatch.setattr(sys.modules["lasso.evaluate"], "_TILE_VALUES", 400)
+    monkeypatch.setattr("lasso.rows._BLOCK_VALUES", 1)
+    tiled = evaluate(store)
+    np.testing.assert_allclose(tiled.target_lds, whole.target_lds, atol=1e-12)
+    assert tiled.mse == pytest.approx(whole.mse)
+
+
+def test_targets_without_a_defined_correlation_count_as_zero(store, tmp_path):
+    weight = np.random.default_rng(0).normal(size=(10, 6))
+    weight[:, 2] = 0
+    store.arrays["test_margins"][500:, 4] = 1.5
+    found = evaluate(store, weights=save(tmp_path / "w.pt", weight, np.zeros(6)))
+    assert found.undefined == 2
+    assert found.target_lds[[2, 4]].tolist() == [0, 0]
+    assert found.lds == pytest.approx(found.target_lds.sum() / 6)
+
+
+def runs_store(tmp_path, runs, masks=400, signal=1.0, noise=1.0):
+    """Every evaluation mask in `runs` rows; reliability of one run is signal^2 / (signal^2 + noise^2)."""
+    rng = np.random.default_rng(0)
+    plain = rng.random((masks, 12)) < 0.5
+    weight = rng.normal(size=(12, 20))
+    weight *= signal / np.sqrt((weight**2).sum(axis=0) / 4)
+    repeated = np.repeat(plain, runs, axis=0)
+    margins = repeated @ weight + noise * rng.normal(size=(masks * runs, 20))
+    everything = np.concatenate([rng.random((50, 12)) < 0.5, repeated])
+    filler = np.zeros((50, 20))
+    store = FakeStore(
+        tmp_path, everything, np.concatenate([filler, margins]), eval_models=masks * runs, runs=runs
+    )  # fmt: skip
+    return store, save(tmp_path / "truth.pt", weight, np.zeros(20))
+
+
+def test_runs_of_one_mask_are_averaged_before_ranking(tmp_path):
+    store, truth = runs_store(tmp_path, runs=2)
+    found = evaluate(store, weights=truth)
+    assert (found.models, found.masks) == (800, 400)
+    weight = lasso.load(truth).weight.numpy().astype(np.float64)
+    averaged = store.arrays["test_margins"][50:].astype(np.float64).reshape(400, 2, 20).mean(axis=1)
+    predicted = store.arrays["train_masks"][50::2] @ weight
+    expected = [stats.spearmanr(predicted[:, target], averaged[:, target]).statistic for target in range(20)]
+    np.testing.assert_allclose(found.target_lds, expected, atol=1e-12)
+    rows = store.arrays["test_margins"][50:].astype(np.float64)
+    assert found.mse == pytest.approx(np.mean((rows - store.arrays["train_masks"][50:] @ weight) ** 2))
+
+
+@pytest.mark.parametrize("runs", [2, 3])
+@pytest.mark.parametrize("noise", [0.5, 1.0, 2.0])
+def test_the_ceiling_is_what_the_truth_reaches(tmp_path, runs, noise):
+    store, truth = runs_store(tmp_path, runs, noise=noise)
+    found = evaluate(store, weights=truth)
+    reliability = 1 / (1 + noise**2 / runs)
+    assert found.ceiling == pytest.approx(np.sqrt(reliability), abs=0.03)
+    assert found.ceiling == pytest.approx(found.lds, abs=0.03)
+
+
+def test_pure_noise_has_a_low_ceiling(tmp_path):
+    store, truth = runs_store(tmp_path, 2, signal=1e-6)
+    assert evaluate(store, weights=truth).ceiling < 0.2
+
+
+def test_a_mask_that_lacks_a_run_still_counts(tmp_path):
+    store, truth = runs_store(tmp_path, 2)
+    store.done[50] = False
+    found = evaluate(store, weights=truth)
+    assert (found.models, found.masks) == (799, 400)
+    assert found.ceiling is not None
+
+
+def test_attribution_scores_of_any_method_are_scored(store, tmp_path):
+    scores = np.random.default_rng(0).normal(size=(10, 6))
+    np.save(tmp_path / "scores.npy", scores)
+    found = evaluate(store, weights=tmp_path / "scores.npy")
+    same = evaluate(store, weights=save(tmp_path / "scores.pt", scores, np.zeros(6)))
+    assert found.lds == pytest.approx(same.lds, abs=1e-6)
+    assert found.lds == pytest.approx(evaluate(store, "train", tmp_path / "scores.npy").lds)
+
+
+def test_unfit_weights_are_refused(store, tmp_path):
+    np.save(tmp_path / "flat.npy", np.zeros(6))
+    np.save(tmp_path / "wide.npy", np.zeros((6, 10)))
+    np.save(tmp_path / "text.npy", np.full((10, 6), "a"))
+    np.save(tmp_path / "nan.npy", np.full((10, 6), np.nan))
+    (tmp_path / "junk.npy").write_text("junk")
+    save(tmp_path / "wide.pt", np.zeros((6, 10)), np.zeros(10))
+    for name, words in (
+        ("flat.npy", r"shape \(6,\), expected \(10, 6\)"),
+        ("wide.npy", r"shape \(6, 10\), expected \(10, 6\)"),
+        ("wide.pt", r"shape \(6, 10\), expected \(10, 6\)"),
+        ("text.npy", "expected real numbers"),
+        ("nan.npy", "not finite"),
+        ("junk.npy", "cannot be read"),
+        ("none.npy", "cannot be read"),
+        ("none.pt", "does not exist"),
+    ):
+        with pytest.raises(UserError, match=words):
+            evaluate(store, weights=tmp_path / name)
+
+
+def test_without_a_fit_or_evaluation_rows_there_is_nothing_to_score(store):
+    with pytest.raises(UserError, match=r"test_50pct\.pt does not exist: run `datamodels fit`"):
+        evaluate(store)
+    fit(store)
+    store.done[502:] = False
+    with pytest.raises(UserError, match="2 masks, expected at least 3"):
+        evaluate(store)
+    store.done[500:] = False
+    with pytest.raises(UserError, match="none of 200 evaluation rows"):
+        evaluate(store)
+
+
+def test_damaged_evaluation_rows_are_named(store):
+    fit(store)
+    store.bad[600] = True
+    with pytest.raises(WorkError, match=r"\(600\): run `datamodels repair`"):
+        evaluate(store)
+
+
+def test_the_curve_rises_and_ends_at_the_whole_fit(store):
+    fit(store)
+    found = curve(store)
+    assert found.targets == 6
+    assert [point.models for point in found.points] == sorted({point.models for point in found.points})
+    assert found.points[-1].models == 500
+    assert found.points[-1].lds == pytest.approx(evaluate(store).lds, abs=1e-9)
+    assert found.points[0].lds < found.points[-1].lds
+    json.dumps(found.to_json())
+
+
+def test_a_point_of_the_curve_is_a_fit_of_that_many_rows(store, tmp_path):
+    point = curve(store, points=4).points[1]
+    keep = np.r_[0 : point.models, 500:700]
+    (tmp_path / "less").mkdir()
+    arrays = store.arrays
+    less = FakeStore(
+        tmp_path / "less", arrays["train_masks"][keep], arrays["test_margins"][keep], eval_models=200, fit=Fit(k=30)
+    )
+    fit(less)
+    assert point.lds == pytest.approx(evaluate(less).lds, abs=1e-9)
+
+
+def test_the_curve_can_be_asked_for_some_targets(store):
+    assert curve(store, points=2, targets=np.array([1, 4])).targets == 2
+    with pytest.raises(UserError, match="within 0:6"):
+        curve(store, targets=np.array([6]))

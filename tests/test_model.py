@@ -1,0 +1,123 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from train.config import Recipe
+from train.model import ConvNet, Parameters, build, reset_statistics
+
+CPU = torch.device("cpu")
+
+
+def resnet9(width: int = 64) -> nn.Module:
+    return build(Recipe(width=width), (32, 32, 3), 10)
+
+
+def test_resnet9_has_the_published_number_of_parameters() -> None:
+    assert sum(parameter.numel() for parameter in resnet9().parameters()) == 2_274_880
+
+
+def test_parameters_are_views_of_one_tensor() -> None:
+    network = resnet9(8)
+    parameters = Parameters(network, 1, CPU)
+    parameters.value.fill_(3.0)
+    assert all((parameter == 3).all() for parameter in network.parameters())
+    network(torch.randn(1, 4, 32, 32, 3)).sum().backward()
+    assert parameters.grad.abs().sum() > 0
+    assert network.body[0][0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_initial_values_follow_pytorchs_defaults() -> None:
+    network = resnet9(32)
+    parameters = Parameters(network, 1, CPU)
+    parameters.reset(3, range(7, 8))
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            assert module.weight.abs().max() <= bound
+            assert module.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+        if isinstance(module, nn.BatchNorm2d):
+            assert (module.weight == 1).all()
+            assert (module.bias == 0).all()
+
+
+def test_resnet18_starts_as_torchvisions_does() -> None:
+    network = build(Recipe(network="resnet18"), (64, 64, 3), 62)
+    Parameters(network, 1, CPU).reset(0, range(1))
+    weight = network.body.layer1[0].conv1.weight
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 9)), rel=0.02)
+    assert weight.mean().abs().item() < 1e-3
+    assert weight.abs().max() > 3 * weight.std()
+    assert network.head.weight.abs().max() <= 1 / math.sqrt(512)
+
+
+def test_a_row_starts_the_same_alone_and_in_a_group() -> None:
+    group, alone = ConvNet(3, 4, (8, 8, 1), 10), ConvNet(1, 4, (8, 8, 1), 10)
+    Parameters(group, 3, CPU).reset(5, range(6, 9))
+    Parameters(alone, 1, CPU).reset(5, range(7, 8))
+    x = torch.randn(1, 5, 8, 8, 1)
+    torch.testing.assert_close(group(x)[1], alone(x)[0])
+
+
+def test_rows_of_a_group_do_not_touch_each_other() -> None:
+    network = ConvNet(3, 4, (8, 8, 1), 10)
+    parameters = Parameters(network, 3, CPU)
+    parameters.reset(5, range(3))
+    images = torch.randn(3, 6, 8, 8, 1)
+    network(images)[1].square().sum().backward()
+    assert (parameters.grad[parameters.row != 1] == 0).all()
+    assert parameters.grad[parameters.row == 1].abs().sum() > 0
+
+
+def test_shared_images_give_what_copies_for_every_row_give() -> None:
+    network = ConvNet(3, 4, (8, 8, 1), 10)
+    Parameters(network, 3, CPU).reset(5, range(3))
+    images = torch.randn(1, 6, 8, 8, 1)
+    torch.testing.assert_close(network(images), network(images.expand(3, 6, 8, 8, 1)))
+
+
+@pytest.mark.parametrize("group", [1, 3])
+def test_steps_equal_torchs_sgd(group: int) -> None:
+    network = ConvNet(group, 4, (8, 8, 1), 10)
+    parameters = Parameters(network, group, CPU)
+    parameters.reset(5, range(group))
+    copies = [parameter.detach().clone().requires_grad_() for parameter in network.parameters()]
+    reference = torch.optim.SGD(copies, lr=0.1, momentum=0.9, weight_decay=5e-4)
+    for lr in (0.1, 0.3, 0.2):
+        network(torch.randn(group, 6, 8, 8, 1)).square().mean().backward()
+        for copy, parameter in zip(copies, network.parameters(), strict=True):
+            copy.grad = parameter.grad.clone()
+        reference.param_groups[0]["lr"] = lr
+        reference.step()
+        parameters.step(torch.full((group,), lr), 0.9, 5e-4)
+        for copy, parameter in zip(copies, network.parameters(), strict=True):
+            torch.testing.assert_close(copy, parameter)
+    assert (parameters.grad == 0).all()
+
+
+def test_a_learning_rate_of_zero_leaves_a_row_as_it_is() -> None:
+    network = ConvNet(2, 4, (8, 8, 1), 10)
+    parameters = Parameters(network, 2, CPU)
+    parameters.reset(5, range(2))
+    before = parameters.value.clone()
+    network(torch.randn(2, 6, 8, 8, 1)).square().mean().backward()
+    parameters.step(torch.tensor([0.0, 0.1]), 0.9, 5e-4)
+    changed = parameters.value != before
+    assert not changed[parameters.row == 0].any()
+    assert changed[parameters.row == 1].all()
+
+
+def test_resetting_leaves_no_trace_of_earlier_rows() -> None:
+    network = resnet9(8)
+    parameters = Parameters(network, 1, CPU)
+    parameters.reset(0, range(1))
+    fresh = [tensor.clone() for tensor in network.state_dict().values()]
+    network(torch.randn(1, 8, 32, 32, 3)).sum().backward()
+    parameters.step(torch.tensor([0.1]), 0.9, 0.0)
+    parameters.reset(0, range(1))
+    reset_statistics(network)
+    for before, after in zip(fresh, network.state_dict().values(), strict=True):
+        np.testing.assert_array_equal(before.numpy(), after.numpy())
+    assert (parameters.momentum == 0).all()

@@ -1,0 +1,295 @@
+"""Opening stores: ours, published files alone, and everything that must be refused in one line."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import in_process
+from tests.faults.flips import flip
+from tests.faults.full import can_mount, read_only
+from tests.faults.stores import N_TEST, N_TRAIN, create, fill, filled, layout, setting, workplace, writing
+from train.config import Setting
+from train.errors import UserError, WorkError
+from train.manifest import _digest, read_manifest
+from train.npy import HEADER_BYTES
+from train.store import PublishedStore, Store, open_own, open_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return filled(tmp_path)
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A root that holds nothing but published files."""
+    place = filled(tmp_path / "made").layout
+    target = layout(tmp_path / "published")
+    target.data.mkdir(parents=True)
+    for path in place.data.glob("t*.npy"):
+        shutil.copy(path, target.data)
+    return target.root
+
+
+def test_published_files_alone_are_a_store_with_every_row_done(published: Path) -> None:
+    store = open_store(layout(published), setting())
+    assert isinstance(store, PublishedStore)
+    assert (store.models, store.eval_models, store.rows) == (10, 4, 14)
+    assert (store.n_train, store.n_test) == (N_TRAIN, N_TEST)
+    assert store.completed().all()
+    assert not store.failed().any()
+    assert not store.bad_rows(["train_masks"], 0, 14).any()
+    assert store.array("train_logits").shape == (14, N_TRAIN, 10)
+
+
+def test_published_files_are_counted_and_not_taken_from_the_config(published: Path) -> None:
+    assert open_store(layout(published), setting(models=3)).models == 10
+    with pytest.raises(UserError, match=r"models is 3, but .* holds 14 rows, 10 without"):
+        open_store(layout(published), setting(models=3), explicit_models=True)
+    with pytest.raises(UserError, match="eval_models is 14"):
+        open_store(layout(published), setting(eval_models=14))
+
+
+def test_published_files_that_numpy_wrote_are_read(published: Path) -> None:
+    path = layout(published).array("test_margins")
+    np.save(path, np.load(path))
+    assert open_store(layout(published), setting()).array("test_margins").shape == (14, N_TEST)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (np.zeros((14, N_TEST), np.float32), "holds float32"),
+        (np.zeros((14, N_TEST, 2), np.float16), "with 2 dimensions"),
+        (np.zeros((13, N_TEST), np.float16), "has 13 rows"),
+        (np.zeros((0, N_TEST), np.float16), "dimensions above 0"),
+        (np.zeros((14, N_TEST), np.float16, order="F"), "Fortran order"),
+        (np.array([{}] * 14, object), "holds object"),
+    ],
+)
+def test_published_files_of_another_kind_are_refused(published: Path, content: np.ndarray, told: str) -> None:
+    np.save(layout(published).array("test_margins"), content)
+    with pytest.raises(UserError, match=told) as error:
+        open_store(layout(published), setting())
+    assert "test_margins_50pct.npy" in str(error.value)
+
+
+@settings(max_examples=300)
+@given(
+    st.binary(max_size=120), st.sampled_from([b"", b"\x93NUMPY\x01\x00", b"\x93NUMPY\x02\x00", b"\x93NUMPY\x03\x00"])
+)
+def test_no_content_of_a_published_file_breaks_its_reader(content: bytes, magic: bytes) -> None:
+    length = len(content).to_bytes(2 if magic[-2:] == b"\x01\x00" else 4, "little") if magic else b""
+    _refuse_published(magic + length + content)
+
+
+SHAPES = [
+    "(10**9, 10**9)",
+    "(-1, 5)",
+    "(2, " + "9" * 30 + ")",
+    "(2.5, 3)",
+    "2",
+    "(" * 200 + "1",
+    "()",
+    "(2, 'x')",
+    "{}",
+]
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, f"(1, {2**62})", "(True, 1)"])
+@pytest.mark.parametrize("dtype", ["'<f2'", "'|O'", "[('x', '<f2')]", "'<f2', 'x': 1", "'nonsense'", "7"])
+def test_hostile_headers_are_refused(shape: str, dtype: str) -> None:
+    text = f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    _refuse_published(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+
+
+def _refuse_published(content: bytes) -> None:
+    with workplace() as root:
+        place = layout(root)
+        place.data.mkdir(parents=True)
+        np.save(place.array("train_masks"), np.zeros((14, 5), bool))
+        place.array("test_margins").write_bytes(content)
+        with pytest.raises(UserError, match=r"test_margins_50pct\.npy"):
+            open_store(place, setting())
+
+
+@pytest.mark.parametrize("left", ["_completed_50pct.npy", "_journal_50pct"])
+def test_parts_of_a_store_without_its_manifest_are_an_error(store: Store, left: str) -> None:
+    store.layout.manifest.unlink()
+    for path in (store.layout.completed, store.layout.journals):
+        if path.name != left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for opening in (open_store, open_own):
+        with pytest.raises(UserError, match=rf"{left} lies there without store_50pct\.json"):
+            opening(store.layout, setting())
+
+
+def test_an_empty_root_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist: `datamodels init` creates the store"):
+        open_store(layout(tmp_path), setting())
+
+
+def test_any_bit_of_the_manifest_matters(store: Store) -> None:
+    path = store.layout.manifest
+    for bit in range(0, 8 * path.stat().st_size, 3):
+        flip(path, bit)
+        with pytest.raises((UserError, WorkError), match=r"store_50pct\.json"):
+            read_manifest(path)
+        flip(path, bit)
+    read_manifest(path)
+
+
+def rewritten(store: Store, **changes: Any) -> None:
+    """A manifest with other content and a digest that fits it."""
+    content = {**json.loads(store.layout.manifest.read_text()), **changes}
+    del content["sha256"]
+    store.layout.manifest.write_text(json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n")
+
+
+@pytest.mark.parametrize("version", ["datamodels-store-0", "datamodels-store-2", 7, None])
+def test_a_manifest_of_another_version_is_told(store: Store, version: object) -> None:
+    rewritten(store, format=version)
+    with pytest.raises(UserError, match=r"has the format .*, expected 'datamodels-store-1'"):
+        open_own(store.layout, setting())
+
+
+HOSTILE = [
+    {"history": []},
+    {"history": [[10]]},
+    {"history": [[10, "4"]]},
+    {"history": [[10, -4]]},
+    {"history": 7},
+    {"group": 0},
+    {"n_train": -5},
+    {"n_test": 1.5},
+    {"n_train": None},
+    {"config": []},
+    {"classes": 3},
+    {"history": [[2**50, 4]]},
+    {"n_train": 10**30},
+    {"history": [[10, 4], [10**9, 4]]},
+]
+
+
+@pytest.mark.parametrize("changes", HOSTILE, ids=str)
+def test_a_hostile_manifest_is_told(store: Store, changes: dict[str, Any]) -> None:
+    rewritten(store, **changes)
+    with pytest.raises((UserError, WorkError)) as told:
+        open_own(store.layout, setting())
+    assert str(store.layout.data) in str(told.value)
+
+
+@given(
+    st.one_of(st.binary(max_size=60), st.sampled_from([b"[" * 100_000, b"7", b"[]", b'"x"', b"null", b"{}", b'{"a":']))
+)
+def test_no_content_of_a_manifest_breaks_its_reader(content: bytes) -> None:
+    with workplace() as folder:
+        (folder / "x.json").write_bytes(content)
+        with pytest.raises((UserError, WorkError), match=r"x\.json"):
+            read_manifest(folder / "x.json")
+
+
+def test_an_array_that_is_missing_or_cut_short_is_told(store: Store) -> None:
+    path = store.layout.array("train_margins")
+    with open(path, "r+b") as file:
+        file.truncate(path.stat().st_size - 1)
+    with pytest.raises(WorkError, match=r"train_margins_50pct\.npy has \d+ bytes, expected \d+: it was cut short"):
+        open_own(store.layout, setting())
+    path.unlink()
+    with pytest.raises(WorkError, match=r"cannot read .*train_margins_50pct\.npy: No such file"):
+        open_own(store.layout, setting())
+
+
+def test_the_journals_decide_and_the_flags_follow(store: Store) -> None:
+    for path in store.layout.journals.iterdir():
+        path.unlink()
+    found = open_own(store.layout, setting())
+    assert not found.completed().any()
+    assert not np.load(store.layout.completed).any()
+
+
+def test_a_digest_of_rows_changes_when_one_is_redone(store: Store) -> None:
+    rows = np.arange(14)
+    before = store.row_stamp(rows)
+    with writing(store) as writer:
+        writer.invalidate([3])
+        fill(store, writer)
+    assert store.row_stamp(rows) != before
+    assert store.row_stamp(rows[4:]) != before
+
+
+def test_opening_a_store_often_keeps_no_files_open(store: Store) -> None:
+    def read() -> int:
+        other = open_own(store.layout, setting())
+        other.read("train_masks", 0, 1)
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    assert read() == read() == read()
+
+
+def test_rows_made_on_two_kinds_of_device_are_told(tmp_path: Path) -> None:
+    from launch.status import describe, summary
+
+    store = create(tmp_path)
+    for device in ("one GPU", "another GPU"):
+        with writing(store, device=device) as writer, writer.leased(0 if device == "one GPU" else 1) as held:
+            assert held
+            rows = store.missing()[:4].tolist()
+            from tests.faults.stores import result
+
+            writer.commit(rows[0] // 4, [result(store, row) for row in rows])
+        store.refresh()
+    told = describe(summary(store))
+    assert "this store mixes devices or versions" in told
+    assert "one GPU" in told
+    assert "another GPU" in told
+
+
+CONFIG = """\
+dataset: made-up
+models: 10
+eval_models: 8
+runs_per_mask: 2
+recipe: {network: convnet, group: 4}
+outputs: {train_logits: true, test_logits: true}
+"""
+
+
+def test_a_read_only_store_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if not can_mount(tmp_path):
+        pytest.skip("mounting is not permitted here")
+    root = tmp_path / "root"
+    store = filled(root, setting(eval_models=8))
+    with open(store.layout.completed, "r+b") as file:  # as a crash leaves it
+        file.seek(HEADER_BYTES)
+        file.write(b"\0")
+    (tmp_path / "x.yaml").write_text(CONFIG)
+    np.save(tmp_path / "scores.npy", np.random.default_rng(0).standard_normal((N_TRAIN, N_TEST)).astype(np.float32))
+    with read_only(root):
+        for command in (
+            ["status"],
+            ["status", "--json"],
+            ["verify"],
+            ["eval", "--weights", str(tmp_path / "scores.npy")],
+        ):
+            done = in_process(capsys, command[0], tmp_path / "x.yaml", "--root", root, *command[1:])
+            assert done.code == 0, done.err
+        for command in ("repair", "grow --models 14"):
+            name, *options = command.split()
+            assert (
+                "Read-only file system" in in_process(capsys, name, tmp_path / "x.yaml", "--root", root, *options).error
+            )
+
+
+def test_a_setting_is_what_its_manifest_says(store: Store) -> None:
+    manifest = read_manifest(store.layout.manifest)
+    assert manifest.config == setting().to_dict()
+    assert dataclasses.replace(manifest, versions={}) == dataclasses.replace(store.manifest, versions={})
+    assert isinstance(store.setting, Setting)

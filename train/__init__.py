@@ -1,0 +1,1 @@
+"""Masks, trainer and store of a datamodels setting."""

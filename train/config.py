@@ -1,0 +1,245 @@
+"""What one setting is: the dataclasses that a YAML file fills in.
+
+Nothing here imports torch, so that `--help` and `status` stay quick.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from train.errors import UserError
+
+
+def _require(ok: bool, key: str, found: object, expected: str) -> None:
+    if not ok:
+        raise UserError(f"{key} is {found!r}, expected {expected}")
+
+
+@dataclass
+class Data:
+    """Where the data set lies, and how much of it is used."""
+
+    root: str = "data"
+    """Folder that holds the data set: for CIFAR-10 the one with `cifar-10-batches-py` in it, for FMoW the one with
+    `fmow_v1.1`. `digits` needs none."""
+    train: int | None = None
+    """Use only the first this many training examples; null uses all."""
+    test: int | None = None
+    """Use only the first this many test examples; null uses all."""
+    size: int | None = None
+    """Side in pixels that FMoW's images are resized to, to try things out; null leaves them as they are."""
+    split_scheme: str = "official"
+    """Splits of FMoW as in WILDS: `official`, `mixed-to-test`, or `time_after_Y`, which trains on the year Y-4."""
+    form: Literal["auto", "original", "npy", "beton-raw", "beton-jpeg", "beton"] = "auto"
+    """Form in which the images are read. `original`: the data set's own files; `npy`, `beton-raw`, `beton-jpeg`: packed
+    by `datamodels data`, the latter two through FFCV; `beton`: an FFCV user's {dataset}_train.beton and _test.beton in
+    data.root; `auto`: `npy` or `beton-raw` where one is there, else `original`."""
+    packed: str = "data/packed"
+    """Folder of the packed forms."""
+    resident: bool | None = None
+    """Keep all images in the device's memory (true), or read them batch by batch (false); null keeps them where they
+    take at most half of the free memory."""
+
+    def __post_init__(self) -> None:
+        for key, value in (("data.train", self.train), ("data.test", self.test), ("data.size", self.size)):
+            _require(value is None or value >= 1, key, value, "at least 1, or null for all")
+
+
+@dataclass
+class Recipe:
+    """How one model is trained. The defaults are the published CIFAR-10 recipe."""
+
+    network: Literal["resnet9", "resnet18", "convnet"] = "resnet9"
+    """`resnet9` and `resnet18`: the CIFAR-10 and the FMoW network of the published data; `convnet`: two small
+    convolutions, many models at once."""
+    width: int = 64
+    """Channels of the first layer of `resnet9` (deeper ones keep their published ratios to it), and of `convnet`'s."""
+    epochs: int = 24
+    """Passes over the row's training subset."""
+    peak_epoch: float = 5.0
+    """Epoch at which the triangular learning-rate schedule peaks."""
+    batch: int = 512
+    """Images per step; a last partial batch is dropped, a subset smaller than one batch is one batch."""
+    lr: float = 0.5
+    """Learning rate at the peak."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 5e-4
+    """L2 weight decay, on every parameter."""
+    label_smoothing: float = 0.1
+    """Label smoothing of the cross-entropy loss."""
+    flip: bool = True
+    """Mirror each training image with probability one half."""
+    translate: int = 2
+    """Shift each training image by up to this many pixels in each direction, filling with the mean colour."""
+    cutout: int = 4
+    """Side in pixels of the square of mean colour put at a random place in each training image; 0 for none."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of convolutions; `auto` is bfloat16 where the device computes it natively, else float32."""
+    device: Literal["cuda", "cpu"] = "cuda"
+    """`cuda` uses GPUs where there are any, else the CPU with a notice; `cpu` never uses a GPU."""
+    threads: int = 2
+    """CPU threads of one worker. Part of the recipe, since the bytes of a row depend on it."""
+    group: int = 1
+    """Rows trained together. Groups are fixed: rows [g*group, (g+1)*group)."""
+    eval_batch: int = 1000
+    """Images per forward pass when margins and logits are computed."""
+
+    def __post_init__(self) -> None:
+        for key in ("width", "epochs", "batch", "threads", "group", "eval_batch"):
+            _require(getattr(self, key) >= 1, f"recipe.{key}", getattr(self, key), "at least 1")
+        for key in ("translate", "cutout"):
+            _require(getattr(self, key) >= 0, f"recipe.{key}", getattr(self, key), "at least 0")
+        for key in ("lr", "momentum", "weight_decay", "label_smoothing", "peak_epoch"):
+            value = getattr(self, key)
+            _require(math.isfinite(value) and value >= 0, f"recipe.{key}", value, "a finite number of at least 0")
+        _require(self.momentum < 1, "recipe.momentum", self.momentum, "less than 1")
+        _require(self.label_smoothing < 1, "recipe.label_smoothing", self.label_smoothing, "less than 1")
+        _require(0 < self.peak_epoch < self.epochs, "recipe.peak_epoch", self.peak_epoch, "between 0 and recipe.epochs")
+        _require(
+            self.network == "convnet" or self.group == 1,
+            "recipe.group",
+            self.group,
+            f"1 for the network {self.network}: only convnet trains several rows at once",
+        )
+
+
+@dataclass
+class Outputs:
+    """What is kept of each model, besides its mask and margins."""
+
+    train_logits: bool = False
+    """Keep the logits of every training example (M x N_train x C float16)."""
+    test_logits: bool = False
+    """Keep the logits of every test example (M x N_test x C float16)."""
+    preallocate: bool = True
+    """Reserve the whole store's disk space at `init`. Off, a full disk shows only when it is reached."""
+
+
+@dataclass
+class Fit:
+    """How datamodels are fitted."""
+
+    share: float = 0.1
+    """Share of the estimation rows held out to choose each target's lambda."""
+    k: int = 100
+    """Lambdas on the path."""
+    eps: float = 1e-3
+    """Smallest lambda on the path, as a fraction of the largest."""
+    patience: int = 5
+    """End a target's path after this many lambdas in a row without a smaller validation error."""
+    min_lambdas: int = 10
+    """Lambdas tried before `patience` counts."""
+    tol: float = 1e-6
+    """Largest relative duality gap of the refit; along the path it is 100 times this."""
+    validation: Literal["random", "last"] = "random"
+    """Rows held out to choose lambda: drawn by the row's own random stream, so that a row keeps its part as the store
+    grows; or the last ones, as fast_l1 does."""
+    lambda_max: Literal["true", "upstream"] = "true"
+    """Start of the path: the smallest lambda that gives weights of 0; or, as in fast_l1, that of the masks before they
+    are standardised, which is lower by the factor sqrt(alpha (1 - alpha))."""
+    weight_units: Literal["mask", "standardised"] = "mask"
+    """Units of the weights: `mask @ weight + bias` is the margin, or `(mask - mean) / deviation @ weight + bias`."""
+    solver: Literal["auto", "descent", "fista"] = "auto"
+    """`descent` on the CPU, `fista` in torch for many targets at once; `auto` takes `fista` where there is a GPU and
+    the problem is large."""
+    partial: bool = False
+    """Fit on the completed rows although others are still missing."""
+    max_failed: float = 1e-3
+    """Share of the setting's rows that may have failed for good before `fit` refuses."""
+
+    def __post_init__(self) -> None:
+        for key in ("share", "eps", "tol"):
+            value = getattr(self, key)
+            _require(0 < value < 1, f"fit.{key}", value, "between 0 and 1")
+        _require(0 <= self.max_failed <= 1, "fit.max_failed", self.max_failed, "between 0 and 1")
+        for key in ("k", "patience", "min_lambdas"):
+            _require(getattr(self, key) >= 1, f"fit.{key}", getattr(self, key), "at least 1")
+
+
+@dataclass
+class Setting:
+    """One setting: a data set, an alpha, a number of models, a recipe and a seed."""
+
+    dataset: str = "cifar"
+    """Name of the data set: `cifar`, `digits` or `fmow`."""
+    alpha: float = 0.5
+    """Fraction of the training set that each model is trained on, above 0 and below 1."""
+    models: int = 1000
+    """Rows that datamodels are estimated from: rows [0, models). Changes only through `grow`."""
+    eval_models: int = 10000
+    """Rows kept for evaluation: rows [models, models + eval_models)."""
+    seed: int = 0
+    """Key of every random stream, together with the row's number."""
+    mask: Literal["exact", "bernoulli"] = "exact"
+    """`exact`: round(alpha * N_train) examples a row; `bernoulli`: each example by itself with probability alpha."""
+    tta: Literal["mirror", "none", "legacy_fliplr"] = "mirror"
+    """Test-time views whose logits are averaged: the image and its mirror image; the image alone; or the image and its
+    channel-reversed copy, as in the published data."""
+    runs_per_mask: int = 1
+    """Evaluation rows that share one mask and differ in everything else."""
+    data: Data = field(default_factory=Data)
+    recipe: Recipe = field(default_factory=Recipe)
+    outputs: Outputs = field(default_factory=Outputs)
+    fit: Fit = field(default_factory=Fit)
+
+    def __post_init__(self) -> None:
+        _require(
+            bool(re.fullmatch(r"[a-z0-9_-]+", self.dataset)), "dataset", self.dataset, "a name of a-z, 0-9, _ and -"
+        )
+        _require(0 < self.alpha < 1, "alpha", self.alpha, "above 0 and below 1")
+        _require(
+            float(self.pct) / 100 == self.alpha,
+            "alpha",
+            self.alpha,
+            f"one that its percentage gives back exactly ({self.pct} % does not): the file names carry it",
+        )
+        _require(self.models >= 1, "models", self.models, "at least 1")
+        _require(self.eval_models >= 0, "eval_models", self.eval_models, "at least 0")
+        _require(self.models + self.eval_models < 2**40, "models", self.models, "fewer than 2**40 rows in all")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "at least 0 and below 2**63")
+        _require(self.runs_per_mask >= 1, "runs_per_mask", self.runs_per_mask, "at least 1")
+
+    @property
+    def pct(self) -> str:
+        """100 * alpha as the file names print it: 0.5 -> `50`, 0.125 -> `12.5`."""
+        return f"{100 * self.alpha:g}"
+
+    @property
+    def rows(self) -> int:
+        return self.models + self.eval_models
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved setting with the keys of the YAML file."""
+        return dataclasses.asdict(self)
+
+
+_FREE = {
+    *("models", "recipe.device", "outputs.preallocate"),
+    *("data.root", "data.form", "data.packed", "data.resident"),
+}
+"""Keys that may differ between a store and the config it is reopened with (`models` has its own rule)."""
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a resolved setting that its rows depend on, as flat dotted keys."""
+    return {key: value for key, value in flatten(config) if key not in _FREE and not key.startswith("fit.")}
+
+
+def from_dict(config: dict[str, Any]) -> Setting:
+    """The setting that `to_dict` came from. Raises UserError."""
+    groups = {"data": Data, "recipe": Recipe, "outputs": Outputs, "fit": Fit}
+    for key in groups.keys() & config.keys():
+        _require(isinstance(config[key], dict), key, config[key], "keys and values")
+    return Setting(**{key: groups[key](**value) if key in groups else value for key, value in config.items()})

@@ -1,0 +1,335 @@
+"""Stores opened for reading: our own, and roots that hold nothing but published files."""
+
+import errno
+import hashlib
+import tokenize
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.config import Setting
+from train.errors import UserError, WorkError
+from train.layout import ARRAY_NAMES, Layout
+from train.locks import LockFile, store_lock
+from train.manifest import Array, Manifest, check_identity, read_manifest
+from train.masks import Era, mask_index
+from train.npy import HEADER_BYTES, RowFile, header, write_header
+from train.state import RowState, RowStates
+
+
+class ReadableStore:
+    """What fitting and evaluation need of a setting's rows, whoever wrote them.
+
+    Rows [0, models) are for estimation, rows [models, rows) for evaluation.
+    """
+
+    def __init__(self, layout: Layout, setting: Setting, arrays: Sequence[Array], eras: tuple[Era, ...]) -> None:
+        self.layout = layout
+        self.setting = setting
+        self.arrays = {array.name: array for array in arrays}
+        self.eras = eras
+        self.n_train = self.arrays["train_masks"].shape[1]
+        self.n_test = self.arrays["test_margins"].shape[1]
+
+    @property
+    def folder(self) -> Path:
+        return self.layout.folder
+
+    @property
+    def models(self) -> int:
+        return self.eras[-1].models
+
+    @property
+    def eval_models(self) -> int:
+        return self.eras[-1].eval_models
+
+    @property
+    def rows(self) -> int:
+        return self.eras[-1].rows
+
+    def array(self, name: str) -> np.memmap:
+        """A whole array as a read-only map of its file, shapes as in the published format."""
+        array = self.arrays[name]
+        path = self.layout.array(name)
+        try:
+            return np.memmap(path, array.dtype, "r", self._offset(path), array.shape)
+        except (OSError, ValueError) as error:
+            raise WorkError(f"cannot read {path}: {error}") from None
+
+    def _offset(self, path: Path) -> int:
+        return HEADER_BYTES
+
+    def mask_index(self, row: int) -> int:
+        """Rows with the same index share a mask."""
+        return mask_index(row, list(self.eras), self.setting.runs_per_mask)
+
+    def completed(self) -> NDArray[np.bool_]:
+        """Which rows [M] are done."""
+        raise NotImplementedError
+
+    def failed(self) -> NDArray[np.bool_]:
+        """Which rows [M] failed for good."""
+        raise NotImplementedError
+
+    def bad_rows(self, names: Sequence[str], start: int, stop: int) -> NDArray[np.bool_]:
+        """Which of the rows [start, stop) are done but hold other bytes than were recorded. Reads them."""
+        raise NotImplementedError
+
+    def row_stamp(self, rows: NDArray[np.int64]) -> str:
+        """A digest of which rows these are and which time they were made, to see whether a fit is stale."""
+        raise NotImplementedError
+
+
+class PublishedStore(ReadableStore):
+    """Published files without a manifest: M, N_train, N_test come from the arrays, and every row counts as done."""
+
+    def __init__(self, layout: Layout, setting: Setting, explicit_models: bool) -> None:
+        arrays = [_published_array(layout, name) for name in ARRAY_NAMES if layout.array(name).exists()]
+        rows = arrays[0].shape[0]
+        for array in arrays:
+            if array.shape[0] != rows:
+                raise UserError(
+                    f"{layout.array(array.name)} has {array.shape[0]} rows, but {layout.array('train_masks')} {rows}"
+                )
+        models = rows - setting.eval_models
+        if models < 1:
+            raise UserError(f"eval_models is {setting.eval_models}, but {layout.data} holds {rows} rows in all")
+        if explicit_models and setting.models != models:
+            raise UserError(
+                f"models is {setting.models}, but {layout.data} holds {rows} rows, {models} without the evaluation rows"
+            )
+        eras = (Era(models, setting.eval_models),)
+        super().__init__(layout, replace(setting, models=models, seed=0), arrays, eras)
+
+    def _offset(self, path: Path) -> int:
+        return _read_header(path)[2]
+
+    def completed(self) -> NDArray[np.bool_]:
+        return np.ones(self.rows, bool)
+
+    def failed(self) -> NDArray[np.bool_]:
+        return np.zeros(self.rows, bool)
+
+    def bad_rows(self, names: Sequence[str], start: int, stop: int) -> NDArray[np.bool_]:
+        return np.zeros(stop - start, bool)
+
+    def row_stamp(self, rows: NDArray[np.int64]) -> str:
+        digest = hashlib.sha256(np.ascontiguousarray(rows, "<i8").data)
+        for name in self.arrays:
+            status = self.layout.array(name).stat()
+            digest.update(f"{name} {status.st_size} {status.st_mtime_ns}".encode())
+        return digest.hexdigest()
+
+
+def _read_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
+    try:
+        with open(path, "rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(file)
+            if fortran:
+                raise UserError(f"{path} is in Fortran order, expected C order")
+            return shape, dtype, file.tell()
+    except (OSError, ValueError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError) as error:
+        raise UserError(f"{path} is not a readable .npy file: {error}") from None
+
+
+def _published_array(layout: Layout, name: str) -> Array:
+    path = layout.array(name)
+    shape, dtype, offset = _read_header(path)
+    expected, dimensions = (bool, 2) if name == "train_masks" else (np.float16, 3 if name.endswith("logits") else 2)
+    if dtype != expected or len(shape) != dimensions or min(shape) < 1:
+        raise UserError(
+            f"{path} holds {dtype} of shape {shape}, expected {np.dtype(expected)} with {dimensions} dimensions above 0"
+        )
+    array = Array(name, shape, np.dtype(dtype))
+    if path.stat().st_size < offset + array.bytes - HEADER_BYTES:
+        raise UserError(f"{path} is shorter than its shape {shape} says: it was cut short")
+    return array
+
+
+class Store(ReadableStore):
+    """A store with a manifest. `states` says which rows are done; `refresh` brings it up to date."""
+
+    def __init__(self, layout: Layout, setting: Setting, manifest: Manifest) -> None:
+        self.manifest = manifest
+        setting = replace(setting, models=manifest.models)
+        super().__init__(layout, setting, manifest.arrays(setting), manifest.eras)
+        self.group = manifest.group
+        self.mended_flags = np.empty(0, np.int64)
+        """Rows whose flag `sync_flags` has put right."""
+        self._check_sizes()
+        self.states = RowStates(layout.journals, self.rows, manifest.id)
+        self.states.refresh()
+
+    def _check_sizes(self) -> None:
+        for array in [*self.arrays.values(), self.flags]:
+            path = self.layout.array(array.name)
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise WorkError(f"cannot read {path}: {error.strerror}") from None
+            if size < array.bytes:
+                raise WorkError(f"{path} has {size} bytes, expected {array.bytes}: it was cut short")
+
+    @cached_property
+    def flags(self) -> Array:
+        return Array("_completed", (self.rows,), np.dtype(bool))
+
+    @cached_property
+    def _files(self) -> dict[str, RowFile]:
+        return {name: self._open(array) for name, array in self.arrays.items()}
+
+    def _open(self, array: Array, writable: bool = False) -> RowFile:
+        path = self.layout.array(array.name)
+        try:
+            return RowFile(path, array.shape, array.dtype, writable)
+        except OSError as error:
+            if writable and error.errno in _READ_ONLY:
+                raise
+            raise WorkError(f"cannot read {path}: {error.strerror}") from None
+
+    def refresh(self) -> None:
+        self.states.refresh()
+
+    def completed(self) -> NDArray[np.bool_]:
+        return self.states.state == RowState.DONE
+
+    def failed(self) -> NDArray[np.bool_]:
+        return self.states.state == RowState.FAILED
+
+    def missing(self, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
+        """The rows in [start, stop) that training still has to do."""
+        state = self.states.state[start:stop]
+        return start + np.flatnonzero((state == RowState.MISSING) | (state == RowState.CONFLICT))
+
+    def read(self, name: str, start: int, stop: int) -> NDArray:
+        """Rows [start, stop) of one array, read from the file. Raises WorkError."""
+        return self._files[name].read(start, stop)
+
+    def mismatches(self, name: str, start: int, content: NDArray) -> NDArray[np.bool_]:
+        """Which of the rows from `start` on, read from one array, are done but differ from their checksum."""
+        rows = slice(start, start + len(content))
+        found = np.fromiter((zlib.crc32(row.data) for row in content), np.uint32, len(content))
+        return (found != self.states.checksums[rows, list(self.arrays).index(name)]) & self.completed()[rows]
+
+    def bad_rows(self, names: Sequence[str], start: int, stop: int) -> NDArray[np.bool_]:
+        return np.any([self.mismatches(name, start, self.read(name, start, stop)) for name in names], axis=0)
+
+    def row_stamp(self, rows: NDArray[np.int64]) -> str:
+        digest = hashlib.sha256(self.manifest.id.encode())
+        digest.update(np.ascontiguousarray(rows, "<i8").data)
+        digest.update(np.ascontiguousarray(self.states.generation[rows], "<u4").data)
+        return digest.hexdigest()
+
+    def wrong_headers(self) -> list[Array]:
+        """Arrays whose .npy header is not the one their shape asks for. Raises OSError."""
+        return [array for array in self._headed if self._header(array) != header(array.shape, array.dtype)]
+
+    def due_headers(self) -> list[Array]:
+        """Arrays whose .npy header is still the one from before a `grow`. Raises OSError."""
+        former = [era.rows for era in self.eras[:-1]]
+        return [
+            array
+            for array in self._headed
+            if self._header(array) in [header((rows, *array.shape[1:]), array.dtype) for rows in former]
+        ]
+
+    @property
+    def _headed(self) -> list[Array]:
+        return [*self.arrays.values(), self.flags]
+
+    def _header(self, array: Array) -> bytes:
+        with open(self.layout.array(array.name), "rb") as file:
+            return file.read(HEADER_BYTES)
+
+    def write_headers(self, arrays: Sequence[Array]) -> None:
+        """Put the headers that the manifest asks for in place, unless it has been replaced. Raises OSError."""
+        if not arrays:
+            return
+        with store_lock(self.layout.lock):
+            if read_manifest(self.layout.manifest) != self.manifest:
+                return
+            for array in arrays:
+                write_header(self.layout.array(array.name), array.shape, array.dtype)
+
+    def sync_flags(self) -> None:
+        """Bring `_completed` in line with the journals, except for groups that a live writer holds.
+
+        A store that cannot be written is left as it is. Raises WorkError.
+        """
+        stale = self._stale_flags()
+        if not len(stale):
+            return
+        try:
+            flags, lock = self._open(self.flags, writable=True), LockFile(self.layout.lock)
+        except OSError as error:
+            if error.errno in _READ_ONLY:
+                return
+            raise WorkError(f"cannot write to {error.filename}: {error.strerror}") from None
+        try:
+            groups = np.unique(stale // self.group)
+            held = np.fromiter((lock.acquire(int(group)) for group in groups), bool, len(groups))
+            self.refresh()
+            rows = stale[np.isin(stale // self.group, groups[held])]
+            done = self.completed()
+            for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
+                if len(run):
+                    flags.write(int(run[0]), done[run])
+            flags.sync(int(stale[0]))
+            self.mended_flags = np.concatenate([self.mended_flags, rows])
+        finally:
+            lock.close()
+            flags.close()
+
+    def _stale_flags(self) -> NDArray[np.int64]:
+        flags = self._open(self.flags)
+        try:
+            return np.flatnonzero(flags.read(0, self.rows).view(np.uint8) != self.completed())
+        finally:
+            flags.close()
+
+
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def open_store(layout: Layout, setting: Setting, explicit_models: bool = False) -> ReadableStore:
+    """Open whatever a root holds for a setting. Raises UserError where it holds nothing, or another setting."""
+    layout.refuse_links(layout.data)
+    if layout.manifest.exists():
+        return open_own(layout, setting)
+    refuse_orphans(layout)
+    if layout.array("train_masks").exists() and layout.array("test_margins").exists():
+        return PublishedStore(layout, setting, explicit_models)
+    raise UserError(f"{layout.manifest} does not exist: `datamodels init` creates the store")
+
+
+def open_own(layout: Layout, setting: Setting) -> Store:
+    """Open a store of ours, and finish what an interrupted `grow` left. Raises UserError, WorkError."""
+    layout.refuse_links(layout.data, *layout.files)
+    if not layout.manifest.exists():
+        refuse_orphans(layout)
+    manifest = read_manifest(layout.manifest)
+    check_identity(manifest, setting, layout.manifest)
+    store = Store(layout, setting, manifest)
+    try:
+        store.write_headers(store.due_headers())
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise WorkError(f"cannot write the header of {error.filename}: {error.strerror}") from None
+    store.sync_flags()
+    return store
+
+
+def refuse_orphans(layout: Layout) -> None:
+    """Raises UserError for parts of a store without its manifest."""
+    if layout.intent.exists():
+        raise UserError(f"{layout.intent} is an `init` that was interrupted: run `datamodels init` again")
+    for path in (layout.completed, layout.journals):
+        if path.exists():
+            raise UserError(f"{path} lies there without {layout.manifest.name}: restore the manifest from a copy")
