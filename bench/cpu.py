@@ -107,7 +107,8 @@ def main() -> None:
     setting = Setting(alpha=0.5, models=1, eval_models=0, recipe=recipe, data=data)
     trainer = Trainer(setting, load(setting), torch.device("cpu"))
     dtype = precision(recipe, torch.device("cpu"))
-    network = ResNet9(64, 3, 10).to(memory_format=torch.channels_last)
+    network: nn.Module = ResNet9(64, 3, 10)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
     bare_steps(network, optimizer, dtype)
     steps(trainer)

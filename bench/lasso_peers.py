@@ -34,8 +34,7 @@ def _kernel(problem: Any, dtype: type) -> Solver:
     from sklearn.linear_model import _cd_fast
 
     n = len(problem.masks)
-    gram = (problem.corr.astype(np.float64) + np.eye(len(problem.corr))) * n
-    gram = np.ascontiguousarray(gram, dtype=dtype)
+    gram: np.ndarray = np.asarray((problem.corr64 + np.eye(len(problem.corr))) * n, dtype=dtype, order="C")
 
     def solve(target: int) -> np.ndarray:
         y = problem.y[:, target].astype(dtype)
@@ -58,7 +57,7 @@ def _lasso_path(problem: Any, dtype: type) -> Solver:
     from sklearn.linear_model import lasso_path
 
     n = len(problem.masks)
-    gram = np.ascontiguousarray((problem.corr64 + np.eye(len(problem.corr))) * n, dtype=dtype)
+    gram: np.ndarray = np.ascontiguousarray((problem.corr64 + np.eye(len(problem.corr))) * n, dtype=dtype)
     z = problem.z.astype(dtype)
 
     def solve(target: int) -> np.ndarray:

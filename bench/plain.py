@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from train import cifar
 from train.config import Data
-from train.data import cifar
 from train.model import ResNet9
 
 MEAN, STD, FILL = (125.307, 122.961, 113.8575), (51.5865, 50.847, 51.255), (125.0, 122.0, 113.0)
@@ -43,13 +43,14 @@ def main() -> None:
     parser.add_argument("--out")
     options = parser.parse_args()
     torch.set_num_threads(2)
-    dataset = cifar(Data(root=options.data_root))
-    train, test = dataset.train.first(options.train, "train"), dataset.test.first(options.test, "test")
+    train, test = cifar.read(Data(root=options.data_root))
+    train, test = train.first(options.train, "train"), test.first(options.test, "test")
     mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (MEAN, STD))
     images = torch.from_numpy(train.images).permute(0, 3, 1, 2).float()
     labels = torch.from_numpy(train.labels)
     subset = torch.randperm(len(labels))[: len(labels) // 2]
-    network = ResNet9(64, 3, 10).to(memory_format=torch.channels_last)
+    network: nn.Module = ResNet9(64, 3, 10)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batch = 512
     per_epoch = len(subset) // batch
     optimizer = torch.optim.SGD(network.parameters(), lr=0.5, momentum=0.9, weight_decay=5e-4)

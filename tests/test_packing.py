@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -387,7 +386,6 @@ def test_an_image_that_cannot_be_read_is_told_of_and_not_raised_in_ffcvs_workers
 
 def test_without_ffcv_its_forms_are_refused(tmp_path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "ffcv.py").write_text("raise ImportError('hidden')")
-    path = os.pathsep.join([str(tmp_path), str(PROJECT)])
-    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"writing it needs FFCV, `pip install \.\[ffcv\]`"):
         pack(fmow(real_data, tmp_path / "packed", "beton-raw"))

@@ -1,7 +1,6 @@
 """The pipeline end to end, in processes of its own: interruptions, ranges, workers, growth, published files."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -14,6 +13,8 @@ import pytest
 import torch
 
 from tests.conftest import DIGITS, PROJECT, TINY, datamodels
+from train import cifar
+from train.config import Data
 
 LONGER = [*TINY, "--recipe.epochs=250", "--recipe.width=16"]
 """As TINY, but with groups that take long enough to be interrupted."""
@@ -205,15 +206,8 @@ def test_cifar_end_to_end_on_the_official_batches(tmp_path: Path, real_data: Pat
     folder = tmp_path / "cifar" / "data"
     logits = np.load(folder / "test_logits_50pct.npy", mmap_mode="r")
     assert (logits.shape, logits.dtype) == ((16, 64, 10), np.float16)
-    labels = np.frombuffer(_test_labels(real_data), np.uint8)[:64]
+    labels = cifar.read(Data(root=str(real_data)))[1].labels[:64]
     others = logits.astype(np.float32)
     others[:, np.arange(64), labels] = -np.inf
     margins = logits[:, np.arange(64), labels].astype(np.float32) - others.max(2)
     np.testing.assert_allclose(np.load(folder / "test_margins_50pct.npy"), margins, atol=0.02)
-
-
-def _test_labels(real_data: Path) -> bytes:
-    from train.config import Data
-    from train.data import cifar
-
-    return cifar(Data(root=os.fspath(real_data))).test.labels.astype(np.uint8).tobytes()

@@ -8,14 +8,14 @@ class names, and a stamp of what it was made from.
 import contextlib
 import fcntl
 import json
+import multiprocessing
 import os
-import pickle
 import signal
-import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -192,37 +192,39 @@ def _blocks_done(fd: int, part: Path, images: Images, stamp: str) -> set[int]:
 def _write_beton(part: Path, split: Split, form: str) -> None:
     """Run FFCV's writer, with its own bar on a terminal.
 
-    In a process of its own: it forks, and is best ended with all its workers. Raises UserError, WorkError.
+    In a fresh process of its own: it forks, and is best ended with all its workers. Raises UserError, WorkError.
     """
-    command = [sys.executable, "-m", "train.pack", str(part), form]
-    quiet = {} if sys.stderr.isatty() else {"TQDM_DISABLE": "1"}
-    process = subprocess.Popen(
-        command, start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **quiet}
-    )
+    spawn = multiprocessing.get_context("spawn")
+    answer, question = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_run_ffcv, args=(question, part, split, form))
+    process.start()
+    question.close()
     try:
-        told, _ = process.communicate(pickle.dumps(split))
-    except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        raise
-    if process.returncode:
+        kind, problem = answer.recv()
+    except EOFError:
+        process.join()
+        kind, problem = WorkError, f"FFCV's writer of {part} ended with exit code {process.exitcode}"
+    finally:
+        if process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.join()
+    if problem:
         part.unlink()
-        problem = told.decode().strip() or f"FFCV's writer of {part} ended with exit code {process.returncode}"
-        raise (UserError if process.returncode == 2 else WorkError)(problem)
+        raise kind(problem)
 
 
-def main(part: str, form: str) -> int:
-    """Entry point of the process that runs FFCV's writer; a problem goes to standard output."""
+def _run_ffcv(question: Connection, part: Path, split: Split, form: str) -> None:
+    """Leads a process group; tells of a problem, or of none."""
+    os.setsid()
+    if not sys.stderr.isatty():
+        os.environ["TQDM_DISABLE"] = "1"
+    problem = ""
     try:
-        beton.write(Path(part), pickle.load(sys.stdin.buffer), "raw" if form == "beton-raw" else "jpg", cores())
+        beton.write(part, split, "raw" if form == "beton-raw" else "jpg", cores())
     except ImportError:
-        print(f"data.form is {form!r}: writing it needs FFCV, `pip install .[ffcv]`")
-        return 2
+        problem = f"data.form is {form!r}: writing it needs FFCV, `pip install .[ffcv]`"
     except UserError as error:
-        print(error)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+        problem = str(error)
+    question.send((UserError, problem))

@@ -1,5 +1,6 @@
 """Settings submitted to a real SLURM and disturbed: the arrays come out as in an undisturbed local run."""
 
+import contextlib
 import json
 import os
 import signal
@@ -127,15 +128,37 @@ def case(cluster: Cluster, tmp_path: Path, expected: dict[str, bytes]) -> Case:
 def stop_until_asked_to_end(case: Case) -> None:
     """Hold the case's only worker still once its first rows are done, until its time limit has it told to end."""
     case.wait_for_first()
-    (worker,) = case.processes()
-    os.kill(worker, signal.SIGSTOP)
-    case.cluster.wait(lambda: _is_pending(worker, signal.SIGTERM))
-    os.kill(worker, signal.SIGCONT)
+    workers = case.processes()
+    assert len(workers) == 1
+    hold(workers)
+    case.cluster.wait(lambda: _told_to_end(workers[0]))
+    os.kill(workers[0], signal.SIGCONT)
 
 
-def _is_pending(pid: int, number: int) -> bool:
-    status = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
-    return bool((int(status["SigPnd"], 16) | int(status["ShdPnd"], 16)) >> (number - 1) & 1)
+def hold(workers: list[int]) -> None:
+    """Stop processes, and wait until they stand still."""
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    while not all(_status(worker).get("State", "T").startswith("T") for worker in workers):
+        time.sleep(0.01)
+
+
+def _told_to_end(held: int) -> bool:
+    """Whether a process that was held has a SIGTERM waiting, or goes on again, or has ended."""
+    status = _status(held)
+    if not status.get("State", "").startswith("T"):
+        return True
+    pending = int(status["SigPnd"], 16) | int(status["ShdPnd"], 16)
+    return bool(pending >> (signal.SIGTERM - 1) & 1)
+
+
+def _status(pid: int) -> dict[str, str]:
+    """The fields of /proc/PID/status; none where the process has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    return dict(line.split(":\t") for line in lines if ":\t" in line)
 
 
 def test_a_plain_array_and_a_time_limit_shorter_than_the_work(
@@ -188,11 +211,18 @@ def test_a_failing_task_is_requeued_and_succeeds(case: Case, tmp_path: Path, exp
 def test_preemption(case: Case, expected: dict[str, bytes]) -> None:
     case.submit()
     case.cluster.wait(lambda: len(case.processes()), 2)
+    workers = case.processes()
+    hold(workers)
     for node in case.cluster.NODES:
-        case.cluster.ask("sbatch", "-p", "vip", "-w", node, "-n2", "-o", "/dev/null", "--wrap", "sleep 1")
-    case.cluster.wait(lambda: any(job[1] == "PENDING" for job in case.jobs() if "train" in job[3]))
+        case.cluster.ask("sbatch", "-p", "vip", "-w", node, "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
+    case.cluster.wait(lambda: all(map(_told_to_end, workers)))
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGCONT)
     case.finish(expected)
     assert len(case.numbers()) == 1
+    journals = list((case.root / "digits" / "data" / "_journal_50pct").iterdir())
+    assert any(not path.name.endswith("-0.bin") for path in journals), "no task was requeued"
 
 
 def test_a_slurmd_is_killed_and_its_task_runs_twice(case: Case, expected: dict[str, bytes]) -> None:
