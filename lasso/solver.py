@@ -258,7 +258,7 @@ class _Lot:
         found.validation_mse[target] = heldout.squares / at.held_rows
         if var == 0.0 or not np.any(cov):
             return None
-        top = np.max(np.abs(cov if fit.lambda_max == "true" else cov * divide(np.ones_like(cov), at.scale.inv)))
+        top = np.max(np.abs(cov * divide(np.ones_like(cov), at.scale.inv) if fit.lambda_max == "upstream" else cov))
         return _Path(cov, var, top * self.ratios, heldout)
 
     def record(

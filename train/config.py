@@ -138,7 +138,7 @@ class Fit:
     validation: Literal["random", "last"] = "random"
     """Rows held out to choose lambda: drawn by the row's own random stream, so that a row keeps its part as the store
     grows; or the last ones, as fast_l1 does."""
-    lambda_max: Literal["true", "upstream"] = "true"
+    lambda_max: Literal[True, "upstream"] = True
     """Start of the path: the smallest lambda that gives weights of 0; or, as in fast_l1, that of the masks before they
     are standardised, which is lower by the factor sqrt(alpha (1 - alpha))."""
     weight_units: Literal["mask", "standardised"] = "mask"
