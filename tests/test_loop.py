@@ -68,12 +68,27 @@ def test_margins_match_the_logits_that_are_kept() -> None:
     np.testing.assert_allclose(result.arrays["test_margins"], margin(logits, labels), atol=0.02)
 
 
-def test_a_row_that_diverges_fails_alone_with_its_reason() -> None:
+def test_rows_that_diverge_fail_with_their_reason() -> None:
     setting = tiny()
     wild = trainer(replace(setting, recipe=replace(setting.recipe, lr=1e30)))
     results = wild(0)
     assert all(isinstance(result, RowFailure) for result in results)
     assert {result.reason for result in results} == {"train_margins not finite"}
+
+
+def test_a_row_that_diverges_changes_no_byte_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = trainer(tiny())(0)
+    poisoned = trainer(tiny())
+    reset = poisoned.parameters.reset
+
+    def poison(seed: int, rows: range) -> None:
+        reset(seed, rows)
+        poisoned.parameters.value[poisoned.parameters.row == 3] = torch.nan
+
+    monkeypatch.setattr(poisoned.parameters, "reset", poison)
+    results = poisoned(0)
+    assert isinstance(results.pop(3), RowFailure)
+    assert contents(results) == contents([result for result in good if result.row != 3])
 
 
 def test_a_value_beyond_float16_is_a_failure_and_never_infinity() -> None:
@@ -115,7 +130,7 @@ def test_resnet9_trains_in_every_precision(precision: str) -> None:
     split = Split(images, labels)
     dataset = Dataset(split, split, tuple("abcd"), (125.0,) * 3, (50.0,) * 3, "here")
     recipe = Recipe(
-        width=4, epochs=12, peak_epoch=3, batch=8, lr=0.1, precision=precision, device="cpu", threads=1, cutout=0
+        width=4, epochs=8, peak_epoch=3, batch=8, lr=0.03, precision=precision, device="cpu", threads=1, cutout=0
     )
     setting = Setting(alpha=0.5, models=2, eval_models=0, recipe=recipe, data=Data())
     result = Trainer(setting, dataset, CPU)(0)[0]

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from train.config import Recipe
-from train.model import ConvNet, Parameters, build, reset_statistics
+from train.errors import UserError
+from train.model import ConvNet, Parameters, build, check, reset_statistics
 
 CPU = torch.device("cpu")
 
@@ -121,3 +122,30 @@ def test_resetting_leaves_no_trace_of_earlier_rows() -> None:
     for before, after in zip(fresh, network.state_dict().values(), strict=True):
         np.testing.assert_array_equal(before.numpy(), after.numpy())
     assert (parameters.momentum == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "shape", "batch", "told"),
+    [
+        (Recipe(), (8, 8, 1), 512, "recipe.network is 'resnet9', which cannot train on 512 images of 8 x 8 pixels"),
+        (Recipe(network="resnet18"), (32, 32, 3), 1, "recipe.network is 'resnet18', which cannot train on 1 images"),
+        (Recipe(cutout=40), (32, 48, 3), 512, "recipe.cutout is 40, expected at most the side of the 48 x 32 images"),
+    ],
+)
+def test_a_recipe_that_cannot_train_on_the_images_is_refused(
+    recipe: Recipe, shape: tuple[int, ...], batch: int, told: str
+) -> None:
+    with pytest.raises(UserError, match=f"^{told}"):
+        check(recipe, shape, 10, batch)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "shape"),
+    [
+        (Recipe(), (32, 32, 3)),
+        (Recipe(network="resnet18"), (64, 64, 3)),
+        (Recipe(network="convnet", group=64), (8, 8, 1)),
+    ],
+)
+def test_a_recipe_that_can_is_not(recipe: Recipe, shape: tuple[int, ...]) -> None:
+    check(recipe, shape, 10, 512)

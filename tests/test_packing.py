@@ -290,6 +290,33 @@ def test_an_ffcv_users_cifar_is_cifar(tmp_path: Path, real_data: Path) -> None:
     assert load(foreign("cifar", tmp_path)).sha256() == original.sha256()
 
 
+def test_an_ffcv_users_fmow_is_told_from_others_by_the_tables(tmp_path: Path, real_data: Path) -> None:
+    original = load(fmow(real_data, tmp_path, "original"))
+    setting = foreign("fmow", tmp_path)
+    setting.data.size = 32
+    for name in ("train", "test"):
+        split = getattr(original, name)
+        write_raw(tmp_path / f"fmow_{name}.beton", split.images[:], split.labels)
+    with pytest.raises(UserError, match=r"no fmow_v1\.1 folder there"):
+        load(setting)
+    (tmp_path / "fmow_v1.1").mkdir()
+    for table in ("rgb_metadata.csv", "country_code_mapping.csv"):
+        (tmp_path / "fmow_v1.1" / table).write_bytes((real_data / "fmow_v1.1" / table).read_bytes())
+    assert load(setting).sha256() == original.sha256()
+    swapped = original.test
+    write_raw(tmp_path / "fmow_train.beton", swapped.images[:], swapped.labels)
+    with pytest.raises(UserError, match=r"is not of fmow: its 31 labels are not those of the 43 train images"):
+        load(setting)
+
+
+def test_nothing_is_packed_where_more_examples_are_asked_for_than_there_are(tmp_path: Path, real_data: Path) -> None:
+    setting = fmow(real_data, tmp_path / "packed")
+    setting.data.test = 99_999
+    with pytest.raises(UserError, match=r"data\.test is 99999, expected at most the 31 examples"):
+        pack(setting)
+    assert not (tmp_path / "packed").exists()
+
+
 # FFCV itself
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -65,18 +66,18 @@ def fetch(data: Data) -> None:
     """Download the official batches where there are none. Raises UserError where there is no network."""
     try:
         folder_of(data)
-    except UserError:
+    except UserError as missing:
         from train.vision import torchvision
 
         root = Path(data.root).expanduser()
+        existed = root.exists()
         try:
             root.mkdir(parents=True, exist_ok=True)
             torchvision().datasets.CIFAR10(str(root), download=True)
         except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"CIFAR-10 is not in {root} and could not be downloaded ({error}): put the official {FOLDER} "
-                "folder there (cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html)"
-            ) from None
+            if not existed:
+                shutil.rmtree(root, ignore_errors=True)
+            raise UserError(f"{missing}; the download failed ({error})") from None
 
 
 def _read_batches(folder: Path, files: dict[str, str]) -> Split:

@@ -36,7 +36,8 @@ class Data:
     form: Literal["auto", "original", "npy", "beton-raw", "beton-jpeg", "beton"] = "auto"
     """Form in which the images are read. `original`: the data set's own files; `npy`, `beton-raw`, `beton-jpeg`: packed
     by `datamodels data`, the latter two through FFCV; `beton`: an FFCV user's {dataset}_train.beton and _test.beton in
-    data.root; `auto`: `npy` or `beton-raw` where one is there, else `original`."""
+    data.root, for FMoW beside `fmow_v1.1` with its two tables, which tell the order; `auto`: `npy` or `beton-raw` where
+    one is there, else `original`."""
     packed: str = "data/packed"
     """Folder of the packed forms."""
     resident: bool | None = None
@@ -192,7 +193,7 @@ class Setting:
         )
         _require(0 < self.alpha < 1, "alpha", self.alpha, "above 0 and below 1")
         _require(
-            float(self.pct) / 100 == self.alpha,
+            float(f"{self.pct}e-2") == self.alpha,
             "alpha",
             self.alpha,
             f"one that its percentage gives back exactly ({self.pct} % does not): the file names carry it",

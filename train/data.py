@@ -87,7 +87,10 @@ def pack(setting: Setting, progress: Progress = lambda what, done, total: None) 
         return
     assert source.stem is not None
     paths = _paths(source.stem(setting.data), form, setting.data)
-    for name, split in zip(("train", "test"), source.read(setting.data), strict=True):
+    train, test = source.read(setting.data)
+    for name, split in (("train", train), ("test", test)):
+        split.first(getattr(setting.data, name), f"data.{name}")  # refuses too many before anything is written
+    for name, split in (("train", train), ("test", test)):
         Pack(paths[name], form).write(split, source.classes(), progress)
 
 

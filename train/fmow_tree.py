@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,9 @@ from PIL import Image
 from train.config import Data
 from train.errors import UserError
 from train.images import LazyImages, Split
+
+if TYPE_CHECKING:  # wilds is slow to import
+    from fmow import Examples
 
 FOLDER = "fmow_v1.1"
 METADATA = "rgb_metadata.csv"
@@ -54,6 +58,17 @@ def _read(path: Path) -> Image.Image:
 
 def read(data: Data) -> tuple[Split, Split]:
     """Training and test images in the order of `FMoWDataset.get_subset`. Raises UserError."""
+    train, test = examples(data)
+    width, height = (data.size, data.size) if data.size else _read(train.paths[0]).size
+    splits = [
+        Split(Pictures(part.paths, (len(part.paths), height, width, 3), bool(data.size)), part.labels)
+        for part in (train, test)
+    ]
+    return splits[0], splits[1]
+
+
+def examples(data: Data) -> tuple["Examples", "Examples"]:
+    """What the tables of the tree tell of the training and test images. Raises UserError."""
     tree = tree_of(data)
     if not tree.is_dir():
         raise UserError(
@@ -70,15 +85,10 @@ def read(data: Data) -> tuple[Split, Split]:
         raise UserError(f"{error.filename or tree}: {problem}") from None
     except ValueError as error:
         raise UserError(f"data.{error}" if str(error).startswith("split_scheme") else str(error)) from None
-    for name, examples in (("training", train), ("test", test)):
-        if not examples.paths:
+    for name, part in (("training", train), ("test", test)):
+        if not part.paths:
             raise UserError(f"{tree / METADATA} has no {name} image under data.split_scheme {data.split_scheme!r}")
-    width, height = (data.size, data.size) if data.size else _read(train.paths[0]).size
-    splits = [
-        Split(Pictures(part.paths, (len(part.paths), height, width, 3), bool(data.size)), part.labels)
-        for part in (train, test)
-    ]
-    return splits[0], splits[1]
+    return train, test
 
 
 def classes() -> tuple[str, ...]:
@@ -88,10 +98,13 @@ def classes() -> tuple[str, ...]:
 
 
 def refuse(data: Data, name: str, split: Split) -> str | None:
-    """What a .beton file's split lacks to be FMoW's."""
+    """What a .beton file's split lacks to be FMoW's, whose tables say which images there are, and in which order."""
     side = data.size or SIDE
     if split.images.shape[1:] != (side, side, 3):
         return f"images of {split.images.shape[2]} x {split.images.shape[1]} pixels, expected {side} x {side}"
+    expected = examples(data)[name == "test"].labels
+    if not np.array_equal(split.labels, expected):
+        return f"its {len(split.labels)} labels are not those of the {len(expected)} {name} images of {tree_of(data)}"
     return None
 
 

@@ -7,7 +7,7 @@ images of a batch, H W C an image.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from train.config import Recipe
+from train.errors import UserError
 from train.streams import Stream, uniform
 from train.vision import torchvision
 
@@ -106,6 +107,29 @@ def build(recipe: Recipe, shape: tuple[int, ...], classes: int) -> nn.Module:
     if recipe.network == "resnet18":
         return ResNet18(shape[2], classes)
     return ConvNet(recipe.group, recipe.width, shape, classes)
+
+
+def check(recipe: Recipe, shape: tuple[int, ...], classes: int, batch: int) -> None:
+    """Raises UserError where the recipe cannot train on `batch` images [H, W, C] at a time.
+
+    Tries two images on the narrowest network: whether images are too small for it depends on nothing else.
+    """
+    if recipe.cutout > min(shape[:2]):
+        raise UserError(f"recipe.cutout is {recipe.cutout}, expected at most the side of the {_size(shape)} images")
+    try:
+        network = build(replace(recipe, width=1, group=1), shape, classes).train()
+        with torch.no_grad():
+            network(torch.zeros(1, min(batch, 2), *shape))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"recipe.network is {recipe.network!r}, which cannot train on {batch} images of {_size(shape)} pixels at a "
+            f"time: {reason}"
+        ) from None
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]} x {shape[0]}"
 
 
 @dataclass(frozen=True)

@@ -198,18 +198,20 @@ def _write_beton(part: Path, split: Split, form: str) -> None:
     answer, question = spawn.Pipe(duplex=False)
     process = spawn.Process(target=_run_ffcv, args=(question, part, split, form))
     process.start()
+    assert process.pid is not None
     question.close()
     try:
-        kind, problem = answer.recv()
+        problem = answer.recv()
+        process.join()
+        kind: type[Exception] = UserError
     except EOFError:
         process.join()
         kind, problem = WorkError, f"FFCV's writer of {part} ended with exit code {process.exitcode}"
-    finally:
-        if process.pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.kill()
-        process.join()
+        raise
     if problem:
         part.unlink()
         raise kind(problem)
@@ -227,4 +229,4 @@ def _run_ffcv(question: Connection, part: Path, split: Split, form: str) -> None
         problem = f"data.form is {form!r}: writing it needs FFCV, `pip install .[ffcv]`"
     except UserError as error:
         problem = str(error)
-    question.send((UserError, problem))
+    question.send(problem)
