@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from launch.progress import Progress, Stages, notice
 from launch.status import report_path
+from launch.stop import Stop
 from train.config import Setting
 from train.data import Dataset, fetch, load, pack
 from train.errors import UserError, WorkError
@@ -46,8 +47,10 @@ class Request:
         text = self.options.get(key)
         if text is None:
             return None
-        first, colon, last = str(text).partition(":")
-        if not (colon and first.isdecimal() and last.isdecimal() and int(first) < int(last) <= stop):
+        text = str(text)
+        first, colon, last = text.partition(":")
+        numbers = text.isascii() and first.isdecimal() and last.isdecimal()
+        if not (colon and numbers and int(first) < int(last) <= stop):
             raise UserError(f"--{key} is {text!r}, expected A:B with 0 <= A < B <= {stop}")
         return int(first), int(last)
 
@@ -83,10 +86,10 @@ def data(request: Request) -> int:
 def train(request: Request) -> int:
     store = request.own_store()
     span = request.span("rows", store.rows) or (0, store.rows)
-    return _train(request, store, range(*span))
+    return _train(request, store, range(*span), Stop())
 
 
-def _train(request: Request, store: Store, rows: range) -> int:
+def _train(request: Request, store: Store, rows: range, stop: Stop) -> int:
     from launch.local import train_here
     from train.create import check_data
 
@@ -94,10 +97,8 @@ def _train(request: Request, store: Store, rows: range) -> int:
         _retry_failed(store, rows)
     if len(store.missing(rows.start, rows.stop)):
         check_data(store.manifest, load(store.setting))
-    devices = request.options.get("devices")
-    train_here(
-        store, str(request.root), rows, str(devices).split(",") if devices else None, request.options.get("workers")
-    )
+    devices, workers = request.options.get("devices"), request.options.get("workers")
+    train_here(store, str(request.root), rows, str(devices).split(",") if devices else None, workers, stop)
     store.sync_flags()
     return _judge_failures(store, rows)
 
@@ -296,7 +297,9 @@ def run(request: Request) -> int:
     dataset = load(request.setting)
     store = _timed(timings, "init", lambda: _create(request, dataset))
     done_before = int(store.completed().sum())
-    code = _timed(timings, "train", lambda: _train(request, store, range(store.rows)))
+    stop = Stop()
+    code = _timed(timings, "train", lambda: _train(request, store, range(store.rows), stop))
+    stop.check()
     trained = int(store.completed().sum()) - done_before
     if is_current(store, "test"):
         notice("nothing to fit: the datamodels are up to date")

@@ -8,37 +8,45 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
+import launch
 from launch.progress import Progress, notice
-from launch.stop import Stop
+from launch.stop import EXIT_INTERRUPTED, Stop
 from launch.worker import Task, work
 from train.errors import Interrupted, UserError, WorkError
 from train.store import Store
 
 POLL_SECONDS = 0.5
 
+KILL_SECONDS = 8.0
+"""Seconds after a signal at which workers that are still there are killed."""
 
-def train_here(store: Store, root: str, rows: range, devices: Sequence[str] | None, workers: int | None) -> int:
+
+def train_here(
+    store: Store, root: str, rows: range, devices: Sequence[str] | None, workers: int | None, stop: Stop
+) -> int:
     """Train the missing rows on all devices given, or all visible; returns how many were done.
 
     Raises Interrupted (with the exit code), UserError, WorkError.
     """
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers is {workers}, expected at least 1")
     missing = len(store.missing(rows.start, rows.stop))
     if not missing:
         notice(f"nothing to train: rows {rows.start} to {rows.stop - 1} are all done")
         return 0
     places = _places(store, devices, workers, missing)
     task = Task(root, store.setting.to_dict(), (rows.start, rows.stop), places[0])
-    stop = Stop()
     with Progress("rows", missing) as progress:
         try:
             if len(places) == 1:
                 work(task, stop, progress)
             else:
                 _supervise([dataclasses.replace(task, device=place) for place in places], store, rows, stop, progress)
-        except Interrupted:
+        except Interrupted as error:
             notice(f"stopped: {progress.done} rows done here, the others remain; the same command goes on")
-            raise Interrupted(stop.exit_code) from None
+            raise Interrupted(*error.args or [stop.exit_code]) from None
         finally:
             store.refresh()
     return progress.done
@@ -66,48 +74,81 @@ def _gpus(devices: Sequence[str] | None) -> list[str]:
     if devices is None:
         return [f"cuda:{index}" for index in range(count)]
     for device in devices:
-        if not device.isdecimal() or int(device) >= count:
+        if not (device.isascii() and device.isdecimal()) or int(device) >= count:
             raise UserError(f"--devices names {device!r}, expected numbers of GPUs below {count}, such as 0,1")
     return [f"cuda:{device}" for device in devices]
 
 
 def _supervise(tasks: Sequence[Task], store: Store, rows: range, stop: Stop, progress: Progress) -> None:
     """Run one process a task until all have ended, passing a signal on to them."""
-    processes = [_start(task) for task in tasks]
+    with stop:
+        workers = [_Worker(index, task) for index, task in enumerate(tasks)]
+        try:
+            _watch(workers, store, rows, stop, progress)
+        finally:
+            for worker in workers:
+                worker.kill()
+    if len(store.missing(rows.start, rows.stop)):
+        raise Interrupted(stop.exit_code) if stop() else _failure(workers)
+
+
+def _watch(workers: Sequence["_Worker"], store: Store, rows: range, stop: Stop, progress: Progress) -> None:
     done = _count(store, rows)
-    told = False
-    try:
-        while any(process.poll() is None for process in processes):
-            time.sleep(POLL_SECONDS)
-            if stop() and not told:
-                told = True
-                _signal(processes)
-            store.refresh()
-            now = _count(store, rows)
-            progress(now - done)
-            done = now
-    except BaseException:
-        for process in processes:
-            process.kill()
-        raise
+    while alive := [worker for worker in workers if worker.runs()]:
+        time.sleep(POLL_SECONDS)
+        for worker in alive if stop() else ():
+            worker.ask(by_force=stop.seconds > KILL_SECONDS)
+        store.refresh()
+        now = _count(store, rows)
+        progress(now - done)
+        done = now
     store.refresh()
     progress(_count(store, rows) - done)
-    if stop():
-        raise Interrupted
-    if len(store.missing(rows.start, rows.stop)):
-        _raise_first(processes)
 
 
-def _start(task: Task) -> subprocess.Popen[str]:
-    content = json.dumps({**dataclasses.asdict(task), "parent": os.getpid()})
-    command = [sys.executable, "-m", "launch.worker", content]
-    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True)
+class _Worker:
+    """A process of its own for a task. Its session is its own too: Ctrl-C reaches it through its launcher alone."""
 
+    def __init__(self, index: int, task: Task) -> None:
+        self.name = f"worker {index} on {task.device}"
+        content = json.dumps({**dataclasses.asdict(task), "parent": os.getpid()})
+        # -P: no module of the folder that the user is in takes the place of one of ours.
+        command = [sys.executable, "-P", "-m", "launch.worker", content]
+        paths = [str(Path(launch.__path__[0]).parent), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        self.process = subprocess.Popen(
+            command, start_new_session=True, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self._asked = self._ended = False
+        self.told = ""
+        """The error that it ended with."""
 
-def _signal(processes: Sequence[subprocess.Popen[str]]) -> None:
-    for process in processes:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+    def runs(self) -> bool:
+        """Whether it still runs; an end that nobody asked for is told."""
+        if not self._ended and self.process.poll() is not None:
+            self._ended = True
+            self.told = (self.process.communicate()[0].strip().splitlines() or [""])[-1]
+            if self.process.returncode and not self._asked:
+                notice(f"{self.name} {self.end}{': ' + self.told if self.told else ''}")
+        return not self._ended
+
+    def ask(self, by_force: bool) -> None:
+        """Ask it to end, once, or end it by force."""
+        if by_force:
+            self.process.kill()
+        elif not self._asked:
+            self.process.send_signal(signal.SIGTERM)
+        self._asked = True
+
+    def kill(self) -> None:
+        if not self._ended:
+            self.process.kill()
+            self.process.communicate()
+
+    @property
+    def end(self) -> str:
+        code = self.process.returncode
+        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 def _count(store: Store, rows: range) -> int:
@@ -115,14 +156,15 @@ def _count(store: Store, rows: range) -> int:
     return int(ended[rows.start : rows.stop].sum())
 
 
-def _raise_first(processes: Sequence[subprocess.Popen[str]]) -> None:
-    """Raise the error of the first worker that told one."""
-    for index, process in enumerate(processes):
-        assert process.stdout is not None
-        told = process.stdout.read().strip()
-        if told and process.returncode in (1, 2):
-            raise (UserError if process.returncode == 2 else WorkError)(told.splitlines()[-1])
-        if process.returncode < 0:
-            raise WorkError(f"worker {index} was ended by {signal.Signals(-process.returncode).name}")
-        if process.returncode:
-            raise WorkError(f"worker {index} ended with exit code {process.returncode}")
+def _failure(workers: Sequence[_Worker]) -> Exception:
+    """Why rows are missing although all workers have ended: the first error told, or a signal that took them all."""
+    codes = {worker: worker.process.returncode for worker in workers}
+    for worker, code in codes.items():
+        if code in (1, 2) and worker.told:
+            return (UserError if code == 2 else WorkError)(worker.told)
+    for worker, code in codes.items():
+        if code < 0:  # told as a shell does, so that a batch script sees a death and tries again
+            return Interrupted(128 - code)
+        if code not in (0, EXIT_INTERRUPTED):
+            return WorkError(f"{worker.name} {worker.end}")
+    return Interrupted(EXIT_INTERRUPTED)

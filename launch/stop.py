@@ -1,37 +1,118 @@
 """Signals that ask a process to stop, and the exit codes they lead to."""
 
+import contextlib
 import os
 import signal
+import sys
 import threading
-from types import FrameType
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
+from typing import NoReturn
 
 EXIT_INTERRUPTED = 75
 EXIT_CTRL_C = 130
 
+LEAVE_SECONDS = 9.0
+"""Seconds after a signal at which a process ends, whatever it is at. Nothing that is committed depends on its end."""
+
+STOPPED = "stopped: the same command goes on"
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+Receiver = Callable[[int, FrameType | None], None]
+
+
+@contextlib.contextmanager
+def handling(receive: Receiver) -> Iterator[None]:
+    """Have `receive` told of signals, and put back at the end what was there; only the main thread can do so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, receive) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def raise_interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """A receiver for work that may end anywhere: KeyboardInterrupt carries the signal past every `except Exception`."""
+    raise KeyboardInterrupt(number)
+
+
+def leave(number: int, frame: FrameType | None) -> NoReturn:
+    """A receiver for the time of imports, during which an exception can get lost."""
+    _end(exit_code(number))
+
+
+def exit_code(number: int | None) -> int:
+    return EXIT_CTRL_C if number == signal.SIGINT else EXIT_INTERRUPTED
+
+
+def code_of(error: KeyboardInterrupt) -> int:
+    """The exit code for an interrupt of `raise_interrupt`'s, or of Python's own."""
+    return exit_code(error.args[0] if error.args else signal.SIGINT)
+
+
+def _end(code: int) -> NoReturn:
+    with contextlib.suppress(OSError):
+        os.write(2, f"{STOPPED}\n".encode())
+    os._exit(code)
 
 
 class Stop:
-    """Called between training steps: whether to stop. A second Ctrl-C stops at once, with KeyboardInterrupt.
+    """Called between training steps: whether to stop. While it is entered, signals are noted and interrupt nothing.
 
-    With `parent`, also once that process is no longer the parent, so that no worker outlives its launcher.
+    A second Ctrl-C stops at once, with KeyboardInterrupt. With `parent`, stops also once that process is no longer the
+    parent, so that no worker outlives its launcher.
     """
 
     def __init__(self, parent: int | None = None) -> None:
         self.signal: int | None = None
         self.parent = parent
-        if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
-                signal.signal(number, self._receive)
+        self._since = 0.0
+        self._over = threading.Event()
+        self._handling = handling(self._receive)
+
+    def __enter__(self) -> "Stop":
+        threading.Thread(target=self._watch, daemon=True).start()
+        self._handling.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._handling.__exit__(None, None, None)
+        self._over.set()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        # No lock here: the thread that is interrupted may hold it.
         if number == signal.SIGINT and self.signal == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
+        self._since = self._since or time.monotonic()
         self.signal = number
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.5):
+            if self.seconds > LEAVE_SECONDS:
+                sys.stderr.flush()
+                _end(self.exit_code)
 
     def __call__(self) -> bool:
         return self.signal is not None or (self.parent is not None and os.getppid() != self.parent)
 
     @property
+    def seconds(self) -> float:
+        """Seconds since the first signal; 0 before it."""
+        return time.monotonic() - self._since if self._since else 0.0
+
+    @property
     def exit_code(self) -> int:
-        return EXIT_CTRL_C if self.signal == signal.SIGINT else EXIT_INTERRUPTED
+        return exit_code(self.signal)
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt where a signal came although there was no training left to stop."""
+        if self.signal is not None:
+            raise KeyboardInterrupt(self.signal)

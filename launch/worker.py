@@ -1,15 +1,16 @@
 """One worker: trains missing rows of a store on one device. The launcher's own process, or one of several."""
 
+import contextlib
 import json
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.stop import Stop
+from launch.stop import Stop, code_of, handling, raise_interrupt
 from train.config import Setting, from_dict
 from train.create import check_data
 from train.data import load
@@ -37,25 +38,41 @@ class Task:
         return Layout(Path(self.root), self.setting.dataset, self.setting.pct)
 
 
-def work(task: Task, stop: Callable[[], bool], finished: Callable[[int], None] = lambda rows: None) -> None:
-    """Train the task's missing rows; `finished` hears how many at a time. Raises Interrupted, UserError, WorkError."""
-    import torch
+def work(task: Task, stop: Stop, finished: Callable[[int], None] = lambda rows: None) -> None:
+    """Train the task's missing rows; `finished` hears how many at a time.
 
-    from train.device import environment
-    from train.loop import Trainer
-    from train.rows import train_rows
-    from train.writer import Writer
+    `stop` is entered for the training alone: what comes before it may end anywhere. Raises Interrupted, UserError,
+    WorkError.
+    """
+    with _told(task.device):
+        import torch
 
-    store = open_own(task.layout, task.setting)
-    dataset = load(store.setting)
-    check_data(store.manifest, dataset)
-    device = torch.device(task.device)
-    trainer = Trainer(store.setting, dataset, device, store.eras)
-    writer = Writer(store, {**environment(store.setting.recipe, device), **whereabouts(), "on": task.device})
+        from train.device import environment
+        from train.loop import Trainer
+        from train.rows import train_rows
+        from train.writer import Writer
+
+        store = open_own(task.layout, task.setting)
+        dataset = load(store.setting)
+        check_data(store.manifest, dataset)
+        device = torch.device(task.device)
+        trainer = Trainer(store.setting, dataset, device, store.eras)
+        writer = Writer(store, {**environment(store.setting.recipe, device), **whereabouts(), "on": task.device})
+        try:
+            with stop:
+                train_rows(store, writer, trainer, range(*task.rows), stop, lambda results: finished(len(results)))
+        finally:
+            writer.close()
+
+
+@contextlib.contextmanager
+def _told(device: str) -> Iterator[None]:
+    """Turn what torch raises, such as for a network that cannot take the images, into a WorkError of one line."""
     try:
-        train_rows(store, writer, trainer, range(*task.rows), stop, lambda results: finished(len(results)))
-    finally:
-        writer.close()
+        yield
+    except (RuntimeError, MemoryError) as error:
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise WorkError(f"training on {device} failed: {first}") from error
 
 
 def whereabouts() -> dict[str, Any]:
@@ -74,9 +91,12 @@ def main() -> int:
     content = json.loads(sys.argv[1])
     stop = Stop(parent=content.pop("parent"))
     try:
-        work(Task(**content), stop)
+        with handling(raise_interrupt):
+            work(Task(**content), stop)
     except Interrupted:
         return stop.exit_code
+    except KeyboardInterrupt as error:
+        return code_of(error)
     except (UserError, WorkError) as error:
         print(error)
         return 2 if isinstance(error, UserError) else 1

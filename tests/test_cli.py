@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch.cli import COMMANDS
-from tests.conftest import DIGITS, PROJECT, TINY, datamodels
+from launch.parser import COMMANDS
+from tests.conftest import DIGITS, PROJECT, TINY, datamodels, in_process
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,8 @@ REFUSED = {
     "a subset without an example": (["--alpha=0.001"], "alpha is 0.001"),
     "an unknown network": (["--recipe.network=vgg"], "recipe.network"),
     "a group for a network without": (["--recipe.network=resnet9"], "recipe.group is"),
+    "an abbreviated option": (["--mod=5"], "--mod=5"),
+    "a root without a name": (["--root="], "--root is ''"),
 }
 
 
@@ -60,6 +62,10 @@ FILES = {
     "broken YAML": ("dataset: [\n", "not plain YAML"),
     "nothing": ("", "expected keys and values"),
     "bytes": ("dataset: \x01", "not plain YAML"),
+    "a key given twice": ("dataset: digits\nalpha: 0.5\nalpha: 0.25\n", "line 3 gives 'alpha' a second time"),
+    "a key of a group given twice": ("recipe:\n  lr: 1\n  lr: 2\n", "line 3 gives 'lr' a second time"),
+    "an option of the command": ("dataset: digits\nroot: elsewhere\n", "'root' is no key of a config"),
+    "an option of a subcommand": ("dataset: digits\nworkers: 3\n", "'workers' is no key of a config"),
 }
 
 
@@ -79,6 +85,10 @@ def test_a_config_that_is_not_there_is_named() -> None:
 
 def test_a_config_is_asked_for() -> None:
     assert "CONFIG is missing" in datamodels("train").error
+
+
+def test_a_command_is_asked_for() -> None:
+    assert "COMMAND is missing" in datamodels().error
 
 
 def test_an_unknown_command_lists_the_known_ones() -> None:
@@ -135,9 +145,32 @@ def test_another_setting_under_the_same_root_is_refused_by_name(trained: Path) -
     assert snapshot(trained) == before
 
 
-@pytest.mark.parametrize("rows", ["0:33", "5:5", "7:3", "abc", "-1:4", "3"])
+@pytest.mark.parametrize("rows", ["0:33", "5:5", "7:3", "abc", "-1:4", "3", "0:٣"])
 def test_rows_outside_the_store_are_refused(trained: Path, rows: str) -> None:
     assert "--rows" in datamodels("train", DIGITS, "--root", trained, *TINY, f"--rows={rows}").error
+
+
+@pytest.mark.parametrize("workers", [-1, 0])
+def test_workers_are_at_least_one(trained: Path, workers: int) -> None:
+    error = datamodels("train", DIGITS, "--root", trained, *TINY, f"--workers={workers}").error
+    assert error == f"error: --workers is {workers}, expected at least 1"
+
+
+def test_what_torch_raises_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--root", tmp_path, *TINY, "--recipe.network=resnet9", "--recipe.group=1"]
+    assert in_process(capsys, "init", DIGITS, *options).code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.loop.build", out_of_memory)
+        done = in_process(capsys, "train", DIGITS, *options, "--workers=1")
+    assert (done.code, done.err) == (1, "error: training on cpu failed: out of memory\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("launch.commands.open_store", out_of_memory)
+        done = in_process(capsys, "fit", DIGITS, *options)
+    assert (done.code, done.err) == (1, "error: out of memory It cannot go on\n")
+
+
+def out_of_memory(*arguments: object) -> None:
+    raise RuntimeError("out of memory\nIt cannot go on")
 
 
 def test_a_store_that_does_not_exist_is_named(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.cli import COMMANDS
+from launch.parser import COMMANDS
 from tests.conftest import PROJECT, TINY, datamodels
 
 README = (PROJECT / "README.md").read_text()

@@ -1,0 +1,239 @@
+"""The command line: commands, their options, and the YAML files."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jsonargparse
+import yaml
+
+from launch import commands
+from launch.commands import Request
+from launch.slurm_config import Slurm
+from train.config import Setting, from_dict
+from train.errors import UserError
+
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(_one_line(message)) from ex
+
+
+def _one_line(message: str) -> str:
+    """jsonargparse's reasons span lines and begin with the whole option; the first lines say what matters."""
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
+    return " ".join(line for line in lines if not line.startswith("usage:"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    run: Callable[[Request], int]
+    help: str
+    options: Callable[[Any], None] = lambda parser: None
+
+
+def _rows(parser: Any) -> None:
+    parser.add_argument("--rows", metavar="A:B", help="only rows A to B-1")
+
+
+def _training(parser: Any) -> None:
+    parser.add_argument("--devices", metavar="0,1", help="GPUs to use; default all that are visible")
+    parser.add_argument("--workers", type=int, help="processes a GPU, or in all on a CPU; default 1, or cores/threads")
+    parser.add_argument("--retry-failed", action="store_true", help="retry rows that failed for good as well")
+
+
+def _split(parser: Any) -> None:
+    parser.add_argument("--split", choices=["test", "train"], default="test", help="which examples are the targets")
+
+
+def _json(parser: Any) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _all(*options: Callable[[Any], None]) -> Callable[[Any], None]:
+    def add(parser: Any) -> None:
+        for option in options:
+            option(parser)
+
+    return add
+
+
+def _verify(parser: Any) -> None:
+    parser.add_argument("--retrain", type=int, metavar="K", default=0, help="also train K random done rows again")
+
+
+def _repair(parser: Any) -> None:
+    parser.add_argument("--rows", metavar="A:B", help="also make rows A to B-1 missing, whether they look bad or not")
+
+
+def _fit(parser: Any) -> None:
+    parser.add_argument("--targets", metavar="A:B", help="only targets A to B-1, as a piece of the whole")
+
+
+def _eval(parser: Any) -> None:
+    parser.add_argument("--weights", metavar="FILE", help="evaluate these weights (.pt of ours, or .npy scores)")
+    units = "units of the weights; default what the report beside them says, else mask"
+    parser.add_argument("--weight_units", choices=["mask", "standardised"], help=units)
+    parser.add_argument(
+        "--curve", action="store_true", help="LDS and MSE against the number of models, and how many do"
+    )
+
+
+def _submit(parser: Any) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="print scripts, bytes and GPU-hours, submit nothing")
+    parser.add_argument("--retry-failed", action="store_true", help="retry rows that failed for good as well")
+    parser.add_argument("--cancel", action="store_true", help="cancel what is queued for the setting instead")
+    parser.add_argument("--gate", metavar="PLAN", help=argparse.SUPPRESS)
+    parser.add_class_arguments(Slurm, "slurm", as_group=True)
+
+
+def _status(parser: Any) -> None:
+    parser.add_argument("--watch", action="store_true", help="show it again every few seconds until all is done")
+
+
+COMMANDS = {
+    "init": Command(commands.init, "create the store of a setting"),
+    "train": Command(commands.train, "train the rows that are missing", _all(_rows, _training)),
+    "status": Command(commands.status, "say how many rows are done, missing and failed", _all(_json, _status)),
+    "verify": Command(commands.verify, "check every completed row against its checksums", _all(_json, _verify)),
+    "repair": Command(commands.repair, "make rows that verify finds bad missing again", _repair),
+    "grow": Command(commands.grow, "lengthen a setting to --models rows"),
+    "fit": Command(commands.fit, "fit the datamodels", _all(_split, _fit)),
+    "eval": Command(commands.evaluate, "judge the datamodels on the evaluation rows", _all(_split, _json, _eval)),
+    "report": Command(commands.report, "write an HTML page with plots", _split),
+    "run": Command(commands.run, "init, train, fit, eval and report in one go", _training),
+    "submit": Command(commands.submit, "the same on SLURM, as arrays of tasks", _all(_split, _submit)),
+    "data": Command(commands.data, "fetch or check the data set, and say where it lies"),
+}
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line; returns the exit code. Raises UserError, WorkError, Interrupted, OSError."""
+    if not arguments:
+        raise UserError(f"COMMAND is missing: expected one of {', '.join(COMMANDS)}; `datamodels --help` says more")
+    if arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        raise UserError(f"{name!r} is not a command, expected one of {', '.join(COMMANDS)}")
+    command = COMMANDS[name]
+    parser = _parser(name, command)
+    if "-h" in rest or "--help" in rest:
+        parser.print_help()
+        return 0
+    return command.run(_request(parser, rest))
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: datamodels COMMAND CONFIG [--root DIR] [--KEY VALUE ...]",
+            "",
+            "Train many small models on random subsets of a data set, and fit datamodels to them.",
+            "",
+            *lines,
+            "",
+            "CONFIG is a YAML file; any of its keys can be overridden, as in --alpha 0.35 --models 64 --recipe.lr 0.2.",
+            "`datamodels COMMAND --help` lists a command's options and every key.",
+        ]
+    )
+
+
+def _parser(name: str, command: Command) -> _Parser:
+    usage = f"datamodels {name} CONFIG [--root DIR] [options] [--KEY VALUE ...]"
+    parser = _Parser(prog=f"datamodels {name}", usage=usage, description=command.help, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help=argparse.SUPPRESS)
+    parser.add_argument("--root", metavar="DIR", help="where the store lies; default runs/<name of CONFIG>")
+    command.options(parser)
+    parser.add_class_arguments(Setting, as_group=True)
+    return parser
+
+
+def _request(parser: _Parser, rest: list[str]) -> Request:
+    config, others = _split_config(rest)
+    path = Path(config)
+    _check_config(path)
+    others = _files_first(others)
+    values = parser.parse_args(["--config", str(path), *others])
+    options = {key: value for key, value in vars(values).items() if key not in _SETTING_KEYS}
+    content = {key: value for key, value in values.as_dict().items() if key in _SETTING_KEYS}
+    explicit = any(argument.split("=")[0] == "--models" for argument in others)
+    root = options.pop("root")
+    if root == "":
+        raise UserError("--root is '', expected a folder")
+    return Request(from_dict(content), Path(root or f"runs/{path.stem}").expanduser(), path, options, explicit)
+
+
+_SETTING_KEYS = {field.name for field in dataclasses.fields(Setting)}
+
+
+def _split_config(rest: list[str]) -> tuple[str, list[str]]:
+    """The CONFIG argument and the others; it comes first, or is the one that ends in .yaml or .yml."""
+    for index, argument in enumerate(rest):
+        is_option = argument.startswith("-") or (index > 0 and rest[index - 1] == "--slurm")
+        if not is_option and (index == 0 or argument.endswith((".yaml", ".yml"))):
+            return argument, rest[:index] + rest[index + 1 :]
+    raise UserError("CONFIG is missing: expected `datamodels COMMAND CONFIG`, CONFIG being a YAML file")
+
+
+def _files_first(arguments: list[str]) -> list[str]:
+    """The same options with `--slurm FILE` before `--slurm.time 30`: single keys override a file wherever it stands."""
+    options: list[list[str]] = []
+    for argument in arguments:
+        if argument.startswith("--") or not options:
+            options.append([argument])
+        else:
+            options[-1].append(argument)
+    for option in options:
+        name, equals, value = option[0].partition("=")
+        if name == "--slurm" and (equals or len(option) > 1):
+            _check_duplicates(Path(value if equals else option[1]))
+    options.sort(key=lambda option: option[0].partition("=")[0].count("."))
+    return [argument for option in options for argument in option]
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML in which no key is given twice; YAML's own reader takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set[str]()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise ValueError(f"line {key.start_mark.line + 1} gives {key.value!r} a second time")
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _check_config(path: Path) -> None:
+    """Raises UserError unless the file is plain YAML with keys of a setting at its top."""
+    content = _load(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds {type(content).__name__}, expected keys and values")
+    if unknown := [str(key) for key in content if key not in _SETTING_KEYS]:
+        raise UserError(f"{path}: {unknown[0]!r} is no key of a config, expected one of {_listed(_SETTING_KEYS)}")
+
+
+def _check_duplicates(path: Path) -> None:
+    if path.is_file():
+        _load(path)
+
+
+def _load(path: Path) -> Any:
+    try:
+        return yaml.load(path.read_text(), _Loader)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not plain YAML: {error}") from None
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
