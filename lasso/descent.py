@@ -24,45 +24,75 @@ Matrix = NDArray[np.float32]
 
 _HARD_LIMIT = 100_000
 """Sweeps at one lambda after which a target counts as not converged."""
-_FEW = 256
-"""Examples up to which every lambda is solved to a gap far below the tolerance: it costs next to nothing."""
 _OVER, _UNDER, _MOST, _FALL = 0.7, 2.0, 0.02, 0.8
 """Steps that matter: share of the gradient error that the gap can bear, above lambda (which scales the dual point
 down) and below it; at most this share of lambda; fall of the share from sweep to sweep."""
+_AIMS = (0.9, 3e-2, 1e-3, 1e-5)
+"""Relative gaps, over the tolerance, that a lambda is solved to: on the way, and as a contender for the best."""
+_PAST = 16
+"""Lambdas whose weights are remembered."""
+_DOUBT, _SAFETY, _LEAST_DOUBT = 50.0, 4.0, 8.0
+"""What a relative gap leaves open of the held-out squared error, over gap times squares: before any lambda of a target
+was solved further; later so many times the largest change that this made, but no less than the last. Most changes are
+2 to 5. The last of the aims is decisive."""
 
 
 class Heldout(NamedTuple):
     """One target on the held-out rows, standardised by the training rows."""
 
+    bits: NDArray[np.uint64]
+    """[N, words]: the rows that hold each example, 64 to a word; or [N, 0], and then there are moments"""
     moments: NDArray[np.float32]
-    """Z'Z [N, N]"""
+    """Z'Z [N, N], or [0, 0]"""
+    rows: int
+    mean: Vector
+    """[N]: of the masks over the training rows"""
+    inv: Vector
+    """[N]: 1 / deviation of the masks over the training rows"""
     cross: Vector
     """Z'(y - mean) [N]"""
     squares: float
     """||y - mean||^2"""
 
 
+class Search(NamedTuple):
+    """What is known of the held-out errors [k] along a path."""
+
+    errors: Vector
+    doubts: Vector
+    """how far each may be from that of the exact solution"""
+    levels: NDArray[np.int64]
+    """how far each was solved: index into the aims"""
+    seen: Vector
+    """[1]: largest change that solving further made, over gap times squares; -1 before the first"""
+
+
 class Workspace(NamedTuple):
-    """Memory [N] that one thread uses for target after target."""
+    """Memory that one thread uses for target after target, [N] if nothing else is said."""
 
     w: Vector
-    before: Vector
-    """w at the lambda before"""
     h: Vector
-    h_before: Vector
-    held: Vector
-    """held-out moments times w"""
-    held_before: Vector
     foreseen: Vector
     """the weights that `held` belongs to"""
     excess: Vector
     picked: NDArray[np.int64]
     """[N + 1]: coordinates picked"""
+    held: Vector
+    """[N] held-out moments times w, or [64 words] held-out masks times w / deviation"""
+    ws: NDArray[np.float64]
+    """[R, N]: the last R lambdas' w, lambda i in place i % R"""
+    hs: NDArray[np.float64]
+    """[R, N]"""
+    helds: NDArray[np.float64]
+    """[R, ...]"""
 
     @classmethod
-    def empty(cls, n_train: int) -> "Workspace":
-        vectors = {name: np.zeros(n_train) for name in cls._fields if name != "picked"}
-        return cls(picked=np.zeros(n_train + 1, np.int64), **vectors)
+    def empty(cls, n_train: int, held: int = 0) -> "Workspace":
+        """held: length of `held`, N where nothing else is said."""
+        w, h, foreseen, excess = np.zeros((4, n_train))
+        (ws, hs), helds = np.zeros((2, _PAST, n_train)), np.zeros((_PAST, held or n_train))
+        picked = np.zeros(n_train + 1, np.int64)
+        return cls(w, h, foreseen, excess, picked, np.zeros(held or n_train), ws, hs, helds)
 
 
 @compiled
@@ -162,24 +192,20 @@ def _minimise(
 
 
 @compiled
-def _extrapolate(now: Vector, before: Vector, ratio: float) -> None:
-    """now += ratio * (now - before), and before takes the old value of now."""
-    for j in range(now.shape[0]):
-        old = now[j]
-        now[j] = old + ratio * (old - before[j])
-        before[j] = old
-
-
-@compiled
-def _foresee(corr: Matrix, work: Workspace, ratio: float) -> None:
-    """Extrapolate to the next lambda; weights that would change sign stop at 0. ratio: coming step over the last."""
-    _extrapolate(work.w, work.before, ratio)
-    _extrapolate(work.h, work.h_before, ratio)
+def _foresee(corr: Matrix, work: Workspace, lams: Vector, i: int) -> None:
+    """Begin at lambda i from what the two before give by extrapolation; weights that would change sign stop at 0."""
+    if i == 0:
+        return
+    now, before = (i - 1) % work.ws.shape[0], max(i - 2, 0) % work.ws.shape[0]
+    ratio = (lams[i] - lams[i - 1]) / (lams[i - 1] - lams[i - 2]) if i > 1 else 0.0
+    _extrapolate(work.ws[now], work.ws[before], ratio, work.w)
+    _extrapolate(work.hs[now], work.hs[before], ratio, work.h)
+    _extrapolate(work.helds[now], work.helds[before], ratio, work.held)
     count = 0
     for j in range(work.w.shape[0]):
         work.foreseen[j] = work.w[j]
         work.picked[count] = j
-        count += work.w[j] != 0.0 and work.w[j] * work.before[j] <= 0.0
+        count += work.w[j] != 0.0 and work.w[j] * work.ws[now, j] <= 0.0
     for at in range(count):
         j = work.picked[at]
         work.excess[j] = -work.w[j]
@@ -188,28 +214,76 @@ def _foresee(corr: Matrix, work: Workspace, ratio: float) -> None:
 
 
 @compiled
+def _extrapolate(now: Vector, before: Vector, ratio: float, ahead: Vector) -> None:
+    for j in range(now.shape[0]):
+        ahead[j] = now[j] + ratio * (now[j] - before[j])
+
+
+@compiled
+def _keep(work: Workspace, i: int) -> None:
+    place = i % work.ws.shape[0]
+    work.ws[place], work.hs[place], work.helds[place] = work.w, work.h, work.held
+
+
+@compiled
+def _return(work: Workspace, i: int) -> None:
+    """Take up the weights of lambda i again."""
+    place = i % work.ws.shape[0]
+    work.w[:], work.h[:], work.held[:] = work.ws[place], work.hs[place], work.helds[place]
+    work.foreseen[:] = work.w
+
+
+@compiled
+def _add_columns(bits: NDArray[np.uint64], index: NDArray[np.int64], count: int, steps: Vector, out: Vector) -> None:
+    """out [64 words] += sum over the first `count` indices j of steps[j] * bits[j]."""
+    one, zero = np.uint64(1), np.uint64(0)
+    for at in range(0, count - count % 2, 2):
+        i, j = index[at], index[at + 1]
+        a, b = steps[i], steps[j]
+        for word in range(bits.shape[1]):
+            first, second = bits[i, word], bits[j, word]
+            for place in range(64):
+                here = one << np.uint64(place)
+                x = a if first & here != zero else 0.0
+                y = b if second & here != zero else 0.0
+                out[64 * word + place] += x + y
+    if count % 2:
+        i = index[count - 1]
+        for word in range(bits.shape[1]):
+            first = bits[i, word]
+            for place in range(64):
+                out[64 * word + place] += steps[i] if first & (one << np.uint64(place)) != zero else 0.0
+
+
+@compiled
 def _heldout_squares(heldout: Heldout, work: Workspace) -> float:
     """Sum of the squared errors on the held-out rows; brings `held` up to date with the weights."""
     w = work.w
-    count = 0
+    by_bits = heldout.bits.shape[1] > 0
+    count, linear, quadratic, shift = 0, 0.0, 0.0, 0.0
     for j in range(w.shape[0]):
         work.excess[j] = w[j] - work.foreseen[j]
         work.foreseen[j] = w[j]
         work.picked[count] = j
         count += work.excess[j] != 0.0
-    _add_rows(heldout.moments, work.picked, count, work.excess, work.held)
-    linear, quadratic = 0.0, 0.0
-    for j in range(w.shape[0]):
         linear += w[j] * heldout.cross[j]
-        quadratic += w[j] * work.held[j]
+    if by_bits:
+        for j in range(w.shape[0]):
+            work.excess[j] *= heldout.inv[j]
+            shift += w[j] * heldout.inv[j] * heldout.mean[j]
+        _add_columns(heldout.bits, work.picked, count, work.excess, work.held)
+        for row in range(heldout.rows):
+            quadratic += (work.held[row] - shift) * (work.held[row] - shift)
+    else:
+        _add_rows(heldout.moments, work.picked, count, work.excess, work.held)
+        for j in range(w.shape[0]):
+            quadratic += w[j] * work.held[j]
     return heldout.squares - 2.0 * linear + quadratic
 
 
 @compiled
 def _start(work: Workspace) -> None:
-    for j in range(work.w.shape[0]):
-        work.w[j] = work.before[j] = work.h[j] = work.h_before[j] = 0.0
-        work.held[j] = work.held_before[j] = work.foreseen[j] = 0.0
+    work.w[:], work.h[:], work.held[:], work.foreseen[:] = 0.0, 0.0, 0.0, 0.0
 
 
 @compiled
@@ -220,11 +294,55 @@ def path(
     _start(work)
     worst = 0.0
     for i in range(lams.shape[0]):
-        if i > 1:
-            _foresee(corr, work, (lams[i] - lams[i - 1]) / (lams[i - 1] - lams[i - 2]))
+        _foresee(corr, work, lams, i)
         worst = max(worst, _minimise(corr, cov, var, work, lams[i], 0.9 * tol, tol, 1))
+        _keep(work, i)
         weights[i] = work.w
     return worst
+
+
+@compiled
+def _rivals(errors: Vector, doubts: Vector, tried: int, old: int) -> tuple[int, int]:
+    """The strongest contenders for the least error among the first `old` lambdas tried and among the newer ones.
+
+    (-1, 0) if the older one surely wins, (0, -1) if the newer one does. A tie goes to the older one.
+    """
+    a, b, sure_a, sure_b = 0, old, np.inf, np.inf
+    for k in range(tried):
+        if k < old:
+            sure_a = min(sure_a, errors[k] + doubts[k])
+            a = k if errors[k] - doubts[k] < errors[a] - doubts[a] else a
+        else:
+            sure_b = min(sure_b, errors[k] + doubts[k])
+            b = k if errors[k] - doubts[k] < errors[b] - doubts[b] else b
+    if sure_a <= errors[b] - doubts[b]:
+        return -1, 0
+    if sure_b < errors[a] - doubts[a]:
+        return 0, -1
+    return a, b
+
+
+@compiled
+def _best(errors: Vector, doubts: Vector, tried: int) -> tuple[int, int]:
+    """The lambda with the least error, as far as is known, and its strongest rival, or -1 where it surely wins."""
+    best, rival, least = 0, -1, np.inf
+    for k in range(tried):
+        best = k if errors[k] + doubts[k] < errors[best] + doubts[best] else best
+    sure = errors[best] + doubts[best]
+    for k in range(tried):
+        low = errors[k] - doubts[k]
+        if k != best and low < least and (low < sure or (k < best and low == sure)):
+            rival, least = k, low
+    return best, rival
+
+
+@compiled
+def _doubt(search: Search, unit: float, tried: int) -> None:
+    """Say how far every error may be from that of the exact solution."""
+    ratio = _DOUBT if search.seen[0] < 0.0 else max(_SAFETY * search.seen[0], _LEAST_DOUBT)
+    for k in range(tried):
+        level = search.levels[k]
+        search.doubts[k] = ratio * _AIMS[level] * unit if level < len(_AIMS) - 1 else 0.0
 
 
 @compiled
@@ -243,36 +361,72 @@ def choose(
 ) -> tuple[int, int, float, float]:
     """Follow one target's path on the training rows and choose its lambda by the held-out error.
 
-    Where the held-out error falls slowly, or two lambdas come close in it, up to `sharp` sweeps go into a gap far below
-    tol, so that the choice is that of exact solutions. Writes the chosen weights into best_w. Returns (index of the
-    chosen lambda, lambdas tried, held-out squares, largest relative gap).
+    Lambdas are solved to the tolerance, and those that the choice or the end of the path hangs on further and further,
+    with up to `sharp` sweeps each time, until it is that of exact solutions. Writes the chosen weights into best_w.
+    Returns (index of the chosen lambda, lambdas tried, held-out squares, largest relative gap).
     """
     _start(work)
-    best, best_squares, worst, tried = 0, np.inf, 0.0, 0
+    search = Search(
+        np.empty(lams.shape[0]), np.empty(lams.shape[0]), np.zeros(lams.shape[0], np.int64), np.full(1, -1.0)
+    )
+    worst, unit, tried = 0.0, max(tol * heldout.squares, 1e-300), 0
     for i in range(lams.shape[0]):
-        lam = lams[i]
-        if i > 1:
-            ratio = (lam - lams[i - 1]) / (lams[i - 1] - lams[i - 2])
-            _foresee(corr, work, ratio)
-            _extrapolate(work.held, work.held_before, ratio)
-        aim, most, gap, squares = 0.9 * tol, 1, 0.0, 0.0
-        for _ in range(2):
-            gap = _minimise(corr, cov, var, work, lam, aim, tol, most)
-            squares = _heldout_squares(heldout, work)
-            doubt = tol * heldout.squares  # several times the error that the gap leaves
-            close = best_squares - 10.0 * doubt <= squares <= best_squares + doubt
-            if not close and cov.shape[0] > _FEW:
-                break
-            aim, most = 1e-5 * tol, sharp
-        worst = max(worst, gap)
-        tried += 1
-        if squares < best_squares:
-            best, best_squares = i, squares
-            for j in range(best_w.shape[0]):
-                best_w[j] = work.w[j]
-        elif tried >= least and i - best >= patience:
+        _foresee(corr, work, lams, i)
+        worst = max(worst, _minimise(corr, cov, var, work, lams[i], _AIMS[0] * tol, tol, 1))
+        search.errors[i] = _heldout_squares(heldout, work)
+        _keep(work, i)
+        tried = i + 1
+        old = tried - patience
+        if tried < least or old < 1:
+            continue
+        _doubt(search, unit, tried)
+        a, b = _rivals(search.errors, search.doubts, tried, old)
+        while a >= 0 and b >= 0:
+            _sharpen(corr, cov, var, heldout, lams, tol, sharp, work, search, tried, a, b)
+            a, b = _rivals(search.errors, search.doubts, tried, old)
+        if a < 0:
             break
-    return best, tried, best_squares, worst
+    _doubt(search, unit, tried)
+    best, rival = _best(search.errors, search.doubts, tried)
+    while rival >= 0 or search.levels[best] == 0:
+        _sharpen(corr, cov, var, heldout, lams, tol, sharp, work, search, tried, best, rival if rival >= 0 else best)
+        best, rival = _best(search.errors, search.doubts, tried)
+    _return(work, max(best, tried - _PAST))
+    worst = max(worst, _minimise(corr, cov, var, work, lams[best], _AIMS[0] * tol, tol, 1))
+    best_w[:] = work.w
+    return best, tried, search.errors[best], worst
+
+
+@compiled
+def _sharpen(
+    corr: Matrix,
+    cov: Vector,
+    var: float,
+    heldout: Heldout,
+    lams: Vector,
+    tol: float,
+    sharp: int,
+    work: Workspace,
+    search: Search,
+    tried: int,
+    a: int,
+    b: int,
+) -> None:
+    """Solve the looser of the lambdas a and b (or both) a level further."""
+    levels, unit = search.levels, max(tol * heldout.squares, 1e-300)
+    level = min(levels[a], levels[b])
+    for k in (a, b):
+        if levels[k] != level:
+            continue
+        _return(work, max(k, tried - _PAST))
+        _minimise(corr, cov, var, work, lams[k], _AIMS[level + 1] * tol, tol, sharp)
+        error = _heldout_squares(heldout, work)
+        if k >= tried - _PAST:
+            _keep(work, k)
+        search.seen[0] = max(search.seen[0], abs(error - search.errors[k]) / (_AIMS[level] * unit))
+        search.errors[k] = error
+        levels[k] = level + 1
+    _doubt(search, unit, tried)
 
 
 @compiled
@@ -298,13 +452,13 @@ def refit(
     for _ in range(6):
         for j in range(w.shape[0]):
             work.w[j] = w[j]
-        exact_gradient(counts, rows, mean, inv, cov, w, work.held)
-        now, _ = certify(cov, var, lam, w, work.held)
+        exact_gradient(counts, rows, mean, inv, cov, w, work.foreseen)
+        now, _ = certify(cov, var, lam, w, work.foreseen)
         if now <= 1e-6 * tol or now > 0.5 * gap:  # done, or rounding allows no better
             return now
         gap = now
         for j in range(w.shape[0]):
-            work.h[j] = cov[j] - w[j] - work.held[j]
+            work.h[j] = cov[j] - w[j] - work.foreseen[j]
         _minimise(corr, cov, var, work, lam, 0.5e-6 * tol, 0.5 * tol, most)
         for j in range(w.shape[0]):
             w[j] = work.w[j]

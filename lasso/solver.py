@@ -30,7 +30,7 @@ from train.errors import WorkError
 
 _PER_CALL = 8
 """Targets solved between two looks at the progress."""
-_PATH_SWEEPS, _REFIT_SWEEPS = 50, 200
+_PATH_SWEEPS, _REFIT_SWEEPS = 200, 200
 """Sweeps that may go into a gap far below the promised one, so that the choice of lambda and the weights are sharp."""
 _LARGE = 4096
 """Examples from which a GPU is worth its while."""
@@ -93,6 +93,7 @@ class Matrices:
         self.held_rows = heldout.rows
         self.held_ones = others.astype(np.float64)
         self.n_train = len(ones)
+        self.bits = np.zeros((self.n_train, 0), np.uint64)
         self.constant_examples = int(np.count_nonzero(self.whole_scale.inv == 0))
 
     @cached_property
@@ -277,7 +278,8 @@ class _Lot:
         total, squares = float(self.heldout.sums[target]), float(self.heldout.squares[target])
         centred = at.held_ones - at.held_rows * at.scale.mean
         cross = (self.heldout.cross[target] - at.scale.mean * total - mean * centred) * at.scale.inv
-        return Heldout(at.held, cross, squares + mean * (at.held_rows * mean - 2 * total))
+        squares += mean * (at.held_rows * mean - 2 * total)
+        return Heldout(at.bits, at.held, at.held_rows, at.scale.mean, at.scale.inv, cross, squares)
 
     def refit(self, target: int, work: Any) -> None:
         """Refit a target at its lambda on all rows, and certify the weights as they are stored."""
@@ -304,8 +306,8 @@ class _Lot:
         else:
             found.weight[target] = weights
             weights = found.weight[target].astype(np.float64)
-        certificate.exact_gradient(*exact, cov, weights, work.held)
-        found.gap[target], found.kkt[target] = certificate.certify(cov, var, lam, weights, work.held)
+        certificate.exact_gradient(*exact, cov, weights, work.foreseen)
+        found.gap[target], found.kkt[target] = certificate.certify(cov, var, lam, weights, work.foreseen)
 
     def check(self, first: int) -> None:
         """Raise WorkError for the worst target that misses its gap."""

@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Lasso
 
+from lasso import descent
+from lasso.descent import Workspace
 from lasso.moments import Cross, Gram
 from lasso.solver import Matrices, solve
 from tests.fake_store import linear_data
@@ -116,6 +118,53 @@ def test_stored_gap_is_that_of_the_stored_weights(seed, alpha, n_train):
         gap = dense_relative_gap(masks, margins[:, target], weights, lam)
         assert found.gap[target] == pytest.approx(gap, abs=1e-12, rel=1e-3)
         assert gap <= 1e-6
+
+
+def dense_data(rows, n_train, targets, alpha, small, exact):
+    """Exact-size or Bernoulli masks; 30 large weights a target, and small ones on every example with a share `small` of
+    the variance; as much noise as signal."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(n_train, targets)) * np.sqrt(small / n_train)
+    for column in weights.T:
+        column[rng.choice(n_train, 30, replace=False)] += rng.normal(size=30) * np.sqrt((1 - small) / 30)
+    if exact:
+        keys = rng.random((rows, n_train))
+        masks = keys <= np.partition(keys, round(alpha * n_train) - 1)[:, [round(alpha * n_train) - 1]]
+    else:
+        masks = rng.random((rows, n_train)) < alpha
+    z = (masks - alpha) / np.sqrt(alpha * (1 - alpha))
+    margins = (3 + z @ weights + rng.normal(size=(rows, targets))).astype(np.float16)
+    return masks, margins, rng.random(rows) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("rows", "n_train", "alpha", "small", "exact"),
+    [
+        (400, 300, 0.1, 0.05, True),
+        (400, 400, 0.75, 1.0, False),
+        (1200, 400, 0.1, 1.0, True),
+        (1200, 300, 0.5, 0.05, False),
+        (4000, 300, 0.75, 1.0, True),
+    ],
+)
+def test_lambda_and_end_of_the_path_are_those_of_paths_solved_sharply(rows, n_train, alpha, small, exact):
+    masks, margins, held = dense_data(rows, n_train, 20, alpha, small, exact)
+    sums = sums_of(masks, margins, held)
+    fit = Fit()
+    found = solve(*sums, fit)
+    z_held = (masks[held] - masks[~held].mean(axis=0)) / masks[~held].std(axis=0)
+    work, weights = Workspace.empty(n_train), np.zeros((fit.k, n_train))
+    for target in range(20):
+        y = margins[:, target].astype(np.float64)
+        cross = sums[1]
+        mean, var, cov = sums[0].scale.target(cross.cross[target], cross.sums[target], cross.squares[target])
+        lams = np.abs(cov).max() * np.geomspace(1, fit.eps, fit.k)[: found.tried[target] + 5]
+        descent.path(sums[0].corr, cov, var, lams, 1e-11, work, weights)
+        errors = ((y[held] - mean - weights[: len(lams)] @ z_held.T) ** 2).sum(axis=1)
+        ends = (i for i in range(9, len(lams)) if i - np.argmin(errors[: i + 1]) >= 5 or i == fit.k - 1)
+        end = next(ends)
+        assert (found.chosen[target], found.tried[target]) == (np.argmin(errors[: end + 1]), end + 1), target
+        assert found.validation_mse[target] * held.sum() == pytest.approx(errors[: end + 1].min(), rel=1e-4)
 
 
 def test_early_stopping_waits_for_patience_and_for_the_least_number_of_lambdas():
