@@ -1,11 +1,11 @@
-"""Training on a CPU against two peers, in one run: `python bench/cpu.py --data-root DIR`.
+"""Training on a CPU against two peers, in one run: `python -m bench.cpu --data-root DIR`.
 
 1. The whole `datamodels train` command for one row of the full-width CIFAR-10 recipe, everything included, against the
    upstream way (bench/plain.py): images per second of two processes that train and evaluate the same numbers of images.
-2. The training phase alone against a bare loop of steps in the same precision: forward, backward and torch.optim.SGD on
-   one batch that never changes.
+2. The training phase alone against bare steps in the same precision: forward, backward and torch.optim.SGD on one batch
+   that never changes. Step by step in turn.
 
-Pairs are interleaved; what is printed is the median of the ratios and their range.
+Pairs are interleaved; what is printed is the median of the ratios, and their range or quartiles.
 """
 
 import argparse
@@ -19,7 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from train.config import Data, Recipe, Setting
 from train.data import load
@@ -31,7 +32,6 @@ from train.model import ResNet9
 PROJECT = Path(__file__).parent.parent
 TRAIN, TEST, EPOCHS, BATCH = 5000, 500, 2, 512
 IMAGES = EPOCHS * (TRAIN // 2 // BATCH) * BATCH
-STEPS = 4
 
 
 def ratios(pairs: int, ours: Callable[[], float], peer: Callable[[], float]) -> str:
@@ -75,49 +75,76 @@ def plain(data_root: str) -> float:
     return IMAGES / seconds
 
 
-def steps(trainer: Trainer) -> float:
-    """Images per second of our training loop, tables and reset included."""
-    left = iter(range(STEPS))
-    started = time.perf_counter()
+def steps(trainer: Trainer, peer: Callable[[], None], count: int) -> tuple[float, list[tuple[float, float]]]:
+    """Seconds from the start of a row to its first step, and of each of its first steps and of the peer's between them.
+
+    Step by step in turn, so that both meet the same neighbours on the machine.
+    """
+    pairs: list[tuple[float, float]] = []
+    mark = time.perf_counter()
+    first: float | None = None
+
+    def between() -> bool:
+        nonlocal mark, first
+        ours = time.perf_counter() - mark
+        if first is None:
+            first = ours
+        else:
+            began = time.perf_counter()
+            peer()
+            pairs.append((ours, time.perf_counter() - began))
+        mark = time.perf_counter()
+        return len(pairs) == count
+
     with contextlib.suppress(Interrupted):
-        trainer.fit(range(1), [trainer.masks[0]], lambda: next(left, None) is None)
-    return STEPS * BATCH / (time.perf_counter() - started)
+        trainer.fit(range(1), [trainer.masks[0]], between)
+    return first or 0.0, pairs[1:]
 
 
-def bare_steps(network: nn.Module, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> float:
-    images, labels = torch.randn(1, BATCH, 32, 32, 3), torch.randint(0, 10, (BATCH,))
-    loss_function = nn.CrossEntropyLoss(label_smoothing=0.1)
-    started = time.perf_counter()
-    for _ in range(STEPS):
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            logits = network(images)[0]
-        loss_function(logits.float(), labels).backward()
-        optimizer.step()
-    return STEPS * BATCH / (time.perf_counter() - started)
+def bare_step(
+    network: nn.Module, optimizer: torch.optim.Optimizer, dtype: torch.dtype, images: Tensor, labels: Tensor
+) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        logits = network(images)[0]
+    F.cross_entropy(logits.float(), labels, label_smoothing=0.1).backward()
+    optimizer.step()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", required=True, help="folder with cifar-10-batches-py")
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=5, help="of commands; five times as many of steps")
+    parser.add_argument("--only", choices=["phase", "command"], help="one of the two comparisons")
     options = parser.parse_args()
+    print(f"{device_name(torch.device('cpu'))}, {Recipe().threads} threads, torch {torch.__version__}\n")
+    print("| what | ours, images/s | peer, images/s | ratio: median (range) |\n|---|---|---|---|", flush=True)
+    if options.only != "command":
+        phase(options.data_root, 5 * options.pairs)
+    if options.only != "phase":
+        whole = ratios(options.pairs, lambda: command(options.data_root), lambda: plain(options.data_root))
+        print(f"| `datamodels train` against a plain float32 loop | {whole} |")
+
+
+def phase(data_root: str, pairs: int) -> None:
     recipe = Recipe(device="cpu")
-    data = Data(root=options.data_root, train=TRAIN, test=TEST)
+    data = Data(root=data_root, train=TRAIN, test=TEST)
     setting = Setting(alpha=0.5, models=1, eval_models=0, recipe=recipe, data=data)
     trainer = Trainer(setting, load(setting), torch.device("cpu"))
     dtype = precision(recipe, torch.device("cpu"))
     network: nn.Module = ResNet9(64, 3, 10)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
-    bare_steps(network, optimizer, dtype)
-    steps(trainer)
-    print(f"{device_name(torch.device('cpu'))}, {recipe.threads} threads, torch {torch.__version__}, {dtype}\n")
-    print("| what | ours, images/s | peer, images/s | ratio: median (range) |\n|---|---|---|---|", flush=True)
-    phase = ratios(options.pairs, lambda: steps(trainer), lambda: bare_steps(network, optimizer, dtype))
-    print(f"| training phase against a bare step loop | {phase} |", flush=True)
-    whole = ratios(options.pairs, lambda: command(options.data_root), lambda: plain(options.data_root))
-    print(f"| `datamodels train` against a plain float32 loop | {whole} |")
+    images, labels = torch.randn(1, BATCH, 32, 32, 3), torch.randint(0, 10, (BATCH,))
+    first, found = steps(trainer, lambda: bare_step(network, optimizer, dtype, images, labels), pairs + 1)
+    rates = [BATCH / statistics.median(column) for column in zip(*found, strict=True)]
+    quotients = sorted(bare / ours for ours, bare in found)
+    low, high = (quotients[round(share * (len(found) - 1))] for share in (0.25, 0.75))
+    print(
+        f"| training steps against bare steps, {dtype} | {rates[0]:.0f} | {rates[1]:.0f} | "
+        f"{statistics.median(quotients):.3f} (quartiles {low:.3f} to {high:.3f}, n = {len(found)}) |"
+    )
+    print(f"| seconds before the first step of a row | {first:.2f} | | |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a recipe runs on, and what to remember of it."""
 
 import ctypes
+import os
 import platform
 import sys
 from functools import cache
@@ -24,6 +25,15 @@ def precision(recipe: Recipe, device: torch.device) -> torch.dtype:
     if recipe.precision != "auto":
         return getattr(torch, recipe.precision)
     return torch.bfloat16 if device.type == "cuda" or "bf16" in cpu_features() else torch.float32
+
+
+def make_deterministic(device: torch.device) -> None:
+    """Have a GPU's libraries use only algorithms that give the same bytes every time."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def keep_freed_memory() -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from train.augment import Augment, Normalise, views
 from train.config import Setting
 from train.data import Dataset
-from train.device import keep_freed_memory, precision
+from train.device import keep_freed_memory, make_deterministic, precision
 from train.errors import Interrupted
 from train.feed import Feed
 from train.masks import Era, Masks, subset_size
@@ -38,6 +38,7 @@ class Trainer:
         recipe = setting.recipe
         torch.set_num_threads(recipe.threads)
         keep_freed_memory()
+        make_deterministic(device)
         self.setting, self.recipe, self.device = setting, recipe, device
         self.precision = precision(recipe, device)
         self.masks = Masks(setting, len(dataset.train.labels), list(eras) if eras else None)
