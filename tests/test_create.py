@@ -15,7 +15,9 @@ from tests.faults.stores import GROWN, check, content, create, fill, filled, lay
 from train.config import Outputs, Recipe, Setting
 from train.create import create_store, grow
 from train.errors import UserError, WorkError
-from train.locks import store_lock
+from train.layout import temporary
+from train.locks import LockFile, store_lock
+from train.manifest import read_manifest
 from train.npy import HEADER_BYTES
 from train.store import Store, open_own, open_store
 
@@ -87,7 +89,7 @@ def test_published_files_are_never_overwritten(tmp_path: Path) -> None:
     assert everything(tmp_path) == before
 
 
-@pytest.mark.parametrize("call", ["os.pwrite", "os.fsync", "os.rename", "os.replace", "os.ftruncate"])
+@pytest.mark.parametrize("call", ["os.pwrite", "os.fsync", "os.link", "os.replace", "os.ftruncate"])
 def test_a_failure_leaves_the_disk_as_it_was(tmp_path: Path, call: str) -> None:
     real, calls = getattr(os, call.removeprefix("os.")), 0
 
@@ -95,10 +97,14 @@ def test_a_failure_leaves_the_disk_as_it_was(tmp_path: Path, call: str) -> None:
         nonlocal calls
         calls += 1
         if calls == min(3, 1 if call == "os.replace" else 3):
-            raise OSError(errno.ENOSPC, "No space left on device")
+            names = [str(each) for each in arguments[:1] if isinstance(each, Path)]
+            raise OSError(errno.ENOSPC, "No space left on device", *names)
         return real(*arguments)
 
-    with mock.patch(call, fail_third), pytest.raises(UserError, match="No space left"):
+    with (
+        mock.patch(call, fail_third),
+        pytest.raises(UserError, match=r"cannot create \S+/made-up/data\S*: No space left"),
+    ):
         create(tmp_path, setting(outputs=Outputs(preallocate=False)))
     assert everything(tmp_path) == set()
     create(tmp_path)
@@ -161,9 +167,99 @@ def test_clearing_up_after_a_killed_init_may_be_killed_too() -> None:
 
     with workplace() as folder:
         place = create(folder / "root").layout
-        os.rename(place.manifest, place.intent)  # as a kill before the last step leaves it
+        os.rename(place.manifest, temporary(place.manifest, "x"))  # as a kill before the last step leaves it
         with Recorder(folder / "root", look).recording():
             create(folder / "root")
+
+
+def test_what_an_init_left_is_not_removed_without_locks(tmp_path: Path) -> None:
+    place = create(tmp_path).layout
+    os.rename(place.manifest, temporary(place.manifest, "x"))  # killed, or still at work on another node
+    before = everything(tmp_path)
+    with mock.patch.object(LockFile, "_probe", return_value=False):
+        with pytest.raises(UserError, match=r"x\.init is of an `init` that was interrupted, or is still at work"):
+            create(tmp_path)
+        assert everything(tmp_path) == before
+        create(tmp_path / "elsewhere")
+
+
+def test_two_inits_that_meet_without_locks_leave_one_store(tmp_path: Path) -> None:
+    """The second creates and fills a store while the first is about to give its files their names."""
+    real = os.link
+
+    def meanwhile(*names: Any) -> None:
+        os.link = real
+        filled(tmp_path)
+        real(*names)
+
+    locks_of_no_use = mock.patch.object(LockFile, "acquire", return_value=True)
+    with locks_of_no_use, mock.patch("os.link", meanwhile), pytest.raises(UserError, match="cannot create"):
+        create(tmp_path)
+    assert check(tmp_path) == 14
+
+
+def test_a_name_that_another_init_took_first_is_left_to_it(tmp_path: Path) -> None:
+    real = os.link
+
+    def meanwhile(source: Path, target: Path) -> None:
+        if "test_margins" in target.name:
+            target.write_bytes(b"another's")
+        real(source, target)
+
+    told = pytest.raises(UserError, match=r"test_margins_50pct\.npy is being created by another process")
+    with mock.patch("os.link", meanwhile), told:
+        create(tmp_path)
+    assert layout(tmp_path).array("test_margins").read_bytes() == b"another's"
+    assert not layout(tmp_path).array("train_masks").exists()
+
+
+def test_init_goes_on_where_there_are_no_links(tmp_path: Path) -> None:
+    with mock.patch("os.link", side_effect=PermissionError(errno.EPERM, "Operation not permitted")):
+        create(tmp_path)
+    assert len(create(tmp_path).missing()) == 14
+
+
+def test_a_store_that_memory_does_not_hold_is_not_created(tmp_path: Path) -> None:
+    with mock.patch("numpy.zeros", side_effect=MemoryError), pytest.raises(UserError, match=r"^14 rows \(models"):
+        create(tmp_path)
+    assert everything(tmp_path) == set()
+
+
+def older(root: Path) -> None:
+    """The manifest of before a `grow`, as an old copy restores it."""
+    before = create(root).manifest
+    lengthen(root)
+    before.write(layout(root).manifest)
+
+
+def test_an_older_manifest_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    older(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for opening in (create, lengthen, lambda root: lengthen(root, 12)):
+        with pytest.raises(UserError, match=r"had 18 rows, but .*store_50pct\.json has 14 rows: it is an older one"):
+            opening(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_record_beyond_the_rows_tells_of_an_older_manifest(tmp_path: Path) -> None:
+    before = create(tmp_path).manifest
+    store = lengthen(tmp_path)
+    with writing(store) as writer:
+        fill(store, writer)
+    before.write(store.layout.manifest)
+    for array in [*store.arrays.values(), store.flags]:  # all headers are damaged
+        with open(store.layout.array(array.name), "r+b") as file:
+            file.write(bytes(100))
+    with pytest.raises(UserError, match=r"\.bin records row 1\d, but .*store_50pct\.json has 14 rows"):
+        create(tmp_path)
+
+
+def test_growth_meanwhile_is_no_older_manifest(tmp_path: Path) -> None:
+    old = create(tmp_path).manifest
+    lengthen(tmp_path)
+    real, answers = read_manifest, [old]
+    with mock.patch("train.store.read_manifest", lambda path: answers.pop() if answers else real(path)):
+        assert open_own(layout(tmp_path), setting()).rows == 18
 
 
 def test_growth_killed_at_any_step_is_the_old_store_or_the_new() -> None:
@@ -258,6 +354,25 @@ def test_an_array_that_is_a_link_out_of_the_root_is_refused(tmp_path: Path) -> N
     path.symlink_to(tmp_path / "masks.npy")
     with pytest.raises(UserError, match=r"train_masks_50pct\.npy leads to"):
         open_store(layout(tmp_path / "root"), setting())
+
+
+@pytest.mark.parametrize("name", ["datamodels", "_slurm_50pct", "report_test_50pct.html", "datamodels/test_50pct.pt"])
+def test_what_others_write_is_no_link_out_of_the_root_either(tmp_path: Path, name: str) -> None:
+    path = create(tmp_path / "root").layout.folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(tmp_path / "elsewhere")
+    for opening in (open_own, open_store):
+        with pytest.raises(UserError, match=rf"{path.name} leads to .*elsewhere"):
+            opening(layout(tmp_path / "root"), setting())
+
+
+@pytest.mark.parametrize("name", ["store_25pct.json", "train_masks_50pct.npy"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    path = create(tmp_path).layout.data / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=rf"{name} is neither a file nor a folder"):
+        create(tmp_path)
 
 
 def test_a_root_may_be_a_link_itself(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def test_power_loss_at_any_moment() -> None:
         states, rows = power.power_loss(folder, each=3)
     print(f"{states} disks after a power cut, {rows} completed rows on them: 0 wrong, 0 lost")
     assert states >= 500
+    assert rows >= 1000
 
 
 def test_bit_flips_anywhere() -> None:

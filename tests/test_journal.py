@@ -22,6 +22,7 @@ from train.journal import (
     intact,
     seal,
 )
+from train.locks import LockFile
 from train.npy import HEADER_BYTES
 
 
@@ -190,6 +191,39 @@ def test_after_an_error_records_go_to_a_new_journal(tmp_path: Path, call: str) -
     writer.close()
     found = [set(taken(JournalReader(path))) for path in sorted(tmp_path.iterdir())]
     assert found == [{0}, {8}]
+
+
+def test_records_that_matter_twice_lie_on_two_pages(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path, {"device": "x"})
+    writer.append(records(1))
+    writer.append(records(2, 3, kind=Kind.INVALID), twice=True)
+    writer.append(records(4))
+    writer.close()
+    (path,) = tmp_path.iterdir()
+    reader = JournalReader(path)
+    assert taken(reader) == [1, 2, 3, 2, 3, 4]
+    assert reader.damaged == []
+    content = bytearray(path.read_bytes())
+    content[HEADER_BYTES : 2 * HEADER_BYTES] = bytes(HEADER_BYTES)
+    path.write_bytes(content)
+    assert taken(JournalReader(path)) == [2, 3, 4]
+
+
+def test_records_go_to_a_new_journal_where_the_old_one_was_replaced(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path, {"device": "x"})
+    writer.append(records(1))
+    (path,) = tmp_path.iterdir()
+    path.with_suffix(".tmp").write_bytes(path.read_bytes())
+    path.with_suffix(".tmp").rename(path)  # mended by another process, where locks do not keep it from that
+    writer.append(records(2))
+    writer.close()
+    assert sorted(row for each in tmp_path.iterdir() for row in taken(JournalReader(each))) == [1, 2]
+
+
+def test_a_folder_from_which_journals_vanish_is_told(tmp_path: Path) -> None:
+    gone = mock.patch.object(LockFile, "is_current", return_value=False)
+    with gone, pytest.raises(WorkError, match=r"cannot record row 7 in .*: its journals are taken away"):
+        JournalWriter(tmp_path, {}).append(records(7))
 
 
 def test_a_journal_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:

@@ -43,12 +43,24 @@ def test_a_lock_holds_between_processes(path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_without_locks_work_goes_on(path: Path, code: int) -> None:
-    lock = LockFile(path)
+def test_without_locks_work_goes_on(path: Path, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     with mock.patch("fcntl.fcntl", side_effect=OSError(code, "no locks")):
-        assert lock.acquire(7)
-        assert not lock.works
-        lock.release(7)
+        for _ in range(2):
+            lock = LockFile(path)
+            assert not lock.works
+            assert lock.acquire(7)
+            lock.release(7)
+    assert capsys.readouterr().err == f"{path.parent} has no file locks: processes there may do the same rows\n"
+
+
+def test_locks_that_have_run_out_are_not_held(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lock = LockFile(path)
+    with mock.patch("fcntl.fcntl", side_effect=OSError(errno.ENOLCK, "none left")):
+        assert not lock.acquire(7)
+        assert not lock.acquire(8)
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert lock.works
+    assert lock.acquire(7)
 
 
 def test_other_errors_are_not_swallowed(path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train.errors import WorkError
-from train.npy import HEADER_BYTES, RowFile, file_bytes, header, reserve, write_all, write_file, write_header
+from train.npy import HEADER_BYTES, RowFile, file_bytes, header, reserve, sync_all, write_all, write_file, write_header
 
 DTYPES = st.sampled_from([np.dtype(bool), np.dtype(np.float16)])
 SHAPES = st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple)
@@ -49,6 +49,23 @@ def test_rows_are_written_where_numpy_looks_for_them(file: RowFile) -> None:
     assert np.array_equal(found[3:5], ROWS[3:5])
     assert not found[:3].any()
     assert np.array_equal(file.read(2, 6), found[2:6])
+
+
+@pytest.mark.parametrize(("first", "rows"), [(9, ROWS[:2]), (-1, ROWS[:1]), (0, ROWS[:1, :3]), (0, ROWS[0])])
+def test_rows_that_do_not_fit_are_refused(file: RowFile, first: int, rows: np.ndarray) -> None:
+    before = file.path.read_bytes()
+    with pytest.raises(ValueError, match=r"do not fit \(10, 4\), the shape of .*rows\.npy"):
+        file.write(first, rows)
+    assert file.path.read_bytes() == before
+
+
+def test_files_are_synced_together_and_the_first_error_is_told(file: RowFile) -> None:
+    other = RowFile(file.path, file.shape, file.dtype, writable=True)
+    for each in (file, other):
+        each.write(3, ROWS[3:4])
+    with mock.patch.object(other, "sync", side_effect=WorkError("broken")), pytest.raises(WorkError, match="broken"):
+        sync_all([file, other], 3)
+    assert (file.dirty, other.dirty) == (False, True)
 
 
 def test_space_is_never_taken_away(file: RowFile) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.conftest import in_process
 from tests.faults.flips import flip
 from tests.faults.full import can_mount, read_only
-from tests.faults.stores import N_TEST, N_TRAIN, create, fill, filled, layout, setting, workplace, writing
+from tests.faults.stores import N_TEST, N_TRAIN, create, fill, filled, layout, result, setting, workplace, writing
 from train.config import Setting
 from train.errors import UserError, WorkError
 from train.manifest import _digest, read_manifest
@@ -175,6 +175,18 @@ HOSTILE = [
     {"history": [[2**50, 4]]},
     {"n_train": 10**30},
     {"history": [[10, 4], [10**9, 4]]},
+    {"group": 2**70},
+    {"id": "f" * 5000},
+    {"id": "0" * 31 + "G"},
+    {"id": 7},
+    {"data_sha256": "0"},
+    {"config": [["models", 10]]},
+    {"versions": {"numpy": "1" * 10**5}, "n_train": 2**62},
+    {"classes": [1, 2]},
+    {"history": [[12, 4], [10, 4]]},
+    {"history": [[10, 4], [10, 4]]},
+    {"history": [[8, 6], [10, 4]]},
+    {"history": [[10, 2**39]]},
 ]
 
 
@@ -184,6 +196,54 @@ def test_a_hostile_manifest_is_told(store: Store, changes: dict[str, Any]) -> No
     with pytest.raises((UserError, WorkError)) as told:
         open_own(store.layout, setting())
     assert str(store.layout.data) in str(told.value)
+
+
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just(2**70)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
+    max_leaves=4,
+)
+
+
+def paths_of(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The place of every value in a JSON document."""
+    inside = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    return [path, *(found for key, value in inside for found in paths_of(value, (*path, key)))][not path :]
+
+
+@settings(max_examples=300)
+@given(st.data(), VALUES, st.booleans())
+def test_no_value_in_a_manifest_breaks_those_who_open_it(data: st.DataObject, value: Any, gone: bool) -> None:
+    with workplace() as root:
+        store = create(root)
+        content = json.loads(store.layout.manifest.read_text())
+        del content["sha256"]
+        *way, last = data.draw(st.sampled_from(paths_of(content)))
+        place = content
+        for key in way:
+            place = place[key]
+        if gone:
+            del place[last]
+        else:
+            place[last] = value
+        store.layout.manifest.write_text(json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n")
+        told, found = "", store
+        try:
+            found = open_own(store.layout, setting())
+        except (UserError, WorkError) as error:
+            told = str(error)
+        assert not told or str(store.layout.data) in told
+        assert len(told) < 1000
+        assert (found.rows, found.group, found.n_train) == (14, 4, N_TRAIN)
+
+
+def test_a_manifest_from_before_a_key_came_stands_at_its_default(store: Store) -> None:
+    content = json.loads(store.layout.manifest.read_text())
+    del content["config"]["recipe"]["translate"], content["config"]["tta"]
+    rewritten(store, config=content["config"])
+    assert open_own(store.layout, setting()).completed().all()
+    with pytest.raises(UserError, match=r"tta is 'none', but .*store_50pct\.json holds a setting with 'mirror'"):
+        open_own(store.layout, setting(tta="none"))
 
 
 @given(
@@ -196,15 +256,39 @@ def test_no_content_of_a_manifest_breaks_its_reader(content: bytes) -> None:
             read_manifest(folder / "x.json")
 
 
-def test_an_array_that_is_missing_or_cut_short_is_told(store: Store) -> None:
+def test_an_array_that_is_missing_or_cut_short_is_told_to_those_who_need_it(store: Store) -> None:
     path = store.layout.array("train_margins")
     with open(path, "r+b") as file:
         file.truncate(path.stat().st_size - 1)
-    with pytest.raises(WorkError, match=r"train_margins_50pct\.npy has \d+ bytes, expected \d+: it was cut short"):
-        open_own(store.layout, setting())
+    found = open_own(store.layout, setting())
+    with pytest.raises(WorkError, match=r"train_margins_50pct\.npy holds 13 of 14 rows: it was cut short"):
+        found.check_arrays()
     path.unlink()
-    with pytest.raises(WorkError, match=r"cannot read .*train_margins_50pct\.npy: No such file"):
-        open_own(store.layout, setting())
+    with pytest.raises(WorkError, match=r"train_margins_50pct\.npy holds 0 of 14 rows"):
+        found.check_arrays()
+
+
+def another_manifest(store: Store, folder: Path) -> None:
+    """The manifest of a store of the same setting in the place of the true one."""
+    other = create(folder, setting())
+    shutil.copy(other.layout.manifest, store.layout.manifest)
+
+
+def test_a_manifest_that_is_not_the_journals_is_refused(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    true = store.layout.manifest.read_bytes()
+    another_manifest(store, tmp_path / "other")
+    given = read_manifest(store.layout.manifest).id
+    for command in ("status", "train", "verify", "repair", "grow --models=14"):
+        name, *options = command.split()
+        (tmp_path / "x.yaml").write_text(CONFIG.replace("eval_models: 8", "eval_models: 4"))
+        told = in_process(capsys, name, tmp_path / "x.yaml", "--root", store.layout.root, *options).error
+        assert f"belongs to the store {store.manifest.id}" in told
+        assert given in told
+    store.layout.manifest.write_bytes(true)
+    assert np.load(store.layout.completed).all()
+    assert open_own(store.layout, setting()).completed().all()
 
 
 def test_the_journals_decide_and_the_flags_follow(store: Store) -> None:
@@ -225,6 +309,20 @@ def test_a_digest_of_rows_changes_when_one_is_redone(store: Store) -> None:
     assert store.row_stamp(rows[4:]) != before
 
 
+def test_a_digest_of_rows_changes_with_their_bytes_at_the_same_generation(tmp_path: Path) -> None:
+    stamps = set()
+    for salt in (0, 1):
+        store = create(tmp_path / "root")
+        with writing(store) as writer, writer.leased(0):
+            writer.commit(0, [result(store, row, salt) for row in range(4)])
+        store.refresh()
+        store.manifest = dataclasses.replace(store.manifest, id="")
+        assert not store.states.generation.any()
+        stamps.add(store.row_stamp(np.arange(4)))
+        shutil.rmtree(tmp_path / "root")
+    assert len(stamps) == 2
+
+
 def test_opening_a_store_often_keeps_no_files_open(store: Store) -> None:
     def read() -> int:
         other = open_own(store.layout, setting())
@@ -242,8 +340,6 @@ def test_rows_made_on_two_kinds_of_device_are_told(tmp_path: Path) -> None:
         with writing(store, device=device) as writer, writer.leased(0 if device == "one GPU" else 1) as held:
             assert held
             rows = store.missing()[:4].tolist()
-            from tests.faults.stores import result
-
             writer.commit(rows[0] // 4, [result(store, row) for row in rows])
         store.refresh()
     told = describe(summary(store))

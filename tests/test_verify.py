@@ -13,8 +13,9 @@ from tests.conftest import in_process
 from tests.faults.flips import flip
 from tests.faults.stores import check, content, create, fill, filled, layout, result, setting, writing
 from train.config import Outputs
-from train.errors import WorkError
+from train.errors import UserError, WorkError
 from train.journal import RECORD_BYTES
+from train.locks import LockFile
 from train.npy import HEADER_BYTES
 from train.store import Store, open_own
 from train.verify import Finding, is_finite, repair, verify
@@ -131,11 +132,36 @@ def test_a_journal_that_lost_an_invalidation_does_not_bring_a_row_back(store: St
     with writing(again(store)) as writer, writer.leased(0):
         writer._files["train_margins"].write(3, np.ones((1, 700), np.float16))
     invalid = max(store.layout.journals.iterdir())  # names begin with the time
-    flip(invalid, 8 * (HEADER_BYTES + 16))
+    for copies, at in enumerate((HEADER_BYTES, 2 * HEADER_BYTES)):
+        missing = again(store).missing().tolist()
+        assert missing == [3], f"one of its two records counts, after {copies} flips"
+        flip(invalid, 8 * (at + 16))
     found = verify(again(store))
     assert found.bad == [3], "its first record counts again, but its bytes are no longer those"
     assert len(found.files) == 1
     mend(store)
+    assert_mended(store)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "zeroed"])
+def test_an_invalidation_that_is_damaged_is_made_again_by_repair(store: Store, damage: str) -> None:
+    """The bytes of a row that only `--retrain` found wrong match their checksums: its records alone keep it away."""
+    with writing(store) as writer:
+        writer.invalidate([3])
+    invalid = max(store.layout.journals.iterdir())
+    for at in (HEADER_BYTES, 2 * HEADER_BYTES):
+        if damage == "flipped":
+            flip(invalid, 8 * (at + 16))
+        elif at == HEADER_BYTES:
+            with open(invalid, "r+b") as file:
+                file.seek(at)
+                file.write(bytes(RECORD_BYTES))
+    assert again(store).completed()[3] == (damage == "flipped")
+    if damage == "flipped":
+        with pytest.raises(WorkError, match="do not match their checksum: run `datamodels repair`"):
+            again(store).check_files()
+    mend(store)
+    assert again(store).missing().tolist() == [3]
     assert_mended(store)
 
 
@@ -148,6 +174,94 @@ def test_a_journal_of_another_store_is_set_aside(store: Store, tmp_path: Path) -
     mend(store)
     assert not target.exists()
     assert_mended(store)
+
+
+def test_a_damaged_journal_is_left_alone_where_locks_do_not_tell_who_is_at_work(store: Store) -> None:
+    (path,) = store.layout.journals.iterdir()
+    flip(path, 8 * 20)
+    before = path.read_bytes()
+    with mock.patch.object(LockFile, "_probe", return_value=False), pytest.raises(WorkError, match="-o localflock"):
+        mend(store)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["train_masks", "train_logits"])
+def test_an_array_that_was_cut_short_is_told_and_mended(store: Store, name: str) -> None:
+    path, array = store.layout.array(name), store.arrays[name]
+    os.truncate(path, HEADER_BYTES + 9 * (array.bytes - HEADER_BYTES) // 14 + 5)
+    found = verify(again(store))
+    assert found.bad == [9, 10, 11, 12, 13]
+    assert found.reasons[11] == f"{name} was cut short before it"
+    assert found.files == [f"{path}: it holds 9 of 14 rows, since it was cut short"]
+    for checked in (again(store).check_arrays, again(store).check_files):
+        with pytest.raises(WorkError, match=rf"{name}_50pct\.npy holds 9 of 14 rows: it was cut short"):
+            checked()
+    assert mend(store) == [f"{path}: lengthened to its 14 rows"]
+    assert again(store).missing().tolist() == found.bad
+    assert_mended(store)
+
+
+def test_an_array_that_is_missing_is_begun_anew_only_where_it_is_empty(store: Store) -> None:
+    path = store.layout.array("test_logits")
+    path.rename(path.with_suffix(".moved"))
+    found = verify(again(store))
+    assert found.bad == list(range(14))
+    assert found.files[0].startswith(f"{path}: it is missing: restore it from a copy, or put an empty file there")
+    with pytest.raises(UserError, match=r"test_logits_50pct\.npy: No such file"):
+        mend(store)
+    assert again(store).completed().all(), "nothing is lost if the file comes back"
+    path.touch()
+    mend(store)
+    assert_mended(store)
+
+
+@pytest.mark.parametrize("size", [None, 0, HEADER_BYTES + 5])
+def test_flags_that_are_lost_are_made_again_on_opening(store: Store, size: int | None) -> None:
+    with writing(store) as writer:
+        writer.invalidate([3])
+    path = store.layout.completed
+    path.unlink() if size is None else os.truncate(path, size)
+    again(store)
+    assert np.flatnonzero(~np.load(path)).tolist() == [3]
+    assert verify(again(store)) == Finding(checked=13)
+
+
+def test_nothing_is_opened_where_every_file_is_cut_short(store: Store) -> None:
+    for path in store.layout.data.glob("*.npy"):
+        os.truncate(path, HEADER_BYTES)
+    with pytest.raises(WorkError, match=r"train_masks_50pct\.npy and all other arrays are cut short"):
+        again(store)
+
+
+def test_masks_are_judged_by_the_seed_though_checksums_match(tmp_path: Path) -> None:
+    store = create(tmp_path)
+    arrays = [content(store, row) for row in range(4)]
+    arrays[2]["train_masks"] = arrays[3]["train_masks"]
+    with writing(store) as writer, writer.leased(0):
+        writer.commit(0, [RowResult(row, arrays[row], 1.0, 0.5, 0.5) for row in (1, 2, 3)])
+    store = again(store)
+    masks = store.read("train_masks", 1, 6)
+    assert store.bad_masks(1, masks).tolist() == [False, True, False, False, False]
+    assert not store.mismatches("train_masks", 1, masks).any()
+
+
+def test_a_bad_row_takes_little_memory(store: Store) -> None:
+    for row in range(14):
+        flip(store.layout.array("test_margins"), 8 * (HEADER_BYTES + row * 600))
+    reasons = verify(again(store)).reasons
+    assert list(reasons) == list(range(14))
+    assert len({id(text) for text in reasons.values()}) == 1
+
+
+def test_bad_rows_are_looked_at_again_block_by_block(tmp_path: Path) -> None:
+    store = filled(tmp_path, setting(models=400))
+    for row in range(10, 300):
+        flip(store.layout.array("test_margins"), 8 * (HEADER_BYTES + row * 600))
+    reads = []
+    real = Store.read
+    with mock.patch.object(Store, "read", lambda *given: reads.append(given) or real(*given)):
+        assert verify(open_own(store.layout, setting(models=400))).bad == list(range(10, 300))
+    assert len(reads) < 40
 
 
 def test_the_journal_of_a_process_at_work_is_not_mended(tmp_path: Path) -> None:

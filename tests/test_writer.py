@@ -1,5 +1,6 @@
 """Several writers, and writers that lose their lease."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
@@ -15,7 +16,7 @@ from train.npy import HEADER_BYTES
 from train.rows import retry_failed
 from train.state import RowState
 from train.store import Store, open_own
-from train.verify import repair, verify
+from train.verify import verify
 from train.writer import RowFailure, Writer
 
 GROUP = range(4, 8)
@@ -142,11 +143,43 @@ def test_a_zombie_that_wakes_after_its_rows_were_redone_is_found_out(store: Stor
     with writing(store) as zombie, zombie.leased(1):
         stalled(zombie, "_write", others)
     store = again(store)
-    assert verify(store).bad == list(GROUP), "the zombie's bytes lie there, but its records are of the past"
-    with writing(store) as writer:
-        repair(store, writer, verify(store))
-        fill(store, writer)
+    assert set(np.flatnonzero(store.states.state == RowState.CONFLICT)) == set(GROUP)
+    assert not any(raw_flags(store)[row] for row in GROUP)
+    redo(store)
     assert check(store.layout.root) == store.rows
+
+
+def test_a_clock_that_is_ahead_makes_no_row_suspect(store: Store) -> None:
+    with mock.patch("time.time", return_value=4e9), writing(store) as writer:
+        fill(store, writer)
+    with writing(again(store)) as writer:
+        writer.invalidate([5])
+        fill(writer.store, writer)
+    assert again(store).completed().all()
+
+
+def test_a_flag_stays_down_where_the_row_was_invalidated_meanwhile(store: Store, no_locks: None) -> None:
+    def others() -> None:
+        with writing(again(store)) as other:
+            other.invalidate(list(GROUP))
+
+    with writing(store) as zombie, zombie.leased(1):
+        stalled(zombie, "_raise_flags", others)
+    assert not any(raw_flags(store))
+
+
+def test_many_rows_are_invalidated_at_once(tmp_path: Path) -> None:
+    store = filled(tmp_path, setting(models=1000))
+    with writing(store) as writer, mock.patch("os.fdatasync", side_effect=os.fdatasync) as synced:
+        writer.invalidate(range(2, 900))
+        assert synced.call_count <= 3, "one of the records, one of the flags"
+    found = open_own(store.layout, setting(models=1000))
+    assert found.missing().tolist() == list(range(2, 900))
+    assert np.flatnonzero(~np.load(store.layout.completed)).tolist() == list(range(2, 900))
+    with writing(found) as writer, writer.leased(3), writing(again(found)) as other:
+        with pytest.raises(WorkError, match="group 3 are being written"):
+            other.invalidate(range(20))
+        assert other.lease(0), "what was leased for it is given back"
 
 
 def test_a_zombie_that_dies_among_its_writes_is_found_out(store: Store, no_locks: None) -> None:

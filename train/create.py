@@ -1,13 +1,15 @@
 """Creating a store, and lengthening one.
 
-`init` works under temporary names, and the manifest gets its final name last: a store is there completely or not at
-all. `_completed` is the first to get its final name, so that arrays without a manifest are never taken for published
-data.
+`init` works under names of its own attempt, and the manifest gets its final name last: a store is there completely or
+not at all. `_completed` is the first to get its final name, so that arrays without a manifest are never taken for
+published data. No name is taken from a file that has it, so that two `init` that meet, even without locks, never undo
+each other's store.
 """
 
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,23 +20,28 @@ import numpy as np
 from train.config import Setting
 from train.data import Dataset
 from train.errors import UserError, WorkError
-from train.layout import ARRAY_NAMES, Layout, temporary
-from train.locks import store_lock
+from train.layout import ARRAY_NAMES, UNFINISHED, Layout, temporary
+from train.locks import LockFile, store_lock
 from train.manifest import Array, Manifest, array_list, check_identity, new_manifest, read_manifest
 from train.masks import Masks
-from train.npy import Notice, header, reserve, sync_folder, write_all, write_file
+from train.npy import Notice, header, rename_new, reserve, sync_folder, write_all, write_file
+from train.state import RowStates
 from train.store import Store, open_own, refuse_orphans
 
 
 def create_store(layout: Layout, setting: Setting, dataset: Dataset, notice: Notice) -> Store:
     """The store of a setting, created where there is none yet. Raises UserError, and then leaves the disk unchanged."""
-    layout.refuse_links(layout.data, *layout.files)
+    layout.refuse_links()
     if layout.manifest.exists():
         store = open_own(layout, setting)
         check_data(store.manifest, dataset)
+        with contextlib.suppress(OSError):
+            for path in layout.intents:  # of an `init` that was killed just when it was done
+                path.unlink(missing_ok=True)
         return store
     Masks(setting, len(dataset.train.labels))
     _refuse_others(layout)
+    _check_memory(layout, setting.rows)
     rows, classes = setting.rows, dataset.classes
     arrays = array_list(setting, rows, len(dataset.train.labels), len(dataset.test.labels), len(classes))
     arrays.insert(0, Array("_completed", (rows,), np.dtype(bool)))
@@ -43,9 +50,10 @@ def create_store(layout: Layout, setting: Setting, dataset: Dataset, notice: Not
     manifest = new_manifest(
         setting, dataset.sha256(), len(dataset.train.labels), len(dataset.test.labels), dataset.classes
     )
-    with _new_folder(layout), store_lock(layout.lock):
+    with _new_folder(layout), store_lock(layout.lock) as lock:
         if not layout.manifest.exists():
             _refuse_others(layout)
+            _remove_unfinished(layout, lock)
             _create(layout, setting, manifest, arrays, notice)
         sync_folder(layout.data)
     return open_own(layout, setting)
@@ -62,9 +70,10 @@ def check_data(manifest: Manifest, dataset: Dataset) -> None:
 
 def _refuse_others(layout: Layout) -> None:
     """Raises UserError where files lie there that are not an interrupted `init` of ours."""
-    if layout.intent.exists() and (layout.completed.exists() or not _published(layout)):
+    intents = layout.intents
+    if intents and (layout.completed.exists() or not _published(layout)):
         return
-    if not layout.intent.exists():
+    if not intents:
         refuse_orphans(layout)
     for path in _published(layout):
         raise UserError(f"{path} exists without a manifest: published files are never overwritten, use another --root")
@@ -74,43 +83,102 @@ def _published(layout: Layout) -> list[Path]:
     return [path for name in ARRAY_NAMES if (path := layout.array(name)).exists()]
 
 
-def _create(layout: Layout, setting: Setting, manifest: Manifest, arrays: Sequence[Array], notice: Notice) -> None:
-    names = [layout.array(array.name) for array in arrays]
+def _check_memory(layout: Layout, rows: int) -> None:
+    """Raises UserError where a store of so many rows could be created, but not opened here."""
     try:
-        # Left-overs of an interrupted init: no row can have been written before the manifest was there.
-        _remove(layout, names)
-        write_file(layout.intent, manifest.encode())
-        layout.journals.mkdir(exist_ok=True)
+        RowStates(layout.journals, 2 * rows, "")
+    except UserError:
+        raise UserError(f"{rows:,} rows (models and eval_models) take more memory than there is here") from None
+
+
+def _remove_unfinished(layout: Layout, lock: LockFile) -> None:
+    """Remove what an interrupted `init` left, but for its intent; no row can have been written before the manifest.
+
+    `_completed` goes last: what a kill leaves is known by it. Raises UserError where locks do not work: then that
+    `init` may still be at work.
+    """
+    left = [*_temporaries(layout), *reversed(_published(layout))]
+    left += [path for path in (layout.completed,) if path.exists()]
+    if not lock.works and (found := left + layout.intents):
+        raise UserError(
+            f"{found[-1]} is of an `init` that was interrupted, or is still at work: without file locks nobody can "
+            f"tell. Once none is, remove it and all else of {layout.pct}pct in that folder"
+        )
+    for path in left:
+        path.unlink(missing_ok=True)
+
+
+def _temporaries(layout: Layout) -> list[Path]:
+    """Files of this setting with names that are not final, but for intents."""
+    own = [
+        f"*_{layout.pct}pct.npy.*{UNFINISHED}",
+        f"{layout.manifest.name}.*.tmp",
+        f"{layout.manifest.name}.*.init.*.tmp",
+    ]
+    return [path for pattern in own for path in sorted(layout.data.glob(pattern))]
+
+
+class _Init:
+    """One attempt at a store: files under names of its own, which take their final names one by one, if nobody has."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.attempt = secrets.token_hex(4)
+        self.names: list[Path] = []
+        self.published: dict[Path, os.stat_result] = {}
+
+    def create(self, manifest: Manifest, arrays: Sequence[Array], preallocate: bool, notice: Notice) -> None:
+        """Raises OSError that names a file; what was made must then be undone."""
+        before = self.layout.intents
+        write_file(self._temporary(self.layout.manifest), manifest.encode())
+        for path in before:
+            path.unlink(missing_ok=True)
+        self.layout.journals.mkdir(exist_ok=True)
         notices = set[str]()
-        for path, array in zip(names, arrays, strict=True):
-            _create_array(temporary(path), array, setting.outputs.preallocate, notices.add)
+        for array in arrays:
+            path = self.layout.array(array.name)
+            _create_array(self._temporary(path), array, preallocate, notices.add)
         for text in notices:
             notice(text)
-        sync_folder(layout.data)
-        for path in names:
-            os.rename(temporary(path), path)
-            sync_folder(layout.data)
-        os.rename(layout.intent, layout.manifest)
+        sync_folder(self.layout.data)
+        for path in [*(self.layout.array(array.name) for array in arrays), self.layout.manifest]:
+            self._publish(path)
+
+    def _temporary(self, path: Path) -> Path:
+        self.names.append(temporary(path, self.attempt))
+        return self.names[-1]
+
+    def _publish(self, path: Path) -> None:
+        made = temporary(path, self.attempt)
+        self.published[path] = made.stat()
+        rename_new(made, path)
+        sync_folder(self.layout.data)
+
+    def undo(self) -> None:
+        """Take back what has been made, its intent last; files of others are left alone."""
+        intent, *others = self.names or [temporary(self.layout.manifest, self.attempt)]
+        if not self.layout.manifest.exists():
+            for path, status in reversed(self.published.items()):
+                if path.exists() and os.path.samestat(path.stat(), status):
+                    path.unlink()
+            with contextlib.suppress(OSError):  # an `init` that came first may use it
+                self.layout.journals.rmdir()
+        for path in [*reversed(others), intent]:
+            path.unlink(missing_ok=True)
+
+
+def _create(layout: Layout, setting: Setting, manifest: Manifest, arrays: Sequence[Array], notice: Notice) -> None:
+    attempt = _Init(layout)
+    try:
+        attempt.create(manifest, arrays, setting.outputs.preallocate, notice)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            _remove(layout, names)
-            layout.intent.unlink(missing_ok=True)
-            layout.journals.rmdir()
+            attempt.undo()
+        if isinstance(error, FileExistsError):
+            raise UserError(f"{error.filename2 or error.filename} is being created by another process") from None
         if isinstance(error, OSError):
-            raise UserError(f"cannot create the store in {layout.data}: {error.strerror or error}") from None
+            raise UserError(f"cannot create {error.filename or layout.data}: {error.strerror or error}") from None
         raise
-
-
-def _remove(layout: Layout, names: Sequence[Path]) -> None:
-    """Remove arrays, the first one last: what a kill leaves of them is known by it as an unfinished `init`."""
-    for path in [*map(temporary, names), *reversed(names)]:
-        path.unlink(missing_ok=True)
-    _remove_temporary_manifests(layout)
-
-
-def _remove_temporary_manifests(layout: Layout) -> None:
-    for path in layout.data.glob(f"{layout.manifest.name}.*tmp"):
-        path.unlink(missing_ok=True)
 
 
 def _create_array(path: Path, array: Array, preallocate: bool, notice: Notice) -> None:
@@ -119,6 +187,8 @@ def _create_array(path: Path, array: Array, preallocate: bool, notice: Notice) -
         reserve(fd, array.bytes, preallocate, notice)
         write_all(fd, header(array.shape, array.dtype), 0)
         os.fsync(fd)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         os.close(fd)
 
@@ -166,11 +236,13 @@ def grow(layout: Layout, setting: Setting, models: int, notice: Notice) -> Store
     Files are extended first, then the manifest is replaced, then the headers: killed at any point, the store is the old
     one or the new one, and `open_own` writes the headers that are still due. Raises UserError.
     """
-    layout.refuse_links(layout.data, *layout.files)
+    layout.refuse_links()
     with _lock_for_growth(layout):
-        _remove_temporary_manifests(layout)
         manifest = read_manifest(layout.manifest)
         check_identity(manifest, replace(setting, models=manifest.models), layout.manifest)
+        Store(layout, setting, manifest).check_arrays()
+        for path in [*_temporaries(layout), *layout.intents]:
+            path.unlink(missing_ok=True)
         if models != manifest.models:
             _check_growth(manifest, setting, models)
             grown = manifest.grown(models)

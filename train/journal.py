@@ -25,6 +25,9 @@ from train.errors import WorkError
 from train.locks import LockFile
 from train.npy import HEADER_BYTES, sync_folder, write_all, write_pieces
 
+_TRIES = 3
+"""Journals in a row that an append may find taken away."""
+
 
 class Kind(IntEnum):
     DONE = 1
@@ -32,7 +35,8 @@ class Kind(IntEnum):
     FAILED = 2
     """The row could not be trained; `reason` says why."""
     INVALID = 3
-    """The row is to be redone: from here on only records of this generation count."""
+    """The row is to be redone: from here on only records of this generation count. Written twice, since the loss of
+    one such record would bring the row back."""
 
 
 REASON_BYTES = 64
@@ -84,6 +88,12 @@ def intact(records: NDArray[np.void]) -> NDArray[np.bool_]:
     return good & (records["generation"] < MAX_GENERATION)
 
 
+def reason_hashes(records: NDArray[np.void]) -> NDArray[np.uint32]:
+    """A number for each record's reason, equal where the reasons are."""
+    words = np.ascontiguousarray(records["reason"]).view("<u8").reshape(len(records), REASON_BYTES // 8)
+    return (np.einsum("ij,j->i", words, _FACTORS[: REASON_BYTES // 8]) >> np.uint64(32)).astype(np.uint32)
+
+
 def attempt_name() -> str:
     """A name that no other attempt has: time, host, process, and the job and its restarts under SLURM."""
     job = "_".join(filter(None, (os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID"))))
@@ -104,19 +114,32 @@ class JournalWriter:
         self._lock: LockFile | None = None
         self._end = HEADER_BYTES
 
-    def append(self, records: NDArray[np.void]) -> None:
-        """Append records and make them durable. Raises WorkError that names file and row."""
+    def append(self, records: NDArray[np.void], twice: bool = False) -> None:
+        """Append records and make them durable, `twice` on pages of their own. Raises WorkError with file and row."""
         seal(records)
+        for _ in range(_TRIES):
+            if self._append(records, twice):
+                return
+            self.close()  # where locks fail, someone replaced the file: nobody reads what went to it
+        raise WorkError(f"cannot record row {int(records['row'][0])} in {self.folder}: its journals are taken away")
+
+    def _append(self, records: NDArray[np.void], twice: bool) -> bool:
+        """Whether the journal still lies at its path after it took the records."""
         path = self._lock.path if self._lock else self.folder / f"{attempt_name()}.bin"
+        content = records.tobytes()
+        second = -(-(self._end + len(content)) // HEADER_BYTES) * HEADER_BYTES if twice else self._end
         try:
             if self._lock is None:
                 self._lock = self._create(path)
-            write_all(self._lock.fd, records.tobytes(), self._end)
+            write_all(self._lock.fd, content, self._end)
+            if twice:
+                write_all(self._lock.fd, content, second)
             os.fdatasync(self._lock.fd)
+            self._end = second + len(content)
+            return self._lock.is_current()
         except OSError as error:
             self._abandon()
             raise WorkError(f"cannot record row {int(records['row'][0])} in {path}: {error.strerror}") from error
-        self._end += records.nbytes
 
     def _abandon(self) -> None:
         """Take back what an append that failed may have left."""
@@ -221,6 +244,10 @@ class JournalReader:
             self.damaged += bad[written].tolist()
         return records[good], numbers[good]
 
+    def damaged_rows(self) -> list[int]:
+        """The rows that the damaged records name, as far as those can be believed. Raises OSError."""
+        return [int(self.record(number)["row"]) for number in self.damaged]
+
     def record(self, number: int) -> np.void:
         """One record, read again. Raises OSError."""
         with open(self.path, "rb", buffering=0) as file:
@@ -231,10 +258,15 @@ class JournalReader:
         """Leave a copy beside the journal as *.damaged, and put zeros where its records are damaged, in one step.
 
         The other records keep their numbers. Nothing is done, and False returned, while its attempt is still at work.
-        Raises OSError.
+        Raises OSError; WorkError where locks, which would tell that, do not work.
         """
         lock = LockFile(self.path)
         try:
+            if not lock.works:
+                raise WorkError(
+                    f"{self.path} is damaged, but without file locks nobody can tell whether its process is still at "
+                    "work: repair it where they work (on Lustre, with -o localflock on the one node in use)"
+                )
             if not lock.acquire(0):
                 return False
             write_pieces(self.path.with_suffix(".bin.damaged"), self._pieces())

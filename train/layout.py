@@ -6,6 +6,8 @@ from pathlib import Path
 
 from train.errors import UserError
 
+UNFINISHED = ".init"
+
 ARRAY_NAMES = ("train_masks", "test_margins", "train_margins", "train_logits", "test_logits")
 
 
@@ -35,9 +37,9 @@ class Layout:
         return self.data / f"store_{self.pct}pct.json"
 
     @property
-    def intent(self) -> Path:
-        """A manifest that is not yet valid: an `init` that has begun."""
-        return temporary(self.manifest)
+    def intents(self) -> list[Path]:
+        """Manifests that are not yet valid: each an `init` that has begun."""
+        return sorted(self.data.glob(f"{self.manifest.name}.*{UNFINISHED}"))
 
     @property
     def journals(self) -> Path:
@@ -47,20 +49,24 @@ class Layout:
     def lock(self) -> Path:
         return self.data / f"_lock_{self.pct}pct"
 
-    def refuse_links(self, *paths: Path) -> None:
-        """Raises UserError where a symbolic link leads one of the paths out of the root."""
+    def refuse_links(self) -> None:
+        """Raises UserError where a symbolic link leads out of the root, or one of its files is a pipe or a device."""
         root = os.path.realpath(self.root)
-        for path in paths:
-            real = os.path.realpath(path)
-            if os.path.commonpath([root, real]) != root:
+        for path in [self.folder, *_entries(self.folder), *_entries(self.data), *_entries(self.folder / "datamodels")]:
+            if path.is_symlink() and os.path.commonpath([root, real := os.path.realpath(path)]) != root:
                 raise UserError(f"{path} leads to {real}, expected a place below {root}: put --root there instead")
-
-    @property
-    def files(self) -> list[Path]:
-        """Everything that `init` creates."""
-        return [*map(self.array, ARRAY_NAMES), self.completed, self.manifest, self.journals, self.lock]
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise UserError(f"{path} is neither a file nor a folder: take it away")
 
 
-def temporary(path: Path) -> Path:
-    """The name a file has until `init` is complete."""
-    return path.with_name(path.name + ".init")
+def temporary(path: Path, attempt: str) -> Path:
+    """The name a file has until its `init` is complete."""
+    return path.with_name(f"{path.name}.{attempt}{UNFINISHED}")
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder; nothing where it cannot be looked into: who needs it will tell."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []

@@ -3,8 +3,10 @@
 import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import platform
+import re
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +148,14 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _decode(content: dict[str, Any]) -> Manifest:
-    """Raises ValueError, KeyError, TypeError where the content makes no sense."""
+    """Raises ValueError, KeyError, TypeError where the content makes no sense, or does not agree with itself."""
+    for key, digits in (("id", 32), ("data_sha256", 64)):
+        if not re.fullmatch(rf"[0-9a-f]{{{digits}}}", content[key]):
+            raise ValueError(f"its {key} is not {digits} hexadecimal digits")
+    if not all(type(content[key]) is dict for key in ("config", "versions")):
+        raise ValueError("its config or its versions are not keys and values")
+    if type(content["classes"]) is not list or not all(type(name) is str for name in content["classes"]):
+        raise ValueError("its classes are not names")
     manifest = Manifest(
         id=content["id"],
         config=dict(content["config"]),
@@ -162,9 +171,21 @@ def _decode(content: dict[str, Any]) -> Manifest:
     lengths = [*positive, *(era.eval_models for era in manifest.eras)]
     if not (manifest.eras and all(type(length) is int for length in lengths)):
         raise ValueError("its lengths are not whole numbers")
-    if min(positive) < 1 or min(lengths) < 0 or manifest.rows >= 2**40:
+    if min(positive) < 1 or min(lengths) < 0 or max(lengths) >= 2**40:
         raise ValueError("its lengths are out of range")
+    _check_agreement(manifest)
     return manifest
+
+
+def _check_agreement(manifest: Manifest) -> None:
+    """Raises ValueError, KeyError, TypeError where the lengths are not those of the config, or a store has shrunk."""
+    config, last = manifest.config, manifest.eras[-1]
+    found = config["models"], config["eval_models"], config["recipe"]["group"]
+    if found != (last.models, last.eval_models, manifest.group):
+        raise ValueError("its lengths are not those of its config")
+    for before, after in itertools.pairwise(manifest.eras):
+        if before.models >= after.models or before.eval_models != after.eval_models:
+            raise ValueError("its history does not ascend")
 
 
 def _digest(content: dict[str, Any]) -> str:
@@ -172,12 +193,16 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def check_identity(manifest: Manifest, setting: Setting, path: Path) -> None:
-    """Refuse a setting that is not the store's, naming the field. Raises UserError."""
-    there, here = identity(manifest.config), identity(setting.to_dict())
+    """Refuse a setting that is not the store's, naming the field. Raises UserError.
+
+    A key that came after the store was made stands at its default there: a later key must default to what was done
+    before it.
+    """
+    there, here = identity(Setting().to_dict()) | identity(manifest.config), identity(setting.to_dict())
     for key in sorted(there.keys() | here.keys()):
         if there.get(key) != here.get(key):
             raise UserError(
-                f"{key} is {here.get(key)!r}, but {path} holds a setting with {there.get(key)!r}: "
+                f"{key} is {here.get(key)!r}, but {path} holds a setting with {repr(there.get(key))[:200]}: "
                 "use another --root, or the store's own value"
             )
     if setting.models not in {era.models for era in manifest.eras}:

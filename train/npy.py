@@ -10,7 +10,8 @@ import os
 import secrets
 import sys
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -86,13 +87,27 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
+            raise OSError(error.errno, error.strerror, str(folder)) from None
     finally:
         os.close(fd)
 
 
+def rename_new(source: Path, target: Path) -> None:
+    """Give a file a name that no other has. Raises FileExistsError where one has, OSError."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        if target.exists():  # without links there is no way to see and take a name at once
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+        os.rename(source, target)
+        return
+    source.unlink(missing_ok=True)
+
+
 def write_file(path: Path, content: bytes) -> None:
-    """Replace a file in one durable step. Raises OSError, and then the file is as it was."""
+    """Replace a file in one durable step. Raises OSError with its name, and then the file is as it was."""
     write_pieces(path, [content])
 
 
@@ -110,9 +125,11 @@ def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
         finally:
             os.close(fd)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     sync_folder(path.parent)
 
@@ -123,6 +140,20 @@ def write_header(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
     try:
         write_all(fd, header(shape, dtype), 0)
         os.fdatasync(fd)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        os.close(fd)
+
+
+def new_file(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """An array as it is at first, or what is there of it at its full size, durably. Raises OSError with its name."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        reserve(fd, file_bytes(shape, dtype), False, print)
+        write_all(fd, header(shape, dtype), 0)
+        os.fsync(fd)
+        sync_folder(path.parent)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
@@ -142,7 +173,11 @@ class RowFile:
         self.dirty = False
 
     def write(self, first: int, rows: NDArray) -> None:
-        """Write consecutive rows. Raises WorkError that names file and row."""
+        """Write consecutive rows. Raises WorkError that names file and row; ValueError for rows of another shape."""
+        if rows.shape[1:] != self.shape[1:] or not 0 <= first <= first + len(rows) <= self.shape[0]:
+            raise ValueError(
+                f"{rows.shape} values from row {first} on do not fit {self.shape}, the shape of {self.path}"
+            )
         offset = HEADER_BYTES + first * self.row_bytes
         self.dirty = True
         try:
@@ -174,3 +209,10 @@ class RowFile:
                 raise WorkError(f"{self.path} ends before row {stop - 1}: it was cut short")
             view, offset = view[count:], offset + count
         return rows
+
+
+def sync_all(files: Sequence[RowFile], row: int) -> None:
+    """`sync` of several files at once, so that they wait for the disk together. Raises the first WorkError."""
+    with ThreadPoolExecutor(len(files)) as pool:
+        for done in [pool.submit(file.sync, row) for file in files]:
+            done.result()

@@ -1,7 +1,8 @@
 """Checking a store: every completed row against its checksums, its mask against the seed; and mending it."""
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -9,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.errors import WorkError
-from train.masks import Masks
+from train.npy import new_file
+from train.state import RowState
 from train.store import Store
 from train.writer import Writer
 
@@ -41,28 +43,35 @@ class Finding:
 def verify(store: Store, progress: Callable[[int], None] = lambda rows: None) -> Finding:
     """Read every completed row of a store, on all cores, in bounded memory. Raises WorkError where it cannot."""
     finding = Finding(files=_damaged_files(store))
-    row_bytes = sum(array.bytes // store.rows for array in store.arrays.values())
-    block = max(1, BLOCK_BYTES // row_bytes)
-    done = store.completed()
-    stretches = [range(store.rows)[at : at + BLOCKS * block] for at in range(0, store.rows, BLOCKS * block)]
-    masks = Masks(store.setting, store.n_train, list(store.eras))
-
-    def check(rows: range) -> dict[int, str]:
-        reasons: dict[int, str] = {}
-        for start in rows[::block]:
-            reasons |= _check(store, masks, done, start, min(start + block, rows.stop))
-        return reasons
-
+    check = _Check(store)
+    done = np.flatnonzero(store.completed())
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
     try:
-        for rows, reasons in zip(stretches, pool.map(check, stretches), strict=True):
+        at = 0
+        for start, reasons in _bad_in(pool, check, done, store.rows):
             finding.reasons |= reasons
-            finding.checked += int(np.count_nonzero(done[rows.start : rows.stop]))
-            progress(len(rows))
+            progress(min(start, store.rows) - at)
+            at = min(start, store.rows)
+        finding.checked = len(done)
+        if finding.reasons:  # another process may just be making those rows anew
+            store.refresh()
+            again = np.array([row for row in finding.bad if store.completed()[row]], np.int64)
+            finding.reasons = {}
+            for _, reasons in _bad_in(pool, check, again, store.rows):
+                finding.reasons |= reasons
     finally:
         pool.shutdown(cancel_futures=True)
-    _look_again(store, masks, finding)
     return finding
+
+
+def _bad_in(
+    pool: ThreadPoolExecutor, check: "_Check", rows: NDArray[np.int64], stop: int
+) -> Iterator[tuple[int, dict[int, str]]]:
+    """Check rows, stretch by stretch: where each stretch ends, and what is wrong in it."""
+    stretch = BLOCKS * check.block
+    ends = range(stretch, stop + stretch, stretch)
+    pieces = np.split(rows, np.searchsorted(rows, ends[:-1]))
+    yield from zip(ends, pool.map(check, pieces), strict=True)
 
 
 def _damaged_files(store: Store) -> list[str]:
@@ -71,47 +80,60 @@ def _damaged_files(store: Store) -> list[str]:
     except OSError as error:
         raise WorkError(f"cannot read {error.filename or store.layout.data}: {error.strerror}") from None
     found = [f"{store.layout.array(array.name)}: its header does not match the manifest" for array in wrong]
+    for name, rows in store.cut_arrays().items():
+        there = "it is missing: restore it from a copy, or put an empty file there, for `repair` to begin it anew"
+        cut = f"it holds {rows} of {store.rows} rows, since it was cut short"
+        found.append(f"{store.layout.array(name)}: {cut if store.layout.array(name).exists() else there}")
     return found + [f"{store.states.readers[index].path}: {what}" for index, what in store.states.damaged().items()]
 
 
-def _look_again(store: Store, masks: Masks, finding: Finding) -> None:
-    """Drop the bad rows that another process was just making anew."""
-    store.refresh()
-    done = store.completed()
-    for row in finding.bad:
-        reasons = _check(store, masks, done, row, row + 1)
-        if not reasons:
-            del finding.reasons[row]
-        finding.reasons.update(reasons)
+class _Check:
+    """What is wrong with rows that are done. Texts are shared between rows: a store may be bad as a whole."""
 
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        row_bytes = sum(array.bytes // store.rows for array in store.arrays.values())
+        self.block = max(1, BLOCK_BYTES // row_bytes)
+        self.whole = dict.fromkeys(store.arrays, store.rows) | store.cut_arrays()
 
-def _check(store: Store, masks: Masks, done: NDArray[np.bool_], start: int, stop: int) -> dict[int, str]:
-    """What is wrong with the rows of [start, stop) that are done."""
-    reasons: dict[int, str] = {}
-    rows = start + np.flatnonzero(done[start:stop])
-    for name in store.arrays if len(rows) else ():
+    def __call__(self, rows: NDArray[np.int64]) -> dict[int, str]:
+        reasons: dict[int, str] = {}
+        for piece in np.split(rows, np.flatnonzero(np.diff(rows // self.block)) + 1):
+            for name in self.store.arrays if len(piece) else ():
+                for row, text in self._look(name, piece):
+                    reasons.setdefault(row, sys.intern(text))
+        return reasons
+
+    def _look(self, name: str, rows: NDArray[np.int64]) -> Iterator[tuple[int, str]]:
+        """What is wrong with some rows, close together, of one array."""
+        there = rows[rows < self.whole[name]]
+        yield from ((row, f"{name} was cut short before it") for row in rows[len(there) :].tolist())
+        if not len(there):
+            return
+        start = int(there[0])
         try:
-            content = store.read(name, start, stop)
+            content = self.store.read(name, start, int(there[-1]) + 1)
         except WorkError as error:
-            if stop - start == 1:
-                return {int(row): str(error) for row in rows}
-            return {row: text for at in rows.tolist() for row, text in _check(store, masks, done, at, at + 1).items()}
-        bad = store.mismatches(name, start, content)
-        for row in rows.tolist():
+            if len(there) == 1:
+                yield start, str(error)
+            else:
+                for row in there:
+                    yield from self._look(name, row[None])
+            return
+        bad = self.store.mismatches(name, start, content)
+        for row in there.tolist():
             if bad[row - start]:
-                reasons.setdefault(row, f"{name} does not match its checksum")
-            elif wrong := _implausible(name, content[row - start], masks, row):
-                reasons.setdefault(row, f"{name} {wrong}")
-    return reasons
+                yield row, f"{name} does not match its checksum"
+            elif wrong := self._implausible(name, content[row - start], row):
+                yield row, f"{name} {wrong}"
 
-
-def _implausible(name: str, content: NDArray, masks: Masks, row: int) -> str:
-    """What is wrong with a row's values; empty where they may be right."""
-    if name != "train_masks":
-        return "" if is_finite(content) else "has a value that is not finite"
-    if np.array_equal(content, masks[row]):
-        return ""
-    return f"is not the mask that the seed gives ({np.count_nonzero(content)} of {content.size} examples)"
+    def _implausible(self, name: str, content: NDArray, row: int) -> str:
+        """What is wrong with a row's values; empty where they may be right."""
+        if name != "train_masks":
+            return "" if is_finite(content) else "has a value that is not finite"
+        if np.array_equal(content, self.store.masks[row]):
+            return ""
+        return f"is not the mask that the seed gives ({np.count_nonzero(content)} of {content.size} examples)"
 
 
 def is_finite(values: NDArray[np.float16]) -> bool:
@@ -120,17 +142,34 @@ def is_finite(values: NDArray[np.float16]) -> bool:
 
 
 def repair(store: Store, writer: Writer, finding: Finding) -> list[str]:
-    """Make the bad rows missing, put headers right, and set damaged journals aside; returns what was done to files.
+    """Make the bad rows missing, put headers and lengths right, and set damaged journals aside.
 
-    Raises WorkError.
+    Returns what was done to files. Raises WorkError.
     """
-    writer.invalidate(finding.bad)
     try:
-        told = _mend_headers(store) + _mend_journals(store)
+        writer.invalidate([*finding.bad, *_named_by_damage(store)])
+        told = _lengthen(store) + _mend_headers(store) + _mend_journals(store)
     except OSError as error:
         raise WorkError(f"cannot mend {error.filename or store.layout.data}: {error.strerror}") from None
     store.refresh()
     store.sync_flags()
+    return told
+
+
+def _named_by_damage(store: Store) -> list[int]:
+    """Rows that are done, but that a damaged record names: it may have been one that made the row missing."""
+    journals = [store.states.readers[index] for index in store.states.damaged()]
+    rows = {row for reader in journals if not store.states.is_foreign(reader) for row in reader.damaged_rows()}
+    return [row for row in rows if row < store.rows and store.states.state[row] == RowState.DONE]
+
+
+def _lengthen(store: Store) -> list[str]:
+    """Give arrays that were cut short their length again, with zeros."""
+    told = []
+    for name in store.cut_arrays():
+        array = store.arrays[name]
+        new_file(store.layout.array(name), array.shape, array.dtype)
+        told.append(f"{store.layout.array(name)}: lengthened to its {store.rows} rows")
     return told
 
 

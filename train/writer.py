@@ -1,7 +1,7 @@
 """Writing rows: leases, the commit of a group, and invalidation.
 
 The commit of a row is: its flag down and durable; its bytes; fdatasync; its record in the attempt's journal; fdatasync;
-its flag up. Any prefix of that leaves the row either missing or done and right.
+its flag up, unless it was invalidated meanwhile. Any prefix of that leaves the row either missing or done and right.
 """
 
 import contextlib
@@ -18,9 +18,12 @@ from numpy.typing import NDArray
 from train.errors import UserError, WorkError
 from train.journal import REASON_BYTES, RECORD, JournalWriter, Kind
 from train.locks import LockFile
-from train.npy import RowFile
+from train.npy import RowFile, sync_all
 from train.state import RowState
 from train.store import Store
+
+BATCH = 1024
+"""Groups that are invalidated at once."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,13 @@ class Writer:
         if not self._acquire(group):
             return False
         self.store.refresh()
+        self._remember(group)
+        return True
+
+    def _remember(self, group: int) -> None:
+        """Keep the generations that a leased group's rows are written for."""
         rows = self._rows_of(group)
         self._leased[group] = self.store.states.generation[rows.start : rows.stop].copy()
-        return True
 
     def _acquire(self, group: int) -> bool:
         try:
@@ -104,7 +111,7 @@ class Writer:
             self._write(done)
         if results:
             self._journal.append(np.concatenate([self._record(group, result) for result in results]))
-        self._raise_flags([result.row for result in done])
+        self._raise_flags(group, [result.row for result in done])
 
     def _still_wanted(self, group: int, results: Sequence[RowResult | RowFailure]) -> list[RowResult | RowFailure]:
         if not (self._lock.is_current() and self._acquire(group)):
@@ -126,8 +133,7 @@ class Writer:
         for name, file in self._files.items():
             for run in _consecutive(results):
                 file.write(run[0].row, np.stack([result.arrays[name] for result in run]))
-        for file in self._files.values():
-            file.sync(results[0].row)
+        sync_all(list(self._files.values()), results[0].row)
 
     def _record(self, group: int, result: RowResult | RowFailure) -> NDArray[np.void]:
         record = np.zeros(1, RECORD)
@@ -144,43 +150,70 @@ class Writer:
                 record["checksums"][0, column] = zlib.crc32(array.data)
         return record
 
-    def invalidate(self, rows: Sequence[int]) -> None:
+    def invalidate(self, rows: Sequence[int] | NDArray[np.int64]) -> None:
         """Make rows missing, for good: a durable record of the next generation, before any of their bytes change.
 
         Raises WorkError where another process holds one of their groups.
         """
-        for group in sorted({int(row) // self.store.group for row in rows}):
-            already = group in self._leased
-            if not already and not self.lease(group):
-                raise WorkError(f"rows of group {group} are being written by another process: try again later")
-            try:
-                self._invalidate(group, [row for row in rows if row // self.store.group == group])
-            finally:
-                if not already:
-                    self.release(group)
+        wanted = np.unique(np.asarray(rows, np.int64))
+        groups = np.unique(wanted // self.store.group)
+        for start in range(0, len(groups), BATCH):
+            batch = groups[start : start + BATCH]
+            with self._all_leased(batch.tolist()):
+                self._invalidate(wanted[np.isin(wanted // self.store.group, batch)])
 
-    def _invalidate(self, group: int, rows: Sequence[int]) -> None:
+    @contextlib.contextmanager
+    def _all_leased(self, groups: Sequence[int]) -> Iterator[None]:
+        """Hold groups that are not held already."""
+        held = []
+        try:
+            for group in groups:
+                if group in self._leased:
+                    continue
+                if not self._acquire(group):
+                    raise WorkError(f"rows of group {group} are being written by another process: try again later")
+                held.append(group)
+            yield
+        finally:
+            for group in held:
+                self._lock.release(group)
+
+    def _invalidate(self, rows: NDArray[np.int64]) -> None:
+        self.store.refresh()
+        states = self.store.states
         records = np.zeros(len(rows), RECORD)
-        records["row"], records["time"], records["kind"] = rows, time.time(), Kind.INVALID
-        records["generation"] = self.store.states.generation[np.asarray(rows)] + 1
-        self._journal.append(records)
+        records["row"], records["kind"] = rows, Kind.INVALID
+        # No earlier than any record so far, whatever the clocks: what is recorded later than this is suspect.
+        records["time"] = np.maximum(time.time(), np.maximum(states.time[rows], states.late[rows]))
+        records["generation"] = states.generation[rows] + 1
+        self._journal.append(records, twice=True)
         self._lower(rows)
         self.store.refresh()
-        members = self._rows_of(group)
-        self._leased[group] = self.store.states.generation[members.start : members.stop].copy()
+        for group in np.unique(rows // self.store.group).tolist():
+            if group in self._leased:
+                self._remember(group)
 
-    def _lower(self, rows: Sequence[int]) -> None:
+    def _lower(self, rows: Sequence[int] | NDArray[np.int64]) -> None:
         """Flags down, durable; those that are down already cost nothing."""
-        flags = self._flags.read(min(rows), max(rows) + 1)
-        for row in rows:
-            if flags[row - min(rows)]:
-                self._flags.write(row, np.zeros(1, bool))
-        self._flags.sync(min(rows))
+        first = int(min(rows))
+        flags = self._flags.read(first, int(max(rows)) + 1)
+        self._set_flags([row for row in rows if flags[row - first]], False)
+        self._flags.sync(first)
 
-    def _raise_flags(self, rows: Sequence[int]) -> None:
-        for row in rows:
-            self._flags.write(row, np.ones(1, bool))
+    def _raise_flags(self, group: int, rows: Sequence[int]) -> None:
+        if not rows:
+            return
+        self.store.refresh()
+        states = self.store.states
+        first = group * self.store.group
+        done = [row for row in rows if states.state[row] == RowState.DONE]
+        self._set_flags([row for row in done if states.generation[row] == self._leased[group][row - first]], True)
         self._flags.dirty = False  # durable is only what the journals say; flags are rebuilt from them
+
+    def _set_flags(self, rows: Sequence[int], value: bool) -> None:
+        for run in np.split(np.array(sorted(rows)), np.flatnonzero(np.diff(sorted(rows)) > 1) + 1):
+            if len(run):
+                self._flags.write(int(run[0]), np.full(len(run), value))
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

@@ -7,17 +7,19 @@ went through), any of the file sizes, and any prefix or subset of the changes of
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import train.npy
+import train.writer
 from tests.faults.stores import check, check_end, script
+from train.npy import RowFile
 
 PAGE, SECTOR = 4096, 512
-CALLS = ("open", "pwrite", "ftruncate", "fsync", "fdatasync", "rename", "replace", "unlink", "mkdir", "rmdir")
+CALLS = ("open", "pwrite", "ftruncate", "fsync", "fdatasync", "rename", "replace", "link", "unlink", "mkdir", "rmdir")
 
 Change = tuple[str | None, str | None, "File | None"]
 """A change of names: (name that goes, name that comes, what it names)."""
@@ -83,12 +85,24 @@ class Disk:
         some = rng.sample(range(len(self.pending)), rng.randint(0, len(self.pending)))
         for index in sorted(some) if rng.random() < 0.5 else range(len(some)):
             _apply(names, self.pending[index])
-        for name, file in sorted(names.items()):
-            if name and (root / name).parent.is_dir():
-                if file is None:
-                    (root / name).mkdir()
-                else:
-                    (root / name).write_bytes(file.after_cut(rng))
+        _lay(root, names, lambda file: file.after_cut(rng))
+
+    def all(self, root: Path) -> None:
+        """Lay the disk as it is if everything done so far reached it."""
+        _lay(root, self.live, lambda file: bytes(file.now))
+
+    def least(self, root: Path) -> None:
+        """Lay the disk as it is if nothing reached it but what was synced."""
+        _lay(root, self.durable, lambda file: file.durable)
+
+
+def _lay(root: Path, names: dict[str, File | None], content: Callable[[File], bytes]) -> None:
+    for name, file in sorted(names.items()):
+        if name and (root / name).parent.is_dir():
+            if file is None:
+                (root / name).mkdir()
+            else:
+                (root / name).write_bytes(content(file))
 
 
 def _apply(names: dict[str, File | None], change: Change) -> None:
@@ -119,7 +133,7 @@ class Recorder:
     def recording(self) -> Iterator[None]:
         calls = {name: getattr(self, name) for name in CALLS}
         no_fallocate = mock.patch.object(train.npy, "_fallocate", return_value=False)
-        with mock.patch.multiple(os, **calls), no_fallocate:
+        with mock.patch.multiple(os, **calls), no_fallocate, one_after_the_other():
             yield
 
     def ack(self, row: int, generation: int) -> None:
@@ -165,6 +179,11 @@ class Recorder:
 
     replace = rename
 
+    def link(self, source: Any, target: Any) -> None:
+        self.real["link"](source, target)
+        self.disk.change(None, self.name(target), self.disk.live[self.name(source)])
+        self.step()
+
     def unlink(self, path: Any, **options: Any) -> None:
         self.real["unlink"](path, **options)
         self.disk.change(self.name(path), None, None)
@@ -181,8 +200,21 @@ class Recorder:
         self.step()
 
 
+@contextmanager
+def one_after_the_other() -> Iterator[None]:
+    """Files are synced in their order, so that what happened first is told."""
+
+    def sync(files: Sequence[RowFile], row: int) -> None:
+        for file in files:
+            file.sync(row)
+
+    with mock.patch.object(train.writer, "sync_all", sync):
+        yield
+
+
 def power_loss(folder: Path, each: int, seed: int = 0, resume_every: int = 100) -> tuple[int, int]:
-    """Cut the power in `each` ways after every event of the script.
+    """Cut the power in `each` ways after every event of the script: with everything done so far on the disk, with
+    what was synced alone, and otherwise at random.
 
     Returns the number of disks looked at, and of completed rows on them, all of which were right.
     """
@@ -191,16 +223,19 @@ def power_loss(folder: Path, each: int, seed: int = 0, resume_every: int = 100) 
 
     def look(recorder: Recorder) -> None:
         nonlocal states, rows
-        for _ in range(each):
+        disk = recorder.disk
+        ways = [disk.all, disk.least, *[lambda place: disk.cut(place, rng)] * (each - 2)]
+        for lay in ways:
             place = folder / "cut"
             place.mkdir()
-            recorder.disk.cut(place, rng)
+            lay(place)
             rows += check(place, recorder.acknowledged)
             states += 1
             if states % resume_every == 0:
                 check_end(place)
             shutil.rmtree(place)
 
+    assert each >= 2
     (folder / "root").mkdir()
     recorder = Recorder(folder / "root", look)
     with recorder.recording():
