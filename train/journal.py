@@ -254,6 +254,17 @@ class JournalReader:
             file.seek(HEADER_BYTES + number * RECORD_BYTES)
             return np.frombuffer(file.read(RECORD_BYTES).ljust(RECORD_BYTES, b"\0"), RECORD)[0]
 
+    def is_live(self) -> bool:
+        """Whether its attempt is still at work; never, where the file cannot be locked."""
+        try:
+            lock = LockFile(self.path)
+        except OSError:
+            return False
+        try:
+            return not lock.acquire(0)
+        finally:
+            lock.close()
+
     def mend(self, store_id: str) -> bool:
         """Leave a copy beside the journal as *.damaged, and put zeros where its records are damaged, in one step.
 

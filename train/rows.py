@@ -1,10 +1,15 @@
 """Doing the rows of a store that are missing: the one loop that every launcher runs."""
 
+import os
+import socket
+import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from train.errors import Interrupted
 from train.state import RowState
@@ -16,6 +21,11 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 
+PATIENCE_SECONDS = 30.0
+"""Waiting for rows that another process holds is told after so long."""
+
+Results = list[RowResult | RowFailure]
+
 
 def train_rows(
     store: Store,
@@ -23,27 +33,28 @@ def train_rows(
     trainer: "Trainer",
     rows: range,
     stop: Callable[[], bool],
-    finished: Callable[[list[RowResult | RowFailure]], None],
+    finished: Callable[[Results], None],
 ) -> None:
     """Train every missing row in `rows`, group by group; groups that another process holds are left to it.
 
-    A row that failed once is tried once more, so that a failure counts only when it happens again. Returns when no row
-    is missing. Raises Interrupted, WorkError.
+    A group is committed while the next one trains. A row that failed once is tried once more, so that a failure counts
+    only when it happens again. Returns when no row is missing. Raises Interrupted, WorkError; what was trained by then
+    is committed first.
     """
-    while len(groups := np.unique(store.missing(rows.start, rows.stop) // store.group)):
-        worked = False
-        for group in groups.tolist():
-            if stop():
-                raise Interrupted
-            if not _wanted(store, group, rows):
-                continue  # done by another process since the groups were listed
-            with writer.leased(group) as held:
-                worked |= held
-                if held:
-                    _train_group(store, writer, trainer, group, rows, stop, finished)
-        if not worked:
-            time.sleep(POLL_SECONDS)
-            store.refresh()
+    store.check_arrays()
+    waiting = _Waiting(store)
+    with _Commits(writer, finished) as commits:
+        while len(groups := np.unique(store.missing(rows.start, rows.stop) // store.group)):
+            worked = False
+            for group in groups.tolist():
+                if stop():
+                    raise Interrupted
+                worked |= _train_group(store, writer, trainer, group, rows, stop, commits)
+            commits.wait()
+            waiting.note(worked, groups)
+            if not worked:
+                time.sleep(POLL_SECONDS)
+                store.refresh()
 
 
 def _train_group(
@@ -53,17 +64,30 @@ def _train_group(
     group: int,
     rows: range,
     stop: Callable[[], bool],
-    finished: Callable[[list[RowResult | RowFailure]], None],
-) -> None:
-    wanted = _wanted(store, group, rows)
-    if not wanted:
-        return
-    conflicting = [row for row in wanted if store.states.state[row] == RowState.CONFLICT]
+    commits: "_Commits",
+) -> bool:
+    """Train a group and begin its commit, unless another process holds it; whether there was something to do."""
+    if not _wanted(store, group, rows) or not writer.lease(group):
+        return False
+    begun = False
+    try:
+        if wanted := _wanted(store, group, rows):  # another process may have done some before the lease
+            _make_missing(store, writer, wanted, commits)
+            results = [result for result in trainer(group, stop) if result.row in wanted]
+            begun = True
+            commits.begin(group, results)
+    finally:
+        if not begun:
+            writer.release(group)
+    return True
+
+
+def _make_missing(store: Store, writer: Writer, rows: set[int], commits: "_Commits") -> None:
+    """Invalidate those of the rows whose bytes are in doubt."""
+    conflicting = [row for row in rows if store.states.state[row] == RowState.CONFLICT]
     if conflicting:
+        commits.wait()
         writer.invalidate(conflicting)
-    results = [result for result in trainer(group, stop) if result.row in wanted]
-    writer.commit(group, results)
-    finished(results)
 
 
 def _wanted(store: Store, group: int, rows: range) -> set[int]:
@@ -71,9 +95,78 @@ def _wanted(store: Store, group: int, rows: range) -> set[int]:
     return set(store.missing(max(start, rows.start), min(start + store.group, rows.stop)).tolist())
 
 
+class _Commits:
+    """Commits of leased groups on a thread of their own, one after the other."""
+
+    def __init__(self, writer: Writer, finished: Callable[[Results], None]) -> None:
+        self._writer = writer
+        self._finished = finished
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: tuple[int, Results, Future[None]] | None = None
+
+    def begin(self, group: int, results: Results) -> None:
+        """Begin a commit once the one before has ended; the lease is given back in the end. Raises WorkError of that
+        one, and goes on nevertheless: what has been trained is not thrown away.
+        """
+        try:
+            self.wait()
+        finally:
+            self._pending = group, results, self._pool.submit(self._writer.commit, group, results)
+
+    def wait(self) -> None:
+        """Until nothing is under way. Raises WorkError where the commit failed."""
+        if self._pending is None:
+            return
+        (group, results, done), self._pending = self._pending, None
+        try:
+            done.result()
+        finally:
+            self._writer.release(group)
+        self._finished(results)
+
+    def __enter__(self) -> "_Commits":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+
+
+class _Waiting:
+    """Tells once who holds the rows that are left, where nothing else has been left to do for some time."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._since = time.monotonic()
+        self._told = False
+
+    def note(self, worked: bool, groups: NDArray[np.int64]) -> None:
+        if worked:
+            self._since = time.monotonic()
+        elif not self._told and time.monotonic() - self._since > PATIENCE_SECONDS:
+            self._told = True
+            starts = self._store.group * groups[:5]
+            stops = np.minimum(starts + self._store.group, self._store.rows)
+            rows = ", ".join(f"{start} to {stop - 1}" for start, stop in zip(starts, stops, strict=True))
+            rows += ", ..." if len(groups) > 5 else ""
+            told = f"waiting for rows {rows}, which are held by {_holders(self._store)}: if it hangs, end it"
+            print(told, file=sys.stderr, flush=True)
+
+
+def _holders(store: Store) -> str:
+    """Other processes at work on a store, as far as they have recorded something and who they are."""
+    here = socket.gethostname(), os.getpid()
+    made = [reader.provenance for reader in store.states.readers if reader.is_live()]
+    known = [(each.get("host"), each["pid"]) for each in made if "pid" in each]
+    named = [f"process {pid} on {host}" for host, pid in known if (host, pid) != here]
+    return " or ".join(named[:5]) or "a process that has recorded nothing yet"
+
+
 def retry_failed(store: Store, writer: Writer, rows: range) -> int:
     """Make the rows that failed for good missing again; returns how many."""
     failed = np.flatnonzero(store.failed()[rows.start : rows.stop]) + rows.start
-    writer.invalidate(failed.tolist())
+    writer.invalidate(failed)
     store.refresh()
     return len(failed)

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import threading
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
@@ -66,9 +67,14 @@ class RowStates:
         self.beyond: tuple[int, Path] | None = None
         """A row that a journal records, but the store does not have."""
         self._index: dict[str, int] = {}
+        self._refreshing = threading.Lock()
 
     def refresh(self) -> None:
-        """Take in what was appended to any journal since the last call. Raises WorkError."""
+        """Take in what was appended to any journal since the last call. Threads may call it. Raises WorkError."""
+        with self._refreshing:
+            self._refresh()
+
+    def _refresh(self) -> None:
         batch: list[tuple[NDArray[np.void], NDArray[np.int64], int]] = []
         size = 0
         for index in self._changed():
