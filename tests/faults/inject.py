@@ -10,15 +10,16 @@ from collections import Counter
 from pathlib import Path
 
 from tests.conftest import PROJECT
+from tests.faults.power import one_after_the_other
 from tests.faults.stores import check, check_end, script
 from train.errors import UserError, WorkError
 
-CALLS = ("pwrite64", "fdatasync", "fsync", "rename", "ftruncate", "fallocate")
+CALLS = ("pwrite64", "fdatasync", "fsync", "rename", "link", "unlink", "ftruncate", "fallocate")
 FAULTS = {"KILL": "signal=KILL", "EIO": "error=EIO", "ENOSPC": "error=ENOSPC", "short": "retval=9"}
 """`short`: the call says that it wrote 9 bytes, and wrote none."""
 
-Point = tuple[str, int, str]
-"""(system call, which one of them, fault)"""
+Point = tuple[str, int, str, bool]
+"""(system call, which one of them, fault, whether space is reserved at `init`)"""
 
 
 def available() -> bool:
@@ -29,30 +30,41 @@ def available() -> bool:
 
 
 def points(folder: Path) -> list[Point]:
-    """Every point of the script at which a fault can strike."""
-    _run(folder / "clean", folder / "log", ",".join(CALLS), None)
-    calls = Counter(re.findall(r"^\d+ +(\w+)\(", (folder / "log").read_text(), re.MULTILINE))
-    return [
-        (call, number, fault)
-        for call in CALLS
-        for number in range(1, calls[call] + 1)
-        for fault in FAULTS
-        if fault != "short" or call == "pwrite64"
-    ]
+    """Every point of the script at which a fault can strike: all of it with space reserved, and what differs without.
+
+    Fails where the script makes no call of some kind.
+    """
+    found = []
+    for reserve, kinds in ((True, CALLS), (False, ("ftruncate",))):
+        root = folder / f"clean-{reserve}"
+        done = _run(root, folder / "log", ",".join(CALLS), None, reserve)
+        assert done.returncode == 0, done.stderr
+        calls = Counter(re.findall(r"^\d+ +(\w+)\(", (folder / "log").read_text(), re.MULTILINE))
+        found += [
+            (call, number, fault, reserve)
+            for call in kinds
+            for number in range(1, calls[call] + 1)
+            for fault in FAULTS
+            if fault != "short" or call == "pwrite64"
+        ]
+        shutil.rmtree(root)
+    lacking = set(CALLS) - {call for call, *_ in found}
+    assert not lacking, f"no fault can strike {lacking}"
+    return found
 
 
 def inject(folder: Path, chosen: list[Point]) -> Counter[str]:
     """Run the script with each fault, judge what it left, and end it; returns how many runs of each kind were seen."""
     seen: Counter[str] = Counter()
-    for call, number, fault in chosen:
+    for call, number, fault, reserve in chosen:
         root = folder / "root"
-        done = _run(root, folder / "log", call, f"{call}:{FAULTS[fault]}:when={number}")
+        done = _run(root, folder / "log", call, f"{call}:{FAULTS[fault]}:when={number}", reserve)
         assert fault == "KILL" or "(INJECTED)" in (folder / "log").read_text(), (call, number, fault)
         _judge(done, fault, root)
         check(root, _acknowledged(done.stdout))
         check_end(root)
         shutil.rmtree(root, ignore_errors=True)
-        seen[fault] += 1
+        seen[f"{call} {fault}"] += 1
     return seen
 
 
@@ -60,23 +72,25 @@ def sample(found: list[Point], count: int, seed: int) -> list[Point]:
     return random.Random(seed).sample(found, min(count, len(found)))
 
 
-def _run(root: Path, log: Path, calls: str, injection: str | None) -> subprocess.CompletedProcess[str]:
+def _run(root: Path, log: Path, calls: str, injection: str | None, reserve: bool) -> subprocess.CompletedProcess[str]:
     command = ["strace", "-f", "-o", str(log), "-e", f"trace={calls}"]
     if injection:
         command += ["-e", f"inject={injection}"]
-    command += [sys.executable, "-B", "-m", "tests.faults.inject", str(root)]
+    command += [sys.executable, "-B", "-m", "tests.faults.inject", str(root), str(int(reserve))]
     return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, timeout=120)
 
 
 def _judge(done: subprocess.CompletedProcess[str], fault: str, root: Path) -> None:
-    """A fault ends in a kill, in nothing at all (where the call did not matter), or in one line that names a file."""
+    """A fault ends in a kill, in nothing at all (where the call did not matter), or in one line that names the file,
+    and the row wherever rows are what was being written.
+    """
     if fault == "KILL":
         assert done.returncode in (-9, 137), done
     elif done.returncode:
         assert done.returncode in (1, 2), done
-        assert re.fullmatch(rf"error: [^\n]*{re.escape(str(root))}[^\n]*\n", done.stderr), done.stderr
-        if re.match("error: cannot (write|make|record) row", done.stderr):
-            assert re.search(r" row \d+ (of|in) ", done.stderr), done.stderr
+        whole = r"cannot (create|lengthen|replace|write to|write the header of) "
+        part = r"cannot (write|record|make|read)( row| rows) \d+( to \d+)? ?(of|in|durable)? ?"
+        assert re.fullmatch(rf"error: ({whole}|{part}){re.escape(str(root.parent))}[^\n]*\n", done.stderr), done.stderr
     else:
         assert done.stderr == ""
 
@@ -86,9 +100,13 @@ def _acknowledged(text: str) -> dict[int, int]:
 
 
 def main() -> int:
-    """The script in a process of its own; each commit that returned is told on standard output."""
+    """The script in a process of its own; each commit that returned is told on standard output.
+
+    It has one thread: strace counts the calls of each by themselves.
+    """
     try:
-        script(Path(sys.argv[1]), lambda row, generation: print(row, generation, flush=True))
+        with one_after_the_other():
+            script(Path(sys.argv[1]), lambda row, done: print(row, done, flush=True), reserve=sys.argv[2] == "1")
     except (UserError, WorkError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1

@@ -19,7 +19,10 @@ def call(folder: Path) -> str:
     if not inject.available():
         return "skipped: strace is not installed, or not permitted here"
     seen = inject.inject(folder, inject.points(folder))
-    return f"{seen.total():,} points: " + ", ".join(f"{count} {fault}" for fault, count in seen.items())
+    kinds = {text: sum(count for key, count in seen.items() if text in key.split()) for text in inject.FAULTS}
+    calls = {text: sum(count for key, count in seen.items() if text in key.split()) for text in inject.CALLS}
+    told = [", ".join(f"{count} {text}" for text, count in each.items()) for each in (kinds, calls)]
+    return f"{seen.total():,} points: {told[0]}; {told[1]}"
 
 
 def power_loss(folder: Path) -> str:

@@ -116,12 +116,13 @@ def writing(store: Store, **provenance: Any) -> Iterator[Writer]:
         writer.close()
 
 
-def script(root: Path, ack: Ack = lambda row, generation: None) -> None:
+def script(root: Path, ack: Ack = lambda row, generation: None, reserve: bool = True) -> None:
     """Everything that happens to a store: init, failures, commits, a retry, an invalidation, growth, more commits.
 
     Started again after any interruption, it goes on and ends in the same store.
     """
-    store = create(root)
+    own = setting(outputs=Outputs(train_logits=True, test_logits=True, preallocate=reserve))
+    store = create(root, own)
     with writing(store) as writer:
         for row, times in ((5, 1), (6, 2)):
             _fail(store, writer, row, times)
@@ -130,7 +131,7 @@ def script(root: Path, ack: Ack = lambda row, generation: None) -> None:
         if store.states.generation[1] == 0:
             writer.invalidate([1])
         fill(store, writer, ack)
-    store = grow(layout(root), setting(), GROWN, lambda text: None)
+    store = grow(layout(root), own, GROWN, lambda text: None)
     with writing(store) as writer:
         fill(store, writer, ack)
     store.sync_flags()
