@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import types
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from fmow import CATEGORIES, FMoWDataset, read_image
+from fmow import CATEGORIES, FMoWDataset, read_image, tables
 from fmow.upstream import WILDSFMoW, WILDSSubset, unimportable
 
 REPO = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("DATAMODELS_TEST_DATA", REPO.parent / "shared" / "data"))
 YEARS = range(2005, 2018)
 SCHEMES = [*(f"time_after_{year}" for year in YEARS), "official", "mixed-to-test"]
+POSITION = {category: position for position, category in enumerate(CATEGORIES)}
 IN_DISTRIBUTION = {"train": "train", "id_val": "val", "id_test": "test"}
 ID_VAL_NAMES = {True: {}, False: {"id_val": "val", "val": "ood_val"}}
 
@@ -91,9 +93,13 @@ def ood_year(scheme):
     return int(scheme[-4:]) if scheme.startswith("time_after") else 2016
 
 
+def years(table):
+    return pd.to_datetime(table["timestamp"], utc=True, format="ISO8601").dt.year
+
+
 def expected_rows(table, scheme, split, seed=111):
     """The rule, said again: the metadata rows of a split (names of `use_ood_val=True`)."""
-    year = pd.to_datetime(table["timestamp"], utc=True, format="ISO8601").dt.year
+    year = table["year"] if "year" in table else years(table)
     ood = ood_year(scheme)
     if split == "test":
         return table.index[(table["split"] == "test") & (year >= ood)]
@@ -330,14 +336,38 @@ print(*(len(ds.get_subset(split)) for split in ("train", "id_val", "id_test", "v
 """
 
 
-def test_a_tree_of_the_real_size(tmp_path):
-    table = rows_at(any_times(470_000)).assign(spatial_reference="", img_path="train/crop_field/crop_field_0/c.jpg")
-    root = write_tree(tmp_path, table)
-    seconds, gib, *sizes = map(float, run_python("-c", MEASURE, root))
+@pytest.fixture(scope="module")
+def large_table():
+    return times_with_edges(470_000).assign(spatial_reference="", img_path="train/crop_field/crop_field_0/c.jpg")
+
+
+@pytest.fixture(scope="module")
+def large_root(tmp_path_factory, large_table):
+    return write_tree(tmp_path_factory.mktemp("large"), large_table)
+
+
+def test_a_tree_of_the_real_size(large_root, large_table):
+    seconds, gib, *sizes = map(float, run_python("-c", MEASURE, large_root))
     splits = ("train", "id_val", "id_test", "val", "test")
-    assert sizes == [len(expected_rows(table, "official", split)) for split in splits]
+    assert sizes == [len(expected_rows(large_table, "official", split)) for split in splits]
     assert seconds <= 10
     assert gib <= 1.5
+
+
+def test_splits_of_a_tree_of_the_real_size_follow_the_rule(large_root, large_table, monkeypatch):
+    """Every scheme under both names; the tables are read once."""
+    monkeypatch.setattr(tables, "read_table", cache(tables.read_table))
+    table = large_table.assign(year=years(large_table))
+    for scheme in SCHEMES:
+        expected = {split: expected_rows(table, scheme, split) for split in (*IN_DISTRIBUTION, "val", "test")}
+        for use_ood_val in (True, False):
+            ds = FMoWDataset(root_dir=large_root, split_scheme=scheme, use_ood_val=use_ood_val)
+            for split, rows in expected.items():
+                name = ID_VAL_NAMES[use_ood_val].get(split, split)
+                np.testing.assert_array_equal(rows_of(ds, name), rows, err_msg=f"{scheme} {split}")
+                np.testing.assert_array_equal(
+                    ds.y_array[ds.get_subset(name).indices], [POSITION[c] for c in table["category"][rows]]
+                )
 
 
 # What is not as it should be
