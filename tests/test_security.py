@@ -22,6 +22,15 @@ def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
             yield ast.unparse(node.func), node
 
 
+def safe_loaders(path: Path) -> set[str]:
+    """Classes of a module that only add to yaml.SafeLoader: none of them registers a constructor."""
+    text = path.read_text()
+    assert "add_constructor" not in text
+    assert "add_multi_constructor" not in text
+    found = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)]
+    return {node.name for node in found if [ast.unparse(base) for base in node.bases] == ["yaml.SafeLoader"]}
+
+
 def option(call: ast.Call, name: str) -> object:
     values = [word.value for word in call.keywords if word.arg == name]
     return values[0].value if values and isinstance(values[0], ast.Constant) else None
@@ -36,7 +45,10 @@ def test_nothing_is_read_that_can_carry_code(path: Path) -> None:
             assert option(call, "weights_only") is True, f"{where} without weights_only=True"
         if name in ("np.load", "numpy.load"):
             assert option(call, "allow_pickle") is not True, f"{where} with allow_pickle=True"
-        if name.startswith("yaml."):
+        if name == "yaml.load":
+            loader = ast.unparse(call.args[1])
+            assert loader in safe_loaders(path), f"{where} with {loader}, which does not derive from yaml.SafeLoader"
+        elif name.startswith("yaml."):
             assert last in ("safe_load", "safe_dump"), f"{where}: only safe_load and safe_dump"
         assert name not in ("pickle.load", "pickle.loads", "pd.read_pickle", "joblib.load", "eval", "exec"), where
         assert name != "os.system", where

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import in_process
+from tests.conftest import PROJECT, in_process
 from tests.faults.flips import flip
 from tests.faults.full import can_mount, read_only
 from tests.faults.stores import N_TEST, N_TRAIN, create, fill, filled, layout, result, setting, workplace, writing
-from train.config import Setting
+from train.config import Outputs, Setting
 from train.errors import UserError, WorkError
+from train.journal import RECORD, Kind, encode_header, seal
 from train.manifest import _digest, read_manifest
 from train.npy import HEADER_BYTES
 from train.store import PublishedStore, Store, open_own, open_store
@@ -382,6 +385,34 @@ def test_a_read_only_store_can_be_read(tmp_path: Path, capsys: pytest.CaptureFix
             assert (
                 "Read-only file system" in in_process(capsys, name, tmp_path / "x.yaml", "--root", root, *options).error
             )
+
+
+_STATUS = """
+import sys
+from launch.cli import main
+code = main(sys.argv[1:])
+(peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(peak, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def test_the_status_of_1_510_000_rows_takes_less_than_200_mb(tmp_path: Path) -> None:
+    lengths = {"models": 1_500_000, "eval_models": 10_000}
+    store = create(tmp_path, setting(**lengths, outputs=Outputs(preallocate=False)))
+    records = np.zeros(store.rows, RECORD)
+    records["row"], records["kind"], records["time"] = np.arange(store.rows), Kind.DONE, 1.0
+    seal(records)
+    head = encode_header({"store": store.manifest.id})
+    (store.layout.journals / "x.bin").write_bytes(head + records.tobytes())
+    (tmp_path / "x.yaml").write_text(
+        "dataset: made-up\nmodels: 1500000\neval_models: 10000\nruns_per_mask: 2\n"
+        "recipe: {network: convnet, group: 4}\n"
+    )
+    command = [sys.executable, "-c", _STATUS, "status", tmp_path / "x.yaml", "--root", tmp_path, "--json"]
+    done = subprocess.run(list(map(str, command)), cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["done"] == store.rows
+    assert int(done.stderr) <= 200 * 10**6 / 1024
 
 
 def test_a_setting_is_what_its_manifest_says(store: Store) -> None:

@@ -9,12 +9,13 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from tests.conftest import in_process
+from tests.conftest import DIGITS, TINY, in_process, tiny
 from tests.faults.flips import flip
 from tests.faults.stores import check, content, create, fill, filled, layout, result, setting, writing
 from train.config import Outputs
 from train.errors import UserError, WorkError
 from train.journal import RECORD_BYTES
+from train.layout import Layout
 from train.locks import LockFile
 from train.npy import HEADER_BYTES
 from train.store import Store, open_own
@@ -355,3 +356,38 @@ def test_a_damaged_row_never_enters_a_fit(tmp_path: Path, capsys: pytest.Capture
     assert told.code == 1
     assert f"error: 1 rows of {name}_50pct.npy do not match their checksums (31)" in told.err
     assert not list((tmp_path / "root").rglob("*.pt"))
+
+
+def falsified(root: Path, row: int) -> None:
+    """A row of other margins, recorded as if it had been trained here: nothing but training again tells."""
+    store = open_own(Layout(root, "digits", "50"), tiny())
+    made = store.states.readers[store.states.journal[row]].provenance
+    arrays = {name: store.read(name, row, row + 1)[0].copy() for name in store.arrays}
+    arrays["test_margins"][3] += 1
+    with writing(store, **{key: value for key, value in made.items() if key != "store"}) as writer:
+        writer.invalidate([row])
+        group = row // store.group
+        with writer.leased(group):
+            writer.commit(group, [RowResult(row, arrays, 1.0, 0.5, 0.5)])
+
+
+def test_a_row_that_comes_out_different_when_it_is_trained_again_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [DIGITS, "--root", tmp_path, *TINY]
+    assert in_process(capsys, "init", *command).code == 0
+    assert in_process(capsys, "train", *command, "--rows=0:8", "--workers=1").code == 0
+    sound = json.loads(in_process(capsys, "verify", *command, "--retrain=1", "--json").out)
+    assert (len(sound["retrained"]["equal"]), sound["bad"]) == (1, [])
+    falsified(tmp_path, 2)
+    assert in_process(capsys, "verify", *command).code == 0, "its checksums match"
+    told = in_process(capsys, "verify", *command, "--retrain=8", "--json")
+    assert told.code == 1
+    found = json.loads(told.out)
+    assert found["retrained"]["different"] == found["bad"] == [2]
+    assert found["retrained"]["equal"] == [0, 1, 3, 4, 5, 6, 7]
+    assert in_process(capsys, "repair", *command, "--rows=2:3").code == 0
+    assert in_process(capsys, "train", *command, "--rows=0:8", "--workers=1").code == 0
+    told = in_process(capsys, "verify", *command, "--retrain=8")
+    assert told.code == 0
+    assert "8 rows trained again byte-equal, 0 different" in told.out
