@@ -49,6 +49,8 @@ def test_published_files_alone_are_a_store_with_every_row_done(published: Path) 
     assert store.completed().all()
     assert not store.failed().any()
     assert not store.bad_rows(["train_masks"], 0, 14).any()
+    assert not store.bad_masks(3, store.array("train_masks")[3:14]).any()
+    store.check_files()
     assert store.array("train_logits").shape == (14, N_TRAIN, 10)
 
 
