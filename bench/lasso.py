@@ -29,7 +29,7 @@ import numpy as np
 
 from bench import lasso_peers as peers
 from lasso import descent, fit
-from lasso.design import Scale, correlations
+from lasso.design import GramCounts, Scale, correlations
 from lasso.moments import Gram
 from train.config import Fit, Setting
 from train.layout import Layout
@@ -54,7 +54,7 @@ class Problem:
         gram = Gram(self.masks.shape[1])
         for start in range(0, len(self.masks), 8192):
             gram.add(self.masks[start : start + 8192])
-        return correlations(self.scale, gram.finish())
+        return correlations(self.scale, GramCounts(gram.finish(), gram), (0,))
 
     @cached_property
     def corr64(self) -> np.ndarray:

@@ -1,11 +1,15 @@
-"""Compiled kernels: the duality gap of any weights, and their gradient from the exact counts alone, in float64."""
+"""The duality gap of any weights, and their gradient from the exact counts alone, in float64."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lasso.compiled import compiled
+from lasso.design import Counts
 
 Vector = NDArray[np.float64]
+
+_GATHERED = 128
+"""Rows of the counts that are fetched at a time: results must not depend on where they are kept."""
 
 
 @compiled
@@ -26,25 +30,38 @@ def relative_gap(var: float, lam: float, steepest: float, weight_cov: float, wei
 
 
 @compiled
+def add_counts(counts: NDArray[np.int32], places: NDArray[np.int64], values: Vector, out: Vector) -> None:
+    """out += sum over k of values[k] * counts[places[k]]; four rows share each pass over out."""
+    done = len(places) - len(places) % 4
+    for at in range(0, done, 4):
+        a, b, c, d = values[at], values[at + 1], values[at + 2], values[at + 3]
+        row_a, row_b = counts[places[at]], counts[places[at + 1]]
+        row_c, row_d = counts[places[at + 2]], counts[places[at + 3]]
+        for j in range(out.shape[0]):
+            out[j] += (a * row_a[j] + b * row_b[j]) + (c * row_c[j] + d * row_d[j])
+    for at in range(done, len(places)):
+        a, row_a = values[at], counts[places[at]]
+        for j in range(out.shape[0]):
+            out[j] += a * row_a[j]
+
+
 def exact_gradient(
-    counts: NDArray[np.int32], rows: float, mean: Vector, inv: Vector, cov: Vector, w: Vector, grad: Vector
+    counts: Counts, rows: float, mean: Vector, inv: Vector, cov: Vector, w: Vector, grad: Vector
 ) -> None:
-    """Write the gradient of any standardised weights from the counts K = X'X alone, in float64.
+    """Write the gradient of any standardised weights from the counts K = X'X of all rows alone, in float64.
 
     With v = w / s in mask units: g_j = c_j - ((K v)_j / n - m_j * (m . v)) / s_j. inv = 1 / s, 0 for a constant column.
     """
-    inner = 0.0
-    for j in range(grad.shape[0]):
-        grad[j] = 0.0
-    for i in range(w.shape[0]):
-        if w[i] != 0.0:
-            v = w[i] * inv[i]
-            inner += v * mean[i]
-            row = counts[i]
-            for j in range(grad.shape[0]):
-                grad[j] += v * row[j]
-    for j in range(grad.shape[0]):
-        grad[j] = cov[j] - (grad[j] / rows - mean[j] * inner) * inv[j]
+    support = np.flatnonzero(w)
+    v = w[support] * inv[support]
+    grad[:] = 0.0
+    for at in range(0, len(support), _GATHERED):
+        part = slice(at, at + _GATHERED)
+        add_counts(*counts.whole(support[part]), v[part], grad)
+    grad /= rows
+    grad -= mean * (mean[support] @ v)
+    grad *= -inv
+    grad += cov
 
 
 @compiled

@@ -1,5 +1,6 @@
 """Quality against the number of models: fits on nested subsets of the estimation rows, in at most one pass."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lasso.design import GramCounts
 from lasso.evaluate import Holdout, summarise
 from lasso.fit import usable
 from lasso.moments import Cross, Gram
@@ -20,6 +22,8 @@ _TARGETS = 256
 """Targets that stand for all of them where none are named."""
 _SMALLEST = 1 / 32
 """Share of the rows at the first point."""
+_FEWEST_PARTS = 4
+"""Parts of the statistics that are enough for a curve without reading rows again."""
 _FITTED = 7
 """Points, from the largest, that the law is fitted to: at few models the LASSO leaves out more than noise explains."""
 _SHARES = (0.9, 0.95, 0.99)
@@ -106,9 +110,9 @@ def curve(
 ) -> Curve:
     """LDS, MSE and R^2 of fits on nested subsets: the first 1/32 of the completed estimation rows, up to all of them.
 
-    The sizes are geometric. Where the statistics of a store are kept in parts, the sizes are those of the parts, and no
-    row is read that was read before. targets: columns to fit; the default is 256 evenly spaced ones. Raises as `fit`
-    and `evaluate` do.
+    The sizes are geometric. Where the statistics of a store are kept in several parts, the sizes are those of parts,
+    and no row is read that was read before. targets: columns to fit; the default is 256 evenly spaced ones. Raises as
+    `fit` and `evaluate` do.
     """
     width = target_count(store, split)
     evenly = np.unique(np.linspace(0, width - 1, min(_TARGETS, width)).astype(np.int64))
@@ -130,6 +134,16 @@ def curve(
     return Curve(found, len(columns), result.ceiling, Law.of(found))
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """The sums of consecutive rows, of the training and of the held-out ones."""
+
+    grams: tuple[Gram, Gram]
+    crosses: tuple[Cross, Cross]
+    bits: NDArray[np.uint64]
+    """Masks of the held-out rows [N, words]"""
+
+
 def _prefixes(
     store: Store, split: str, rows: Split, columns: NDArray[np.int64], points: int
 ) -> Iterator[tuple[int, Matrices, tuple[Cross, Cross]]]:
@@ -137,33 +151,43 @@ def _prefixes(
     n_train = store.n_train
     grams = Gram(n_train), Gram(n_train)
     crosses = Cross(n_train, len(columns)), Cross(n_train, len(columns))
-    for added in _pieces(store, split, rows, columns, points):
-        for gram, cross, (more, margins) in zip(grams, crosses, added, strict=True):
+    bits: list[NDArray[np.uint64]] = []
+    for piece in _pieces(store, split, rows, columns, points):
+        bits.append(piece.bits)
+        for gram, cross, more, margins in zip(grams, crosses, piece.grams, piece.crosses, strict=True):
             gram.absorb(more.rows, more.counts)
             cross.absorb(0, margins.cross, margins.sums, margins.squares)
         if grams[0].rows >= 2 and grams[1].rows >= 1:
-            yield grams[0].rows + grams[1].rows, Matrices(*grams), crosses
+            matrices = Matrices(GramCounts(*grams), np.concatenate(bits, axis=1))
+            yield grams[0].rows + grams[1].rows, matrices, crosses
 
 
-def _pieces(
-    store: Store, split: str, rows: Split, columns: NDArray[np.int64], points: int
-) -> Iterator[list[tuple[Gram, Cross]]]:
-    """The sums of consecutive rows, of the training and of the held-out ones; from the disk where they are kept."""
+def _pieces(store: Store, split: str, rows: Split, columns: NDArray[np.int64], points: int) -> Iterator[_Piece]:
+    """Pieces of growing size; from the disk where they are kept in parts."""
     statistics = Statistics(store, rows) if folder_of(store).exists() else None  # a fit made it, in parts or as one
-    if statistics and len(statistics.parts) == points:
+    if statistics and len(statistics.parts) >= _FEWEST_PARTS:
         width = target_count(store, split)
-        for at in range(points):
-            only = slice(at, at + 1)
+        for only in _lots(np.cumsum([len(part.split.rows) for part in statistics.parts]), points):
             statistics.make(split, 0, width, only)
-            crosses = [_take(cross, columns) for cross in statistics.crosses(split, 0, width, only)]
-            yield list(zip(statistics.grams(only), crosses, strict=True))
+            a, b = (_take(cross, columns) for cross in statistics.crosses(split, 0, width, only))
+            yield _Piece(statistics.grams(only), (a, b), statistics.held_bits(only))
         return
-    total = len(rows.rows)
-    sizes = np.unique(np.geomspace(total * _SMALLEST, total, points).round().astype(int)) if points > 1 else [total]
-    start = 0
-    for size in sizes:
-        yield _stream(store, split, Split(rows.rows[start:size], rows.heldout[start:size]), columns)
+    total, start = len(rows.rows), 0
+    for size in _sizes(total, points).round().astype(int):
+        if size > start:
+            yield _stream(store, split, Split(rows.rows[start:size], rows.heldout[start:size]), columns)
         start = size
+
+
+def _sizes(total: int, points: int) -> NDArray[np.float64]:
+    return np.geomspace(total * _SMALLEST, total, points) if points > 1 else np.array([float(total)])
+
+
+def _lots(ends: NDArray[np.int64], points: int) -> list[slice]:
+    """Parts that make a point each, from the rows at which they end: those that come closest to the sizes wanted."""
+    wanted = np.log(_sizes(int(ends[-1]), points))
+    cuts = sorted({int(np.argmin(abs(np.log(ends) - size))) + 1 for size in wanted})
+    return [slice(first, last) for first, last in itertools.pairwise([0, *cuts])]
 
 
 def _take(cross: Cross, columns: NDArray[np.int64]) -> Cross:
@@ -172,12 +196,18 @@ def _take(cross: Cross, columns: NDArray[np.int64]) -> Cross:
     return found
 
 
-def _stream(store: Store, split: str, rows: Split, columns: NDArray[np.int64]) -> list[tuple[Gram, Cross]]:
-    found = [(Gram(store.n_train), Cross(store.n_train, len(columns))) for _ in range(2)]
+def _stream(store: Store, split: str, rows: Split, columns: NDArray[np.int64]) -> _Piece:
+    from lasso.popcount import pack
+
+    grams = Gram(store.n_train), Gram(store.n_train)
+    crosses = Cross(store.n_train, len(columns)), Cross(store.n_train, len(columns))
+    held = [np.zeros((0, (store.n_train + 7) // 8), np.uint8)]
     for block in rows.blocks(store):
         masks = read_masks(store, block.rows)
         margins = read_margins(store, split, block.rows, columns)
-        for (gram, cross), group in zip(found, (~block.heldout, block.heldout), strict=True):
+        for gram, cross, group in zip(grams, crosses, (~block.heldout, block.heldout), strict=True):
             gram.add(masks[group])
             cross.add(masks[group].astype(np.float64), margins[group])
-    return [(gram.finish(), cross) for gram, cross in found]
+        held.append(np.packbits(masks[block.heldout], axis=1))
+    bits = pack(np.unpackbits(np.concatenate(held), axis=1, count=store.n_train))
+    return _Piece((grams[0].finish(), grams[1].finish()), crosses, bits)

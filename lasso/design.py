@@ -1,6 +1,8 @@
 """The matrices of the solver, from the exact counts of the training rows and of the held-out rows."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,28 +43,66 @@ def divide(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> 
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
 
 
-def correlations(scale: Scale, *grams: Gram) -> NDArray[np.float32]:
-    """Z'Z/n - I [N, N] of the rows of one or two Grams together, Z standardised by `scale` of these rows."""
-    found = np.empty(grams[0].counts.shape, np.float32)
-    for start in range(0, len(found), _STRIP):
+class Counts(Protocol):
+    """X'X of training rows and of held-out rows, wherever it is kept."""
+
+    rows: tuple[int, int]
+    """Training rows, held-out rows."""
+    ones: NDArray[np.int64]
+    """[2, N]: ones in every column of the training rows and of the held-out rows"""
+
+    def strip(self, groups: tuple[int, ...], start: int, stop: int) -> NDArray[np.int32]:
+        """Counts [stop - start, N] of examples [start, stop) in the groups 0 (training), 1 (held out) or both."""
+
+    def whole(self, examples: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """A matrix, and in which of its rows the counts [N] of each of these examples over all rows are."""
+
+
+class GramCounts:
+    """Counts in memory."""
+
+    def __init__(self, training: Gram, heldout: Gram) -> None:
+        self.grams = training, heldout
+        self.rows = training.rows, heldout.rows
+        self.ones = np.stack([np.diagonal(gram.counts) for gram in self.grams]).astype(np.int64)
+
+    def strip(self, groups: tuple[int, ...], start: int, stop: int) -> NDArray[np.int32]:
+        strips = [self.grams[group].counts[start:stop] for group in groups]
+        return strips[0] if len(strips) == 1 else strips[0] + strips[1]
+
+    def whole(self, examples: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        return self._sum, examples
+
+    @cached_property
+    def _sum(self) -> NDArray[np.int32]:
+        return self.grams[0].counts + self.grams[1].counts
+
+
+def correlations(
+    scale: Scale, counts: Counts, groups: tuple[int, ...], out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Z'Z/n - I [N, N] of the rows of one or both groups, Z standardised by `scale` of these rows."""
+    n_train = counts.ones.shape[1]
+    found = np.empty((n_train, n_train), np.float32) if out is None else out
+    for start in range(0, n_train, _STRIP):
         strip = slice(start, start + _STRIP)
-        counts = np.sum([gram.counts[strip] for gram in grams], axis=0, dtype=np.float64)
-        counts /= scale.rows
-        counts -= scale.mean[strip, None] * scale.mean
-        counts *= scale.inv[strip, None] * scale.inv
-        found[strip] = counts
+        values = counts.strip(groups, start, min(start + _STRIP, n_train)).astype(np.float64)
+        values /= scale.rows
+        values -= scale.mean[strip, None] * scale.mean
+        values *= scale.inv[strip, None] * scale.inv
+        found[strip] = values
     np.fill_diagonal(found, 0)
     return found
 
 
-def moments(scale: Scale, gram: Gram) -> NDArray[np.float32]:
-    """Z'Z [N, N] of the rows of a Gram, Z standardised by the `scale` of other rows."""
-    ones = np.diagonal(gram.counts).astype(np.float64)
-    found = np.empty(gram.counts.shape, np.float32)
-    for start in range(0, len(found), _STRIP):
+def moments(scale: Scale, counts: Counts) -> NDArray[np.float32]:
+    """Z'Z [N, N] of the held-out rows, Z standardised by the `scale` of the training rows."""
+    ones, n_train = counts.ones[1].astype(np.float64), counts.ones.shape[1]
+    found = np.empty((n_train, n_train), np.float32)
+    for start in range(0, n_train, _STRIP):
         strip = slice(start, start + _STRIP)
-        counts = gram.counts[strip].astype(np.float64)
-        counts -= scale.mean[strip, None] * (ones - gram.rows * scale.mean) + ones[strip, None] * scale.mean
-        counts *= scale.inv[strip, None] * scale.inv
-        found[strip] = counts
+        values = counts.strip((1,), start, min(start + _STRIP, n_train)).astype(np.float64)
+        values -= scale.mean[strip, None] * (ones - counts.rows[1] * scale.mean) + ones[strip, None] * scale.mean
+        values *= scale.inv[strip, None] * scale.inv
+        found[strip] = values
     return found

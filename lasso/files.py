@@ -11,10 +11,12 @@ import json
 import os
 import re
 import secrets
+import socket
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,8 @@ from train.store import ReadableStore as Store
 
 if TYPE_CHECKING:  # torch is slow to import
     import torch
+
+    from lasso.solver import Solution
 
 VECTORS = {
     "bias": np.float32,
@@ -42,8 +46,8 @@ VECTORS = {
 EXAMPLES = ("mean", "deviation")
 """What a .pt holds per example beside `weight`: the masks' mean and deviation over the rows fitted, float64."""
 
-_IN_MEMORY = 2**28
-"""Bytes of weights up to which they are gathered in memory and not in a scratch file."""
+_BAND_BYTES = 2**27
+"""Weights that are in memory at a time while pieces are joined."""
 
 
 def folder_of(store: Store) -> Path:
@@ -66,8 +70,21 @@ def prepare(store: Store, split: str) -> None:
         raise UserError(f"cannot create {folder}: {error.strerror}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"cannot write to {folder}: permission denied")
-    if path.exists() and "stamp" not in load(path).tensors:
+    remove_orphans(folder)
+    if path.exists() and not _is_ours(path):
         raise UserError(f"{path} was not written by `datamodels fit`, which would replace it: move it away")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a fit wrote this .pt, be it damaged since: then the .json beside it tells."""
+    try:
+        return "stamp" in load(path).tensors
+    except UserError:
+        pass
+    try:
+        return "stamp" in json.loads(path.with_suffix(".json").read_bytes())
+    except (OSError, ValueError):
+        return False
 
 
 @dataclass(frozen=True)
@@ -114,75 +131,101 @@ def read_report(path: Path) -> dict[str, Any] | None:
     return report if isinstance(report, dict) and report.get("stamp") == stamp else None
 
 
+@dataclass
 class Draft:
-    """Weights [N_train, width] and vectors of a fit in the making, gathered target by target and then written."""
+    """What a .pt will hold beside the weights."""
 
-    def __init__(self, path: Path, n_train: int, width: int) -> None:
-        self.path = path
-        self.vectors = {name: np.zeros(width, dtype) for name, dtype in VECTORS.items()}
-        self.examples: dict[str, NDArray[np.float64]] = {}
-        self._scratch: Path | None = None
-        self.weight: NDArray[np.float32]
-        if 4 * n_train * width <= _IN_MEMORY:
-            self.weight = np.zeros((n_train, width), np.float32)
-        else:
-            self._scratch = _temporary(path)
-            with writing(self._scratch):
-                self.weight = np.memmap(self._scratch, np.float32, "w+", shape=(n_train, width))
-                self._reserve(self._scratch)
+    vectors: dict[str, NDArray[Any]]
+    """[T]: those in VECTORS"""
+    examples: dict[str, NDArray[np.float64]]
+    """[N_train]: those in EXAMPLES"""
 
-    def _reserve(self, scratch: Path) -> None:
-        """Take the scratch file's space now: a full disk would otherwise end the process with SIGBUS."""
-        try:
-            with open(scratch, "r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, self.weight.nbytes)
-        except OSError:
-            scratch.unlink()
-            raise
+    @classmethod
+    def of(cls, solution: "Solution", scale: Scale) -> "Draft":
+        vectors = {name: getattr(solution, name) for name in VECTORS}
+        return cls(vectors, {"mean": scale.mean, "deviation": divide(np.ones_like(scale.inv), scale.inv)})
 
-    def put(self, start: int, weight: NDArray[np.float32], vectors: dict[str, NDArray[Any]]) -> None:
-        """Set the targets from `start` on: weight [N_train, width of this part]."""
-        stop = start + weight.shape[1]
-        self.weight[:, start:stop] = weight
-        for name, vector in self.vectors.items():
-            vector[start:stop] = vectors[name]
-
-    def scale(self, scale: Scale) -> None:
-        """Keep how the masks were standardised."""
-        self.examples = {"mean": scale.mean, "deviation": divide(np.ones_like(scale.inv), scale.inv)}
-
-    def write(self, report: dict[str, Any]) -> Path:
-        """Write .pt and .json, each whole or not at all, the .json last; returns the path of the .pt."""
-        import torch
-
-        stamp = hashlib.sha256(json.dumps(report, sort_keys=True).encode())
-        arrays = {
-            "weight": self.weight,
-            **self.vectors,
-            **self.examples,
-            "stamp": np.frombuffer(stamp.digest(), np.uint8).copy(),
+    @classmethod
+    def joined(cls, parts: list[Path], widths: list[int]) -> "Draft":
+        """That of pieces, of each of which the first so many targets count."""
+        tensors = [load(part).tensors for part in parts]
+        vectors = {
+            name: np.concatenate([part[name].numpy()[:width] for part, width in zip(tensors, widths, strict=True)])
+            for name in VECTORS
         }
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        with writing(self.path), replacing(self.path) as temporary:
+        return cls(vectors, {name: tensors[0][name].numpy().copy() for name in EXAMPLES})
+
+
+def write(path: Path, draft: Draft, weight: NDArray[np.float32], report: dict[str, Any]) -> Path:
+    """Write .pt and .json, each whole or not at all, the .json last; returns the path of the .pt."""
+    import torch
+
+    stamp = _stamp(report)
+    arrays = {"weight": np.ascontiguousarray(weight), **draft.vectors, **draft.examples, "stamp": stamp}
+    with writing(path), replacing(path) as temporary:
+        torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, temporary)
+    return _finish(path, stamp, report)
+
+
+def write_joined(path: Path, draft: Draft, parts: list[Path], widths: list[int], report: dict[str, Any]) -> Path:
+    """What `write` does, with the weights of pieces, of each the first so many targets, band of rows by band of rows.
+
+    Memory does not grow with the weights.
+    """
+    import torch
+
+    stamp = _stamp(report)
+    n_train, total = len(draft.examples["mean"]), sum(widths)
+    arrays = {**draft.vectors, **draft.examples, "stamp": stamp}
+    tensors = {"weight": torch.empty((n_train, total), dtype=torch.float32)}  # memory that is never touched
+    tensors.update({name: torch.from_numpy(array) for name, array in arrays.items()})
+    with writing(path), replacing(path) as temporary:
+        with torch.serialization.skip_data():
             torch.save(tensors, temporary)
-        with writing(self.path), replacing(self.path.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps({"stamp": stamp.hexdigest(), **report}, indent=1) + "\n")
-        return self.path
+        places = _storages(temporary)
+        with open(temporary, "r+b") as file:
+            for name, array in zip(tensors, (None, *arrays.values()), strict=True):
+                file.seek(places[list(tensors).index(name)])
+                if array is None:
+                    _write_bands(file, parts, widths, n_train)
+                else:
+                    file.write(np.ascontiguousarray(array).data)
+    return _finish(path, stamp, report)
 
-    def discard(self) -> None:
-        """Remove the scratch file."""
-        if self._scratch:
-            self._scratch.unlink(missing_ok=True)
+
+def _write_bands(file: BinaryIO, parts: list[Path], widths: list[int], n_train: int) -> None:
+    offsets = [_storages(part)[0] for part in parts]
+    stored = [load(part).weight.shape[1] for part in parts]
+    height = max(1, _BAND_BYTES // (4 * sum(widths)))
+    for start in range(0, n_train, height):
+        rows = min(height, n_train - start)
+        bands = [
+            np.fromfile(part, np.float32, rows * wide, offset=offset + 4 * start * wide).reshape(rows, wide)[:, :width]
+            for part, offset, wide, width in zip(parts, offsets, stored, widths, strict=True)
+        ]
+        file.write(np.concatenate(bands, axis=1).data)
 
 
-@contextlib.contextmanager
-def drafted(path: Path, n_train: int, width: int) -> Iterator[Draft]:
-    """A Draft whose scratch file goes at the end; raises WorkError where the disk fails it."""
-    draft = Draft(path, n_train, width)
-    try:
-        yield draft
-    finally:
-        draft.discard()
+def _storages(path: Path) -> list[int]:
+    """Where in a .pt the values of its tensors begin, in the order in which they were saved."""
+    found = {}
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        for entry in archive.infolist():
+            if match := re.fullmatch(r".*/data/(\d+)", entry.filename):
+                file.seek(entry.header_offset + 26)
+                name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+                found[int(match[1])] = entry.header_offset + 30 + name + extra
+    return [found[at] for at in range(len(found))]
+
+
+def _stamp(report: dict[str, Any]) -> NDArray[np.uint8]:
+    return np.frombuffer(hashlib.sha256(json.dumps(report, sort_keys=True).encode()).digest(), np.uint8).copy()
+
+
+def _finish(path: Path, stamp: NDArray[np.uint8], report: dict[str, Any]) -> Path:
+    with writing(path), replacing(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps({"stamp": stamp.tobytes().hex(), **report}, indent=1) + "\n")
+    return path
 
 
 @contextlib.contextmanager
@@ -195,7 +238,19 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    return path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
+
+
+def remove_orphans(folder: Path) -> None:
+    """Remove temporary files of processes of this host that are no more."""
+    for file in folder.glob(f".*.{_host()}.*.tmp"):
+        process = file.name.split(".")[-3]
+        if process.isdigit() and not Path(f"/proc/{process}").exists() and Path("/proc/self").exists():
+            file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -12,8 +12,6 @@ targets are divided.
 Beck & Teboulle, "A fast iterative shrinkage-thresholding algorithm" (SIAM J. Imaging Sci. 2009).
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,6 +19,12 @@ from torch import Tensor
 
 TILE = 256
 """Targets solved together, on any device."""
+_AIMS = (0.5, 1e-2, 1e-4)
+"""Relative gaps, over the tolerance, on the way, and of lambdas whose held-out errors come close."""
+_DOUBT = 30.0
+"""What a relative gap leaves open of the held-out squared error, over gap times squares."""
+_WORDS = 32
+"""64-row words of the held-out masks that are unpacked at a time."""
 _HARD_LIMIT = 20_000
 """Iterations at one lambda after which a target counts as not converged."""
 
@@ -51,6 +55,42 @@ class Correlations:
             v = self(v) + v
             top = float(torch.linalg.vector_norm(v, dim=0).max())
         return 1.05 * top
+
+
+def bytes_needed(n_train: int) -> int:
+    """Device memory of R in two parts while it is made, and of a tile's tensors, roughly."""
+    return 12 * n_train**2 + 64 * n_train * TILE
+
+
+class HeldoutMasks:
+    """The masks of the held-out rows on a device."""
+
+    def __init__(
+        self,
+        bits: NDArray[np.uint64],
+        rows: int,
+        mean: NDArray[np.float64],
+        inv: NDArray[np.float64],
+        corr: Correlations,
+    ) -> None:
+        """bits [N, words]: the rows that hold each example, 64 to a word; mean, inv [N]: of the training rows."""
+        self.bits, self.rows = bits, rows
+        self.mean, self.inv = (torch.from_numpy(part).to(corr.device, corr.dtype)[:, None] for part in (mean, inv))
+
+    def squares(self, w: Tensor) -> Tensor:
+        """||Z w||^2 [TILE] of standardised weights [N, TILE], in float64."""
+        v = w * self.inv
+        shift = (self.mean * v).sum(dim=0).double()
+        total, found = torch.zeros_like(shift), torch.zeros_like(shift)
+        for start in range(0, self.bits.shape[1], _WORDS):
+            piece = np.ascontiguousarray(self.bits[:, start : start + _WORDS]).view(np.uint8)
+            packed = torch.from_numpy(piece).to(w.device)
+            places = torch.arange(8, device=w.device, dtype=torch.uint8)
+            masks = ((packed[:, :, None] >> places) & 1).reshape(len(packed), -1).to(w.dtype)
+            predicted = (masks.T @ v).double()
+            total += predicted.sum(dim=0)
+            found += (predicted * predicted).sum(dim=0)
+        return found + shift * (self.rows * shift - 2 * total)
 
 
 def halves(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,12 +146,15 @@ class Tile:
         primal = squares / 2 + lam * self.w.abs().sum(dim=0)
         return (primal - scale * along + scale * scale * squares / 2).clamp_min(0) / (self.var / 2)
 
-    def minimise(self, lams: NDArray[np.float64], aim: float, enough: float) -> NDArray[np.float64]:
-        """Iterate at lams [t] until every gap is at most aim, or at most enough and stalls; returns the gaps [t].
+    def minimise(
+        self, lams: NDArray[np.float64], aims: float | NDArray[np.float64], enough: float
+    ) -> NDArray[np.float64]:
+        """Iterate at lams [t] until every gap is at most its aim, or at most enough and stalls; returns the gaps [t].
 
         A target that is there stays as it is, so that it does not depend on its company.
         """
         lam = self.padded(lams, 1.0)
+        aim = self.padded(np.broadcast_to(aims, lams.shape), np.inf)
         step = 1.0 / self.corr.lipschitz
         y_w, y_h = self.w, self.h
         momentum = torch.ones(TILE, device=self.corr.device, dtype=self.corr.dtype)
@@ -143,44 +186,80 @@ class Tile:
         return self.w[:, self.inside].double().cpu().numpy()
 
 
+class _Best:
+    """The best lambda of every target of a tile so far, and how it compares with another."""
+
+    def __init__(
+        self, tile: Tile, held: HeldoutMasks, cross: NDArray[np.float64], squares: NDArray[np.float64]
+    ) -> None:
+        self.tile, self.held, self.squares = tile, held, squares
+        self.cross = tile.padded(cross).double()
+        width = len(squares)
+        self.index, self.error = np.zeros(width, np.int32), np.full(width, np.inf)
+        self.aim = np.full(width, _AIMS[0])
+        self.w, self.h = torch.zeros_like(tile.w), torch.zeros_like(tile.w)
+
+    def errors(self) -> NDArray[np.float64]:
+        """Held-out squares [t] of the tile's weights."""
+        linear = (self.tile.w.double() * self.cross).sum(dim=0)
+        found = self.held.squares(self.tile.w) - 2 * linear
+        return self.squares + found[self.tile.inside].cpu().numpy()
+
+    def compare(self, i: int, lams: NDArray[np.float64], tol: float, going: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which targets [t] are better off at lambda i; both sides are solved further where they come close."""
+        error, aim = self.errors(), np.full(len(self.squares), _AIMS[0])
+        for finer in _AIMS[1:]:
+            doubt = _DOUBT * tol * self.squares * (aim + self.aim)
+            close = going & (abs(error - self.error) <= doubt)
+            if not close.any():
+                break
+            self.tile.minimise(lams[i], np.where(close, finer * tol, np.inf), tol)
+            error, aim = np.where(close, self.errors(), error), np.where(close, finer, aim)
+            self._solve_further(lams, finer, tol, close & (self.aim > finer))
+        better = going & (error < self.error)
+        self.index[better], self.error[better], self.aim[better] = i, error[better], aim[better]
+        wide = self.tile.padded(better.astype(np.float64)) > 0
+        self.w, self.h = torch.where(wide, self.tile.w, self.w), torch.where(wide, self.tile.h, self.h)
+        return better
+
+    def _solve_further(self, lams: NDArray[np.float64], aim: float, tol: float, these: NDArray[np.bool_]) -> None:
+        if not these.any():
+            return
+        tile, here = self.tile, (self.tile.w, self.tile.h)
+        tile.w, tile.h = self.w, self.h
+        tile.minimise(lams[self.index, np.arange(len(these))], np.where(these, aim * tol, np.inf), tol)
+        self.error, self.aim = np.where(these, self.errors(), self.error), np.where(these, aim, self.aim)
+        self.w, self.h = tile.w, tile.h
+        tile.w, tile.h = here
+
+
 def choose(
     tile: Tile,
-    held: Tensor,
+    held: HeldoutMasks,
     cross: NDArray[np.float64],
     squares: NDArray[np.float64],
     lams: NDArray[np.float64],
     tol: float,
     patience: int,
     least: int,
-    tell: Callable[[NDArray[np.float64]], None] | None = None,
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Follow the paths lams [k, t] of a tile and choose each target's lambda by its held-out error.
 
-    held: second moments of the held-out rows [N, N]; cross [N, t], squares [t]: theirs with the targets. tell: called
-    with the weights at every lambda. Returns (index chosen [t], lambdas tried [t], held-out squares [t], largest gap
-    [t], weights [N, t]).
+    cross [N, t], squares [t]: of the held-out rows with the targets. Returns (index chosen [t], lambdas tried [t],
+    held-out squares [t], largest gap [t], weights [N, t]).
     """
     width = len(squares)
-    best, tried = np.zeros(width, np.int32), np.zeros(width, np.int32)
-    best_squares, worst = np.full(width, np.inf), np.zeros(width)
-    going, best_w = np.ones(width, bool), np.zeros(cross.shape)
-    cross_t = tile.padded(cross).double()
+    best = _Best(tile, held, cross, squares)
+    tried, worst, going = np.zeros(width, np.int32), np.zeros(width), np.ones(width, bool)
     for i in range(len(lams)):
         steps = np.diff(lams[max(i - 2, 0) : i + 1, 0])
         tile.foresee(steps[1] / steps[0] if i > 1 else 0.0)
-        gaps = tile.minimise(lams[i], 1e-2 * tol, tol)
-        if tell is not None:
-            tell(tile.weights())
-        quadratic = (tile.w.double() * (held @ tile.w).double()).sum(dim=0)
-        linear = (tile.w.double() * cross_t).sum(dim=0)
-        found = squares + (quadratic - 2 * linear)[tile.inside].cpu().numpy()
+        gaps = tile.minimise(lams[i], np.where(going, _AIMS[0] * tol, np.inf), tol)
         worst[going] = np.maximum(worst, gaps)[going]
         tried[going] += 1
-        better = going & (found < best_squares)
-        best[better], best_squares[better] = i, found[better]
-        if better.any():
-            best_w[:, better] = tile.weights()[:, better]
-        going &= ~((tried >= least) & (i - best >= patience) & ~better)
+        best.compare(i, lams, tol, going)
+        going &= ~((tried >= least) & (i - best.index >= patience))
         if not going.any():
             break
-    return best, tried, best_squares, worst, best_w
+    weights = best.w[:, tile.inside].double().cpu().numpy()
+    return best.index, tried, best.error, worst, weights

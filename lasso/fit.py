@@ -2,8 +2,11 @@
 
 import dataclasses
 import importlib.metadata
+import json
 import platform
 import time
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,9 @@ import numpy as np
 
 from lasso import files
 from lasso.rows import Progress, Split, estimation_rows, silent, target_count
-from lasso.solver import Matrices, solve
+from lasso.solver import Lot, Matrices, Solution, device_of
 from lasso.statistics import Statistics, slabs
-from train.errors import UserError
+from train.errors import UserError, WorkError
 from train.store import ReadableStore as Store
 
 
@@ -35,24 +38,102 @@ def fit(
         raise UserError(f"targets are {first}:{last}, expected a range within 0:{width} ({split} split)")
     rows = usable(store)
     files.prepare(store, split)
-    clock = _Clock()
-    statistics = Statistics(store, rows, progress)
-    matrices: Matrices | None = None
-    with files.drafted(files.path_of(store, split, targets), store.n_train, last - first) as draft:
-        for start, stop in slabs(store, split, first, last):
-            statistics.make(split, start, stop)
-            matrices = matrices or Matrices(*statistics.grams())
-            crosses = statistics.crosses(split, start, stop)
-            clock.lap("statistics")
-            found = solve(matrices, *crosses, store.setting.fit, start, progress)
-            draft.put(start - first, found.weight.T, {name: getattr(found, name) for name in files.VECTORS})
-            clock.lap("solve")
-        assert matrices
-        draft.scale(matrices.whole_scale)
-        path = draft.write(_report(store, split, rows, (first, last), draft, clock.seconds, matrices.constant_examples))
+    path = Fitting(store, split, rows, (first, last), files.path_of(store, split, targets), progress).run()
     if targets:
         assemble(store, split)
     return path
+
+
+class Fitting:
+    """A fit of targets [A, B), lot by lot: of several lots, each is kept as a piece until all are joined."""
+
+    def __init__(
+        self, store: Store, split: str, rows: Split, targets: tuple[int, int], path: Path, progress: Progress
+    ) -> None:
+        self.store, self.split, self.rows, self.targets, self.path = store, split, rows, targets, path
+        self.progress, self.clock = progress, _Clock()
+        self.statistics = Statistics(store, rows, progress)
+        self.lots = slabs(store, split, *targets)
+
+    def run(self) -> Path:
+        due = [lot for lot in self.lots if len(self.lots) == 1 or not is_current(self.store, self.split, lot)]
+        if due:
+            self._fit(due)
+        if len(self.lots) == 1:
+            return self.path
+        with files.locked(files.path_of(self.store, self.split)):
+            if is_current(self.store, self.split):  # joined by another process
+                return files.path_of(self.store, self.split)
+            _join(self.store, self.split, self.lots, self.targets, self.path, self.lots)
+        return self.path
+
+    def _fit(self, due: list[tuple[int, int]]) -> None:
+        """Paths of all lots, then refits of all lots, so that the matrices are made once; failures are told last."""
+        self.statistics.make(self.split, due[0][0], due[-1][1])
+        matrices = self.statistics.matrices()
+        self.clock.lap("statistics")
+        held = {lot: self._follow_paths(matrices, lot) for lot in due}
+        failures = []
+        for lot in due:
+            try:
+                self._refit(matrices, lot, held.pop(lot))
+            except WorkError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    def _lot(self, matrices: Matrices, lot: tuple[int, int], solution: Solution | None = None) -> Lot:
+        crosses = self.statistics.crosses(self.split, *lot)
+        return Lot(matrices, *crosses, self.store.setting.fit, lot[0], solution=solution)
+
+    def _tell(self, stage: str, lot: tuple[int, int]) -> Callable[[int], None]:
+        first, last = self.targets
+        return lambda done: self.progress(stage, lot[0] - first + done, last - first)
+
+    def _follow_paths(self, matrices: Matrices, lot: tuple[int, int]) -> Solution | None:
+        """What the paths of a lot give; of several lots it is kept in a file."""
+        kept, basis = files.path_of(self.store, self.split, lot).with_suffix(".path.npz"), _basis(self.store, self.rows)
+        if len(self.lots) > 1 and _read_paths(kept, basis) is not None:
+            return None
+        work = self._lot(matrices, lot)
+        work.follow_paths(self._tell("path", lot))
+        self.clock.lap("solve")
+        if len(self.lots) == 1:
+            return work.solution
+        _write_paths(kept, basis, work.solution)
+        return None
+
+    def _refit(self, matrices: Matrices, lot: tuple[int, int], solution: Solution | None) -> None:
+        path = self.path if len(self.lots) == 1 else files.path_of(self.store, self.split, lot)
+        kept = files.path_of(self.store, self.split, lot).with_suffix(".path.npz")
+        solution = solution or _read_paths(kept, _basis(self.store, self.rows))
+        assert solution
+        work = self._lot(matrices, lot, solution)
+        work.refit(self._tell("refit", lot))
+        self.clock.lap("solve")
+        kept.unlink(missing_ok=True)
+        work.check()
+        draft = files.Draft.of(work.solution, matrices.whole_scale)
+        device = device_of(self.store.setting.fit, self.store.n_train, lot[1] - lot[0])
+        report = _report(self.store, self.split, self.rows, lot, draft, self.clock.take(), device)
+        files.write(path, draft, work.solution.weight.T, report)
+
+
+def _write_paths(path: Path, basis: dict[str, Any], solution: Solution) -> None:
+    arrays = {field.name: getattr(solution, field.name) for field in dataclasses.fields(Solution)}
+    with files.writing(path), files.replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, basis=np.frombuffer(json.dumps(basis, sort_keys=True).encode(), np.uint8), **arrays)
+
+
+def _read_paths(path: Path, basis: dict[str, Any]) -> Solution | None:
+    """What `_write_paths` kept, if it was of the same rows and options."""
+    try:
+        with np.load(path) as arrays:
+            if json.loads(arrays["basis"].tobytes()) != basis:
+                return None
+            return Solution(**{field.name: arrays[field.name] for field in dataclasses.fields(Solution)})
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
 
 
 def usable(store: Store) -> Split:
@@ -69,7 +150,7 @@ def usable(store: Store) -> Split:
 
 def is_current(store: Store, split: str = "test", targets: tuple[int, int] | None = None) -> bool:
     """Whether a whole fit (or the piece with these targets, or a whole one) exists for today's rows and options."""
-    wanted = _basis(store, np.flatnonzero(store.completed()[: store.models]))
+    wanted = _basis(store, _fitted_rows(store))
     paths = {files.path_of(store, split), files.path_of(store, split, targets)}
     return any((report := files.read_report(path)) is not None and _basis_of(report) == wanted for path in paths)
 
@@ -84,25 +165,43 @@ def assemble(store: Store, split: str = "test") -> Path | None:
     if not path.parent.is_dir():
         return None
     with files.locked(path):
-        wanted = _basis(store, np.flatnonzero(store.completed()[: store.models]))
+        wanted = _basis(store, _fitted_rows(store))
         found = {key: report for key, report in files.pieces(store, split).items() if _basis_of(report) == wanted}
         chain = _cover(list(found), width)
         if chain is None:
             return None
-        with files.drafted(path, store.n_train, width) as draft:
-            for start, stop in chain:
-                piece = files.load(files.path_of(store, split, (start, stop)))
-                vectors = {name: piece.tensors[name].numpy() for name in files.VECTORS}
-                draft.put(start, piece.weight.numpy(), vectors)
-                draft.examples = {name: piece.tensors[name].numpy() for name in files.EXAMPLES}
-            reports = [found[key] for key in chain]
-            seconds = {name: sum(report["seconds"][name] for report in reports) for name in reports[0]["seconds"]}
-            constant = reports[0]["zero_variance"]["examples"]
-            draft.write(_report(store, split, usable(store), (0, width), draft, seconds, constant))
-        for key in found:
-            for suffix in (".json", ".pt"):
-                files.path_of(store, split, key).with_suffix(suffix).unlink(missing_ok=True)
+        return _join(store, split, chain, (0, width), path, list(found))
+
+
+def _join(
+    store: Store,
+    split: str,
+    chain: list[tuple[int, int]],
+    targets: tuple[int, int],
+    path: Path,
+    done_with: list[tuple[int, int]],
+) -> Path:
+    """Write the pieces of a chain as one file, and remove the pieces `done_with`."""
+    parts = [files.path_of(store, split, piece) for piece in chain]
+    ends = [piece[0] for piece in chain[1:]] + [targets[1]]  # the piece that begins later wins where two overlap
+    widths = [end - piece[0] for piece, end in zip(chain, ends, strict=True)]
+    reports = [files.read_report(part) or {} for part in parts]
+    if not all(reports):
+        raise WorkError(f"pieces of {path} went away while they were joined: run `datamodels fit` again")
+    seconds = {name: sum(report["seconds"][name] for report in reports) for name in reports[0]["seconds"]}
+    devices = ", ".join(sorted({report.get("device", "") for report in reports}))
+    draft = files.Draft.joined(parts, widths)
+    report = _report(store, split, usable(store), targets, draft, seconds, devices)
+    files.write_joined(path, draft, parts, widths, report)
+    for piece in done_with:
+        for suffix in (".json", ".pt"):
+            files.path_of(store, split, piece).with_suffix(suffix).unlink(missing_ok=True)
     return path
+
+
+def _fitted_rows(store: Store) -> Split:
+    rows = np.flatnonzero(store.completed()[: store.models])
+    return Split(rows, np.zeros(len(rows), bool))
 
 
 def _cover(ranges: list[tuple[int, int]], width: int) -> list[tuple[int, int]] | None:
@@ -118,12 +217,12 @@ def _cover(ranges: list[tuple[int, int]], width: int) -> list[tuple[int, int]] |
     return chain
 
 
-def _basis(store: Store, rows: np.ndarray) -> dict[str, Any]:
+def _basis(store: Store, rows: Split) -> dict[str, Any]:
     """What a fit of these rows would be made from: a fit made from anything else is stale."""
     options = dataclasses.asdict(store.setting.fit)
     for key in ("partial", "max_failed", "solver"):  # these decide whether to fit, not what comes out
         del options[key]
-    return {"stamp": store.row_stamp(rows), "options": options}
+    return {"stamp": store.row_stamp(rows.rows), "options": options}
 
 
 def _basis_of(report: dict[str, Any]) -> dict[str, Any]:
@@ -137,10 +236,10 @@ def _report(
     targets: tuple[int, int],
     draft: files.Draft,
     seconds: dict[str, float],
-    constant_examples: int,
+    device: str,
 ) -> dict[str, Any]:
     """The .json beside a .pt: what was fitted, from what, and how well. Errors are in squared margins."""
-    basis = _basis(store, rows.rows)
+    basis = _basis(store, rows)
     options, vectors = basis["options"], draft.vectors
     fitted = vectors["chosen"] >= 0
     done = store.completed()[: store.models]
@@ -180,7 +279,9 @@ def _report(
             "smallest_lambda": int((vectors["chosen"] == options["k"] - 1).sum()),
             "largest_lambda": int((vectors["chosen"] == 0).sum()),
         },
-        "zero_variance": {"targets": int((~fitted).sum()), "examples": constant_examples},
+        "zero_variance": {"targets": int((~fitted).sum()), "examples": int((draft.examples["deviation"] == 0).sum())},
+        "solver": "descent" if device == "cpu" and store.setting.fit.solver != "fista" else "fista",
+        "device": device,
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "versions": {
             "python": platform.python_version(),
@@ -200,3 +301,8 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
         self._last = now
+
+    def take(self) -> dict[str, float]:
+        """The seconds since they were last taken."""
+        taken, self.seconds = self.seconds, dict.fromkeys(self.seconds, 0.0)
+        return taken

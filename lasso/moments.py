@@ -8,7 +8,6 @@ that this division never matters.
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -18,8 +17,8 @@ TILE = 128
 """Targets whose margins are summed together."""
 _STRIP = 512
 """Examples whose counts one matrix product, or one task of a thread, gives."""
-_WORDS = 128
-"""64-row words per example that are gathered before their ones are counted."""
+_ROWS, _BYTES = 8192, 2**28
+"""Rows, or bytes of masks, that are gathered before their ones are counted: few at a time would be mostly padding."""
 _SMALL = 512
 """Examples below which a matrix product is quick enough, and spares the compiling of kernels."""
 
@@ -45,7 +44,7 @@ class Gram:
         self.rows = 0
         self.counts: NDArray[np.int32] = np.zeros((n_train, n_train), np.int32)
         self._route = route or quickest_route(n_train)
-        self._bits: list[NDArray[np.uint64]] = []
+        self._pending: list[NDArray[np.bool_]] = []
 
     def add(self, masks: NDArray[np.bool_]) -> None:
         """Add masks [rows, N_train]."""
@@ -54,36 +53,46 @@ class Gram:
             for start in range(0, len(masks), 2**20):  # float32 counts are exact below 2**24
                 self._multiply(masks[start : start + 2**20].astype(np.float32))
         elif len(masks):
-            from lasso.popcount import pack
-
-            self._bits.append(pack(masks.view(np.uint8)))
-            if sum(bits.shape[1] for bits in self._bits) >= _WORDS:
-                self._flush()
+            self._pending.append(masks)
+            waiting = sum(map(len, self._pending))
+            if waiting >= _ROWS or waiting * masks.shape[1] >= _BYTES:
+                self.flush()
 
     def _multiply(self, masks: NDArray[np.float32]) -> None:
         for start in range(0, len(self.counts), _STRIP):
             strip = masks[:, start : start + _STRIP].T @ masks[:, start:]
             self.counts[start : start + _STRIP, start:] += strip.astype(np.int32)
 
-    def _flush(self) -> None:
-        from lasso.popcount import add_counts
-
-        if not self._bits:
+    def flush(self) -> None:
+        """Count what is pending."""
+        if not self._pending:
             return
-        bits = self._bits[0] if len(self._bits) == 1 else np.concatenate(self._bits, axis=1)
-        self._bits = []
+        from lasso.popcount import add_counts, pack
+
+        masks = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
+        self._pending = []
+        bits = pack(masks.view(np.uint8))
+        del masks
         starts = range(0, len(self.counts), 64)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             list(pool.map(lambda start: add_counts(bits, self.counts, start, min(start + 64, len(bits))), starts))
 
     def finish(self) -> "Gram":
         """Take in what is pending and fill the lower triangle from the upper one, in place."""
-        self._flush()
+        self.flush()
         for start in range(0, len(self.counts), _STRIP):
             stop = start + _STRIP
-            self.counts[start:stop, :start] = self.counts[:start, start:stop].T
+            for other in range(0, start, _STRIP):
+                tile = slice(other, other + _STRIP)
+                self.counts[start:stop, tile] = self.counts[tile, start:stop].T
             corner = np.triu(self.counts[start:stop, start:stop])
             self.counts[start:stop, start:stop] = corner + np.triu(corner, 1).T
+        return self
+
+    def clear(self) -> "Gram":
+        """Begin anew in the same memory."""
+        self.rows, self._pending = 0, []
+        self.counts[:] = 0
         return self
 
     def absorb(self, rows: int, counts: NDArray[np.int32]) -> "Gram":
@@ -139,11 +148,3 @@ class Cross:
         self.cross[targets] += cross
         self.sums[targets] += sums
         self.squares[targets] += squares
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Counts and margin sums of one group of rows."""
-
-    gram: Gram
-    cross: Cross

@@ -16,14 +16,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lasso.design import Scale, correlations, divide, moments
-from lasso.moments import Cross, Gram
+from lasso.design import Counts, Scale, correlations, divide, moments
+from lasso.moments import Cross
 from lasso.rows import Progress, silent
 from train.config import Fit
 from train.errors import WorkError
@@ -32,10 +31,14 @@ _PER_CALL = 8
 """Targets solved between two looks at the progress."""
 _PATH_SWEEPS, _REFIT_SWEEPS = 200, 200
 """Sweeps that may go into a gap far below the promised one, so that the choice of lambda and the weights are sharp."""
+_ROUNDS = 6
+"""Exact gradients of a refit at most."""
+_STORED = 1e-6
+"""Relative gap that weights meet after they were rounded to float32, however small the tolerance."""
 _LARGE = 4096
 """Examples from which a GPU is worth its while."""
-_KEPT_BYTES = 2**29
-"""Matrices that are made once and kept; larger ones are made anew for every lot of targets."""
+SMALL_BYTES = 2**28
+"""Size up to which several matrices [N, N] of 4 bytes are kept in memory; of larger ones there is one at a time."""
 
 
 @dataclass(frozen=True)
@@ -79,52 +82,58 @@ class Solution:
         )
 
 
-class Matrices:
-    """What descent needs of two Grams, both finished: of the training rows, and of the held-out rows.
+def is_small(n_train: int) -> bool:
+    """Whether several matrices [N, N] may be in memory."""
+    return 4 * n_train**2 <= SMALL_BYTES
 
-    A matrix lives as long as it is asked for, or for ever where all are small: `dropped` frees it.
+
+class Matrices:
+    """What descent needs of the counts. Large correlations take turns in one buffer: ask for them one after the other.
+
+    bits: masks of the held-out rows, [N, words] of 64 rows each, filled up with zeros anywhere.
     """
 
-    def __init__(self, training: Gram, heldout: Gram) -> None:
-        self.training, self.heldout = training, heldout
-        ones, others = np.diagonal(training.counts), np.diagonal(heldout.counts)
-        self.scale = Scale.of(training.rows, ones)
-        self.whole_scale = Scale.of(training.rows + heldout.rows, ones + others)
-        self.held_rows = heldout.rows
+    def __init__(self, counts: Counts, bits: NDArray[np.uint64]) -> None:
+        self.counts, self.bits = counts, bits
+        ones, others = counts.ones
+        self.scale = Scale.of(counts.rows[0], ones)
+        self.whole_scale = Scale.of(sum(counts.rows), ones + others)
+        self.held_rows = counts.rows[1]
         self.held_ones = others.astype(np.float64)
         self.n_train = len(ones)
-        self.bits = np.zeros((self.n_train, 0), np.uint64)
         self.constant_examples = int(np.count_nonzero(self.whole_scale.inv == 0))
+        self.moments = np.zeros((0, 0), np.float32)
+        if is_small(self.n_train) and self.held_rows > 2 * self.n_train:
+            self.moments = moments(self.scale, counts)
+        self._found: dict[bool, NDArray[np.float32]] = {}
 
-    @cached_property
+    @property
     def corr(self) -> NDArray[np.float32]:
         """Correlations of the training rows."""
-        return correlations(self.scale, self.training)
+        return self._correlations(False)
 
-    @cached_property
-    def held(self) -> NDArray[np.float32]:
-        """Second moments of the held-out rows, standardised by the training rows."""
-        return moments(self.scale, self.heldout)
-
-    @cached_property
+    @property
     def whole_corr(self) -> NDArray[np.float32]:
         """Correlations of all rows."""
-        return correlations(self.whole_scale, self.training, self.heldout)
+        return self._correlations(True)
 
-    @cached_property
-    def whole_counts(self) -> NDArray[np.int32]:
-        return self.training.counts + self.heldout.counts
+    def _correlations(self, whole: bool) -> NDArray[np.float32]:
+        if whole not in self._found:
+            buffer = None
+            if not is_small(self.n_train) and self._found:
+                buffer = self._found.pop(not whole)
+            scale, groups = (self.whole_scale, (0, 1)) if whole else (self.scale, (0,))
+            self._found[whole] = correlations(scale, self.counts, groups, buffer)
+        return self._found[whole]
 
-    def make(self, *names: str) -> None:
-        """Make matrices before many threads ask for them."""
-        for name in names:
-            getattr(self, name)
+    @property
+    def held_width(self) -> int:
+        """Length of what descent keeps of the held-out rows."""
+        return len(self.moments) or 64 * self.bits.shape[1]
 
-    def drop(self, *names: str) -> None:
-        """Free matrices, unless all of them are small."""
-        if 16 * self.n_train**2 > _KEPT_BYTES:
-            for name in names:
-                self.__dict__.pop(name, None)
+    def held_bits(self) -> NDArray[np.uint64]:
+        """The bits, or [N, 0] where the moments are the shorter way."""
+        return self.bits[:, :0] if len(self.moments) else self.bits
 
 
 def solve(
@@ -142,41 +151,49 @@ def solve(
     not depend on which others are solved with it. Raises WorkError where a target misses its gap: `fit.tol` at the
     refit, 100 times that along the path.
     """
-    lot = _Lot(matrices, training, heldout, fit)
+    lot = Lot(matrices, training, heldout, fit, first, threads)
     targets = len(training.sums)
-    matrices.make("corr", "held")
-    if _wants_fista(fit, matrices.n_train, targets):
-        _choose_in_tiles(lot, first, lambda done: progress("path", done, targets))
-    else:
-        lot.each(lot.choose, threads, lambda done: progress("path", done, targets))
-    matrices.drop("corr", "held")
-    matrices.make("whole_corr", "whole_counts")
-    lot.each(lot.refit, threads, lambda done: progress("refit", done, targets))
-    matrices.drop("whole_corr", "whole_counts")
-    lot.check(first)
+    lot.follow_paths(lambda done: progress("path", done, targets))
+    lot.refit(lambda done: progress("refit", done, targets))
+    lot.check()
     return lot.solution
 
 
-def _wants_fista(fit: Fit, n_train: int, targets: int) -> bool:
+def uses_fista(fit: Fit, n_train: int, targets: int) -> bool:
+    """Whether the paths go through torch: where that is asked for, or there is a GPU with the memory for them."""
     if fit.solver != "auto":
         return fit.solver == "fista"
     if n_train < _LARGE or targets < _LARGE // 32:
         return False
     import torch
 
-    return torch.cuda.is_available()
+    if not torch.cuda.is_available():
+        return False
+    from lasso import fista
+
+    return fista.bytes_needed(n_train) <= torch.cuda.mem_get_info()[0]
 
 
-def _choose_in_tiles(lot: "_Lot", first: int, progress: Callable[[int], None]) -> None:
-    """What `_Lot.choose` does, in torch on a GPU where there is one, for tiles of targets aligned to absolute ones."""
+def device_of(fit: Fit, n_train: int, targets: int) -> str:
+    """What the paths are followed on, for the report."""
+    if not uses_fista(fit, n_train, targets):
+        return "cpu"
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def _choose_in_tiles(lot: "Lot", progress: Callable[[int], None]) -> None:
+    """What `Lot.choose` does, in torch on a GPU where there is one, for tiles of targets aligned to absolute ones."""
     import torch
 
     from lasso import fista
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    corr = fista.Correlations(lot.matrices.corr, device)
-    held = torch.from_numpy(lot.matrices.held).to(device)
-    targets = len(lot.solution.lam)
+    at = lot.matrices
+    corr = fista.Correlations(at.corr, device)
+    held = fista.HeldoutMasks(at.bits, at.held_rows, at.scale.mean, at.scale.inv, corr)
+    targets, first = len(lot.solution.lam), lot.first
     cuts = [0, *range(fista.TILE - first % fista.TILE, targets, fista.TILE), targets]
     for start, stop in itertools.pairwise(cuts):
         begun = [(target, found) for target in range(start, stop) if (found := lot.begin(target))]
@@ -189,9 +206,9 @@ def _choose_in_tiles(lot: "_Lot", first: int, progress: Callable[[int], None]) -
             tile = fista.Tile(corr, cov, var, (first + start) % fista.TILE)
             fit = lot.fit
             best = fista.choose(tile, held, cross, squares, lams, 100 * fit.tol, fit.patience, fit.min_lambdas)
-            for at, (target, path) in enumerate(begun):
-                chosen, tried, error, gap = (part[at] for part in best[:4])
-                lot.record(target, path, int(chosen), int(tried), float(error), float(gap), best[4][:, at])
+            for place, (target, path) in enumerate(begun):
+                chosen, tried, error, gap = (part[place] for part in best[:4])
+                lot.record(target, path, int(chosen), int(tried), float(error), float(gap), best[4][:, place])
         progress(stop)
 
 
@@ -206,30 +223,58 @@ class _Path:
     """descent.Heldout"""
 
 
-class _Lot:
-    """Some targets on their way to a Solution: `weight` holds standardised weights of the path until the refit."""
+class Lot:
+    """Some targets on their way to a Solution: `weight` holds standardised weights of the path until the refit.
 
-    def __init__(self, matrices: Matrices, training: Cross, heldout: Cross, fit: Fit) -> None:
+    Only the methods that say so need the correlations: large ones are made once for the paths of all lots, and once
+    for their refits.
+    """
+
+    def __init__(
+        self,
+        matrices: Matrices,
+        training: Cross,
+        heldout: Cross,
+        fit: Fit,
+        first: int = 0,
+        threads: int | None = None,
+        solution: Solution | None = None,
+    ) -> None:
+        """first: absolute index of the first target; solution: what an earlier `follow_paths` left."""
         self.matrices, self.training, self.heldout, self.fit = matrices, training, heldout, fit
+        self.first, self.threads = first, threads
         self.ratios = np.geomspace(1.0, fit.eps, fit.k)
         self.own = threading.local()
         targets = len(training.sums)
         self.refit_gap = np.zeros(targets)
-        self.solution = Solution.empty(targets, matrices.n_train)
+        self.solution = solution or Solution.empty(targets, matrices.n_train)
 
-    def each(self, work: Callable[[int, Any], None], threads: int | None, progress: Callable[[int], None]) -> None:
+    def follow_paths(self, progress: Callable[[int], None]) -> None:
+        """Choose every target's lambda, with the correlations of the training rows."""
+        _ = self.matrices.corr  # made before many threads ask for it
+        if uses_fista(self.fit, self.matrices.n_train, len(self.solution.lam)):
+            _choose_in_tiles(self, progress)
+        else:
+            self.each(self.choose, progress)
+
+    def refit(self, progress: Callable[[int], None]) -> None:
+        """Refit every target at its lambda, with the correlations of all rows."""
+        _ = self.matrices.whole_corr, self.matrices.counts.whole(np.zeros(1, np.int64))
+        self.each(self.refit_one, progress)
+
+    def each(self, work: Callable[[int, Any], None], progress: Callable[[int], None]) -> None:
         """Do some work for every target, in threads that have a workspace each."""
         from lasso.descent import Workspace
 
         def run(targets: range) -> None:
             if not hasattr(self.own, "work"):
-                self.own.work = Workspace.empty(self.matrices.n_train)
+                self.own.work = Workspace.empty(self.matrices.n_train, self.matrices.held_width)
             for target in targets:
                 work(target, self.own.work)
 
         targets = len(self.solution.lam)
         pieces = [range(start, min(start + _PER_CALL, targets)) for start in range(0, targets, _PER_CALL)]
-        pool = ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)))
+        pool = ThreadPoolExecutor(self.threads or len(os.sched_getaffinity(0)))
         try:
             for piece, _ in zip(pieces, pool.map(run, pieces), strict=True):
                 progress(piece.stop)
@@ -279,11 +324,11 @@ class _Lot:
         centred = at.held_ones - at.held_rows * at.scale.mean
         cross = (self.heldout.cross[target] - at.scale.mean * total - mean * centred) * at.scale.inv
         squares += mean * (at.held_rows * mean - 2 * total)
-        return Heldout(at.bits, at.held, at.held_rows, at.scale.mean, at.scale.inv, cross, squares)
+        return Heldout(at.held_bits(), at.moments, at.held_rows, at.scale.mean, at.scale.inv, cross, squares)
 
-    def refit(self, target: int, work: Any) -> None:
+    def refit_one(self, target: int, work: Any) -> None:
         """Refit a target at its lambda on all rows, and certify the weights as they are stored."""
-        from lasso import certificate, descent
+        from lasso import certificate
 
         found, at, scale = self.solution, self.matrices, self.matrices.whole_scale
         a, b = self.training, self.heldout
@@ -293,11 +338,8 @@ class _Lot:
         lam = float(found.lam[target])
         if lam == 0.0:
             return
-        exact = (at.whole_counts, scale.rows, scale.mean, scale.inv)
         weights = found.weight[target] * divide(at.scale.inv, scale.inv)
-        self.refit_gap[target] = descent.refit(
-            at.whole_corr, *exact, cov, var, lam, self.fit.tol, _REFIT_SWEEPS, work, weights
-        )
+        weights, self.refit_gap[target] = self._refined(cov, var, lam, work, weights)
         stored = (weights * scale.inv).astype(np.float32)
         if self.fit.weight_units == "mask":
             found.weight[target] = stored
@@ -306,19 +348,40 @@ class _Lot:
         else:
             found.weight[target] = weights
             weights = found.weight[target].astype(np.float64)
-        certificate.exact_gradient(*exact, cov, weights, work.foreseen)
+        certificate.exact_gradient(at.counts, scale.rows, scale.mean, scale.inv, cov, weights, work.foreseen)
         found.gap[target], found.kkt[target] = certificate.certify(cov, var, lam, weights, work.foreseen)
 
-    def check(self, first: int) -> None:
+    def _refined(
+        self, cov: NDArray[np.float64], var: float, lam: float, work: Any, weights: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], float]:
+        """Weights minimised at lam on all rows, and their gap, from rounds that each begin with an exact gradient."""
+        from lasso import certificate, descent
+
+        at, scale, tol = self.matrices, self.matrices.whole_scale, self.fit.tol
+        work.w[:] = weights
+        gap = np.inf
+        for _ in range(_ROUNDS):
+            certificate.exact_gradient(at.counts, scale.rows, scale.mean, scale.inv, cov, work.w, work.foreseen)
+            now, _ = certificate.certify(cov, var, lam, work.w, work.foreseen)
+            if now < gap:
+                weights[:] = work.w
+            if now <= 1e-6 * tol or now > 0.5 * gap:  # done, or rounding allows no better
+                return weights, min(now, gap)
+            gap = now
+            descent.refine(at.whole_corr, cov, var, lam, tol, _REFIT_SWEEPS, work, work.foreseen)
+        return weights, gap
+
+    def check(self) -> None:
         """Raise WorkError for the worst target that misses its gap."""
         tol = self.fit.tol
         for gaps, allowed, where in (
             (self.solution.path_gap, 100 * tol, "along its path"),
             (self.refit_gap, tol, "at the refit"),
+            (self.solution.gap, max(tol, _STORED), "as it is stored"),
         ):
             worst = int(np.argmax(gaps))
             if not gaps[worst] <= allowed:
                 raise WorkError(
-                    f"target {first + worst} has a relative duality gap of {gaps[worst]:.3g} {where}, expected at most "
-                    f"{allowed:.3g} (fit.tol {tol:g}): descent did not converge; raise fit.tol or fit.eps"
+                    f"target {self.first + worst} has a relative duality gap of {gaps[worst]:.3g} {where}, expected at "
+                    f"most {allowed:.3g} (fit.tol {tol:g}): descent did not converge; raise fit.tol or fit.eps"
                 )

@@ -2,28 +2,28 @@
 
 Rows are divided into parts, each with its own files, which every later fit, split and piece uses again. A part is known
 by its rows, the times they were made and which of them are held out; rows that are added later make new parts, so that
-the old ones are not read again. A part is made in one pass over its rows, whose checksums are verified on the way.
-
-    {first}-{last}.{key}.gram.npy                   int32 [2, N, N]      counts of training and of held-out rows
-    {first}-{last}.{key}.{split}.{A}-{B}.npy        float64 [2, B-A, N+2]  X'y, sum of y, sum of y^2 of targets [A, B)
+the old ones are not read again. Its files are named {first}-{last}.{key}.* (lasso.part).
 """
 
 import fcntl
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lasso import files
+from lasso.design import GramCounts
 from lasso.moments import TILE, Cross, Gram
-from lasso.rows import Progress, Split, read_margins, read_masks, silent
-from train.errors import UserError, WorkError
+from lasso.part import HEADER, Part, check, read
+from lasso.rows import Progress, Split, silent
+from lasso.solver import Matrices, is_small
+from train.errors import UserError
 from train.store import ReadableStore as Store
 
 _POINTS, _SMALLEST = 10, 1 / 32
@@ -32,30 +32,14 @@ _DIVIDED_BYTES = 2**28
 """Disk space up to which rows are divided."""
 _SLAB_BYTES = 2**28
 """Sums of one group of rows with the margins that are held at a time."""
+_PACKED_ROWS = 4096
+"""Held-out rows that are gathered before they are packed, which fills them up to 512."""
 _COLUMNS = 8 * TILE
 """Targets to a file at most."""
 
 
 def folder_of(store: Store) -> Path:
     return files.folder_of(store) / f"statistics_{store.setting.pct}pct"
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows [first, last) of a store, as far as they are used, and where their sums lie."""
-
-    first: int
-    last: int
-    split: Split
-    stem: Path
-    """Beginning of the names of its files."""
-
-    @property
-    def gram(self) -> Path:
-        return self.stem.with_name(self.stem.name + ".gram.npy")
-
-    def cross(self, split: str, first: int, last: int) -> Path:
-        return self.stem.with_name(f"{self.stem.name}.{split}.{first}-{last}.npy")
 
 
 class Statistics:
@@ -70,7 +54,7 @@ class Statistics:
         self._claim()
         cuts = row_cuts(store)
         spans = ((first, last, rows.between(first, last)) for first, last in itertools.pairwise(cuts))
-        self.parts = [Part(a, b, split, self.folder / f"{a}-{b}.{self._key(split)}") for a, b, split in spans]
+        self.parts = [Part(store, a, b, split, self.folder / f"{a}-{b}.{self._key(split)}") for a, b, split in spans]
         self.parts = [part for part in self.parts if len(part.split.rows)]
 
     def _claim(self) -> None:
@@ -96,18 +80,35 @@ class Statistics:
         return digest.hexdigest()[:16]
 
     def grams(self, parts: slice = slice(None)) -> tuple[Gram, Gram]:
-        """Finished Grams of the training and of the held-out rows."""
+        """Finished Grams of the training and of the held-out rows, in memory."""
         n_train = self.store.n_train
         found = Gram(n_train), Gram(n_train)
         for part in self.parts[parts]:
-            rows = np.bincount(part.split.heldout, minlength=2)
-            self._check(part.gram, (2, n_train, n_train), np.dtype(np.int32))
             for group in (0, 1):
-                found[group].rows += int(rows[group])
+                check(part.gram(group), (n_train, n_train), np.dtype(np.int32))
+                found[group].rows += part.rows[group]
                 for at in range(0, n_train, 512):
                     strip = found[group].counts[at : at + 512]
-                    strip += _read(part.gram, np.int32, (group * n_train + at) * n_train, strip.shape)
+                    strip += read(part.gram(group), np.int32, at * n_train, strip.shape)
         return found
+
+    def matrices(self, parts: slice = slice(None)) -> Matrices:
+        """What the solver needs of the masks."""
+        counts = GramCounts(*self.grams(parts)) if is_small(self.store.n_train) else StoredCounts(self.parts[parts])
+        return Matrices(counts, self.held_bits(parts))
+
+    def held_bits(self, parts: slice = slice(None)) -> NDArray[np.uint64]:
+        """Masks of the held-out rows, [N, words] of 64 rows each."""
+        from lasso.popcount import pack
+
+        found, waiting = [], [np.zeros((0, self.store.n_train), bool)]
+        for part in self.parts[parts]:
+            for _, masks in part.masks_of(1):
+                waiting.append(masks)
+                if sum(map(len, waiting)) >= _PACKED_ROWS:
+                    found.append(pack(np.concatenate(waiting).view(np.uint8)))
+                    waiting = waiting[:1]
+        return np.concatenate([*found, pack(np.concatenate(waiting).view(np.uint8))], axis=1)
 
     def crosses(self, split: str, first: int, last: int, parts: slice = slice(None)) -> tuple[Cross, Cross]:
         """Sums with the margins of targets [first, last), of the training and of the held-out rows."""
@@ -116,10 +117,10 @@ class Statistics:
         for part in self.parts[parts]:
             for start, stop in file_ranges(self.store, split, first, last):
                 path, a, b = self._file(part, split, start, stop)
-                self._check(path, (2, b - a, n_train + 2), np.dtype(np.float64))
+                check(path, (2, b - a, n_train + 2), np.dtype(np.float64))
                 for group in (0, 1):
                     offset = (group * (b - a) + start - a) * (n_train + 2)
-                    sums = _read(path, np.float64, offset, (stop - start, n_train + 2))
+                    sums = read(path, np.float64, offset, (stop - start, n_train + 2))
                     found[group].absorb(start - first, sums[:, :-2], sums[:, -2], sums[:, -1])
         return found
 
@@ -130,94 +131,85 @@ class Statistics:
         return (whole, a, b) if whole.exists() else (part.cross(split, start, stop), start, stop)
 
     def make(self, split: str, first: int, last: int, parts: slice = slice(None)) -> None:
-        """See to it that every part has its Grams and the sums of targets [first, last), in one pass over its rows."""
+        """See to it that every part has its masks, its counts and the sums of targets [first, last)."""
         for part in self.parts[parts]:
-            missing = [
-                (start, stop)
-                for start, stop in file_ranges(self.store, split, first, last)
-                if not self._file(part, split, start, stop)[0].exists()
-            ]
-            if not part.gram.exists():
-                with self._locked(part):  # another process may have made them meanwhile
-                    self._stream(part, split, missing, not part.gram.exists())
+            if not part.masks.exists():
+                with self._locked(part):
+                    if not part.masks.exists():  # another process may have made them meanwhile
+                        part.make_masks(self.progress)
                 self._tidy()
-            elif missing:
-                self._stream(part, split, missing, False)
+            self._count(part, wait=False)
+            ranges = file_ranges(self.store, split, first, last)
+            lacking = [pair for pair in ranges if not self._file(part, split, *pair)[0].exists()]
+            part.make_sums(split, ranges, lacking, self.progress)
+            self._count(part, wait=True)
 
-    def _stream(self, part: Part, split: str, ranges: list[tuple[int, int]], with_grams: bool) -> None:
-        """One pass over the rows of a part; the sums of `ranges` of targets, which follow each other, and the Grams."""
-        n_train = self.store.n_train
-        grams = (Gram(n_train), Gram(n_train)) if with_grams else None
-        first, last = (ranges[0][0], ranges[-1][1]) if ranges else (0, 0)
-        crosses = Cross(n_train, last - first, first), Cross(n_train, last - first, first)
-        done = 0
-        for block in part.split.blocks(self.store):
-            masks = read_masks(self.store, block.rows)
-            groups = ~block.heldout, block.heldout
-            if grams:
-                for gram, group in zip(grams, groups, strict=True):
-                    gram.add(masks[group])
-            if ranges:
-                margins = read_margins(self.store, split, block.rows, slice(first, last))
-                for cross, group in zip(crosses, groups, strict=True):
-                    cross.add(masks[group].astype(np.float64), margins[group])
-            done += len(block.rows)
-            self.progress("rows", int(part.first + done), int(self.parts[-1].last))
-        for start, stop in ranges:
-            targets = slice(start - first, stop - first)
-            sums = np.empty((2, stop - start, n_train + 2))
-            for page, cross in zip(sums, crosses, strict=True):
-                page[:, :-2] = cross.cross[targets]
-                page[:, -2], page[:, -1] = cross.sums[targets], cross.squares[targets]
-            _write(part.cross(split, start, stop), [sums])
-        if grams:
-            _write(part.gram, [gram.finish().counts[None] for gram in grams])
+    def _count(self, part: Part, wait: bool) -> None:
+        """Make the counts unless another process is at it, for which one may wait."""
+        if part.has_counts():
+            return
+        with self._locked(part, wait) as mine:
+            if mine and not part.has_counts():
+                part.make_counts(self.progress)
 
     @contextmanager
-    def _locked(self, part: Part) -> Iterator[None]:
-        """Hold the lock of a part, so that of several processes one makes the Grams."""
+    def _locked(self, part: Part, wait: bool = True) -> Iterator[bool]:
+        """Hold the lock of a part, so that of several processes one makes what all need; yields whether it is held."""
         with files.writing(self.folder), open(self.folder / f"{part.first}-{part.last}.lock", "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True
 
     def _tidy(self) -> None:
         """Remove the files of parts that are not today's."""
         stems = {part.stem.name for part in self.parts}
-        for file in self.folder.glob("*.npy"):
+        for file in self.folder.glob("*-*.*.*"):
             if ".".join(file.name.split(".")[:2]) not in stems:
                 file.unlink(missing_ok=True)
-
-    def _check(self, path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        expected = _HEADER + int(np.prod(shape)) * dtype.itemsize
-        size = path.stat().st_size if path.exists() else 0
-        if size != expected:
-            raise UserError(f"{path} has {size} bytes, expected {expected}: it was cut short; remove it")
+        files.remove_orphans(self.folder)
 
 
-_HEADER = 128
-"""Bytes before the values of an .npy file of ours."""
+class StoredCounts:
+    """Counts that are read from the files of parts strip by strip."""
 
+    def __init__(self, parts: list[Part]) -> None:
+        self.parts = parts
+        self.n_train = parts[0].store.n_train
+        for part in parts:
+            for group in (0, 1):
+                check(part.gram(group), (self.n_train, self.n_train), np.dtype(np.int32))
+        training, heldout = np.sum([part.rows for part in parts], axis=0)
+        self.rows = int(training), int(heldout)
+        self.ones = np.stack([self._diagonal(group) for group in (0, 1)])
 
-def _write(path: Path, arrays: list[NDArray]) -> None:
-    """Write arrays, one after the other along their first axis, as one .npy file that appears when it is whole."""
-    shape = (sum(len(array) for array in arrays), *arrays[0].shape[1:])
-    described = {"descr": arrays[0].dtype.str, "fortran_order": False, "shape": shape}
-    text = repr(described).encode().ljust(_HEADER - 11) + b"\n"
-    with files.writing(path), files.replacing(path) as temporary, open(temporary, "wb") as file:
-        file.write(b"\x93NUMPY\x01\x00" + (_HEADER - 10).to_bytes(2, "little") + text)
-        for array in arrays:
-            file.write(np.ascontiguousarray(array).data)
+    def _diagonal(self, group: int) -> NDArray[np.int64]:
+        found = np.zeros(self.n_train, np.int64)
+        for part in self.parts:
+            with open(part.gram(group), "rb") as file:
+                places = (HEADER + 4 * at * (self.n_train + 1) for at in range(self.n_train))
+                found += [int.from_bytes(os.pread(file.fileno(), 4, place), "little") for place in places]
+        return found
 
+    def strip(self, groups: tuple[int, ...], start: int, stop: int) -> NDArray[np.int32]:
+        found = np.zeros((stop - start, self.n_train), np.int32)
+        for part in self.parts:
+            for group in groups:
+                found += read(part.gram(group), np.int32, start * self.n_train, found.shape)
+        return found
 
-def _read(path: Path, dtype: type, at: int, shape: tuple[int, ...]) -> NDArray:
-    size = np.dtype(dtype).itemsize
-    try:
-        values: NDArray = np.fromfile(path, dtype, int(np.prod(shape)), offset=_HEADER + at * size)
-    except OSError as error:
-        raise WorkError(f"cannot read {path}: {error.strerror}") from None
-    if len(values) != np.prod(shape):
-        raise UserError(f"{path} was cut short: remove it")
-    return values.reshape(shape)
+    def whole(self, examples: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        found = np.zeros((len(examples), self.n_train), np.int32)
+        row = np.empty(self.n_train, np.int32)
+        for part in self.parts:
+            for group in (0, 1):
+                with open(part.gram(group), "rb") as file:
+                    for place, example in enumerate(examples):
+                        os.preadv(file.fileno(), [row.data], HEADER + 4 * int(example) * self.n_train)
+                        found[place] += row
+        return found, np.arange(len(examples))
 
 
 def _identity(store: Store) -> str:

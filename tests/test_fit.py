@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -79,14 +80,100 @@ def test_pieces_make_the_whole_bit_for_bit(store, cuts):
     assert lasso.is_current(store)
 
 
-def test_slabs_of_targets_and_the_scratch_file_change_nothing(store, monkeypatch):
-    whole = tensors(fit(store))
+@pytest.fixture
+def lots(monkeypatch):
+    """Lots of 128 targets at most."""
     monkeypatch.setattr(sys.modules["lasso.statistics"], "_SLAB_BYTES", 8 * 12 * 37)
-    monkeypatch.setattr(files, "_IN_MEMORY", 0)
+
+
+def test_lots_of_targets_change_nothing(store, lots, monkeypatch):
     again = tensors(fit(store))
+    files.path_of(store, "test").unlink()
+    monkeypatch.undo()
+    whole = tensors(fit(store))
     for key in whole.keys() - {"stamp"}:
         assert torch.equal(whole[key], again[key]), key
-    assert names(store.folder / "datamodels") == ["test_50pct.json", "test_50pct.pt"]
+    assert names(store.folder / "datamodels") == [".test_50pct.lock", "test_50pct.json", "test_50pct.pt"]
+
+
+def test_bands_of_rows_change_nothing(store, lots, monkeypatch):
+    whole = tensors(fit(store))
+    files.path_of(store, "test").unlink()
+    monkeypatch.setattr(files, "_BAND_BYTES", 1)
+    joined = fit(store)
+    for key in whole.keys() - {"stamp"}:
+        assert torch.equal(whole[key], tensors(joined)[key]), key
+        assert torch.equal(whole[key], lasso.load(joined).tensors[key]), key
+
+
+@pytest.mark.parametrize("stage", ["path", "refit"])
+def test_an_interrupted_fit_goes_on_at_the_lot_where_it_was(store, lots, monkeypatch, stage):
+    class Stop(Exception):
+        pass
+
+    def stop(name, done, total):
+        if name == stage and done > 128:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(store, progress=stop)
+    begun = []
+    solver = sys.modules["lasso.solver"].Lot
+    for name in ("follow_paths", "refit"):
+        plain = getattr(solver, name)
+        monkeypatch.setattr(
+            solver, name, lambda lot, tell, name=name, plain=plain: (begun.append((name, lot.first)), plain(lot, tell))
+        )
+    fit(store)
+    assert begun == ([("follow_paths", 128), ("refit", 0), ("refit", 128)] if stage == "path" else [("refit", 128)])
+    assert lasso.is_current(store)
+    assert names(store.folder / "datamodels") == [".test_50pct.lock", "test_50pct.json", "test_50pct.pt"]
+
+
+def test_a_target_that_does_not_converge_is_named_and_the_other_lots_are_kept(store, lots, monkeypatch):
+    solver = sys.modules["lasso.solver"].Lot
+    plain = solver._refined
+
+    def refined(lot, *args):
+        weights, gap = plain(lot, *args)
+        return weights, 0.5 if lot.first == 0 else gap
+
+    monkeypatch.setattr(solver, "_refined", refined)
+    with pytest.raises(WorkError, match=r"target 0 has a relative duality gap of 0\.5 at the refit"):
+        fit(store)
+    assert list(files.pieces(store, "test")) == [(128, TARGETS)]
+    monkeypatch.undo()
+    assert lasso.is_current(store) is False
+    fit(store)
+    assert lasso.is_current(store)
+
+
+def test_a_damaged_file_of_a_fit_is_replaced(store):
+    path = fit(store)
+    path.write_bytes(path.read_bytes()[:1000])
+    fit(store)
+    assert lasso.is_current(store)
+
+
+def test_the_report_tells_solver_and_device_and_neither_makes_a_fit_stale(store):
+    found = report(fit(store))
+    assert (found["solver"], found["device"]) == ("descent", "cpu")
+    store.with_fit(solver="fista")
+    assert lasso.is_current(store)
+    assert report(fit(store))["solver"] == "fista"
+
+
+def test_temporary_files_of_dead_processes_are_removed(store):
+    path = fit(store)
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    host = files._host()
+    (path.parent / f".test_50pct.pt.{host}.{dead.stdout.strip()}.0a1b2c3d.tmp").touch()
+    (path.parent / f".test_50pct.pt.{host}.{os.getpid()}.0a1b2c3d.tmp").touch()
+    (path.parent / f".test_50pct.pt.elsewhere.{dead.stdout.strip()}.0a1b2c3d.tmp").touch()
+    fit(store)
+    kept = [name for name in names(path.parent) if name.endswith(".tmp")]
+    assert len(kept) == 2
+    assert not any(f".{dead.stdout.strip()}." in name and host in name for name in kept)
 
 
 def test_pieces_of_other_rows_or_options_are_not_joined(store):
@@ -201,17 +288,6 @@ def test_a_full_disk_is_a_work_error(store, monkeypatch):
 
     monkeypatch.setattr("torch.save", full)
     with pytest.raises(WorkError, match=r"cannot write .*test_50pct\.pt: No space left"):
-        fit(store)
-    assert names(store.folder / "datamodels") == []
-
-
-def test_a_full_disk_at_the_scratch_file_is_a_work_error(store, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(files, "_IN_MEMORY", 0)
-    monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(WorkError, match="No space left"):
         fit(store)
     assert names(store.folder / "datamodels") == []
 

@@ -8,7 +8,9 @@ from sklearn.linear_model import Lasso
 
 from lasso import descent
 from lasso.descent import Workspace
+from lasso.design import GramCounts
 from lasso.moments import Cross, Gram
+from lasso.popcount import pack
 from lasso.solver import Matrices, solve
 from tests.fake_store import linear_data
 from train.config import Fit
@@ -24,7 +26,7 @@ def sums_of(masks, margins, held):
         cross.add(masks[group].astype(np.float64), margins[group].astype(np.float64))
         grams.append(gram.finish())
         crosses.append(cross)
-    return Matrices(*grams), *crosses
+    return Matrices(GramCounts(*grams), pack(masks[held].view(np.uint8))), *crosses
 
 
 def standardise(masks, y):
@@ -248,7 +250,7 @@ def test_results_do_not_depend_on_threads_or_company():
 
 def test_a_fit_that_misses_its_gap_is_an_error_that_names_the_target(monkeypatch):
     masks, margins, held = make(targets=4)
-    monkeypatch.setattr("lasso.descent.refit", lambda *_: 0.5)
+    monkeypatch.setattr("lasso.solver.Lot._refined", lambda *args: (args[-1], 0.5))
     with pytest.raises(WorkError, match=r"target 10 has a relative duality gap of 0\.5 at the refit"):
         solve(*sums_of(masks, margins, held), Fit(), first=10)
 

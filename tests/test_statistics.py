@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -23,6 +25,13 @@ def store(tmp_path):
 
 def weight(path):
     return torch.load(path, weights_only=True)["weight"]
+
+
+def twin(store, folder):
+    """The same rows in a store of its own."""
+    folder.mkdir()
+    arrays = {name: array.copy() for name, array in store.arrays.items()}
+    return FakeStore(folder, arrays["train_masks"], arrays["test_margins"], fit=store.setting.fit)
 
 
 def statistics(store):
@@ -60,21 +69,115 @@ def test_rows_that_are_added_leave_the_others_unread(tmp_path):
     assert torch.equal(weight(found), weight(fit(FakeStore(tmp_path / "fresh", masks, margins, fit=Fit(k=20)))))
 
 
-def test_an_interrupted_pass_goes_on_where_it_was(store, monkeypatch):
-    class Stop(Exception):
-        pass
+class Stop(Exception):
+    pass
 
-    def stop(stage, done, total):
-        if done > 100:
+
+def stop_at(name, row):
+    def progress(stage, done, total):
+        if stage.startswith(name) and done >= row:
             raise Stop
 
+    return progress
+
+
+@pytest.fixture
+def one_part(monkeypatch):
+    monkeypatch.setattr("lasso.statistics._DIVIDED_BYTES", 0)
+    monkeypatch.setattr("lasso.rows._BLOCK_VALUES", 1)  # blocks of 64 rows
+    monkeypatch.setattr("lasso.part._AT_ONCE", 1)
+
+
+def test_an_interrupted_pass_reads_no_mask_again(store, tmp_path, one_part):
+    whole = weight(fit(twin(store, tmp_path / "twin")))
     with pytest.raises(Stop):
-        fit(store, progress=stop)
-    reads = store.reads
+        fit(store, progress=stop_at("rows", 300))
+    store.arrays["train_masks"][:256] = False
+    assert torch.equal(weight(fit(store)), whole)
+
+
+def test_sorting_margins_by_files_changes_nothing_and_an_interrupted_pass_goes_on(tmp_path, one_part, monkeypatch):
+    monkeypatch.setattr("lasso.statistics._COLUMNS", 128)
+    store = FakeStore(tmp_path, *linear_data(ROWS, N, 300), fit=Fit(k=20))
+    whole = weight(fit(twin(store, tmp_path / "twin")))
+    monkeypatch.setattr("lasso.part._DIRECT_BYTES", 0)
+    for stage, row in (("rows", 600), ("margins 0:128", 300), ("margins 128:256", 300)):
+        with pytest.raises(Stop):
+            fit(store, progress=stop_at(stage, row))
+    store.arrays["train_masks"][:] = False
+    store.arrays["test_margins"][:] = 0
+    assert torch.equal(weight(fit(store)), whole)
+    assert not list(folder_of(store).glob("*.margins*"))
+
+
+def test_counts_read_from_files_give_the_same_fit_bit_for_bit(tmp_path, monkeypatch):
+    store = FakeStore(tmp_path, *linear_data(ROWS, 40, TARGETS), fit=Fit(k=20))
+    whole = torch.load(fit(twin(store, tmp_path / "twin")), weights_only=True)
+    monkeypatch.setattr("lasso.solver.SMALL_BYTES", 0)
+    found = torch.load(fit(store), weights_only=True)
+    for key in whole.keys() - {"stamp"}:
+        assert torch.equal(whole[key], found[key]), key
+
+
+def test_two_processes_that_need_the_same_counts_make_them_once(store):
+    found = statistics(store)
+    found.make("test", 0, 5)
+    part = found.parts[0]
+    for group in (0, 1):
+        part.gram(group).unlink()
+    part.cross("test", 0, 5).unlink()
+    with found._locked(part):
+        found._count(part, wait=False)  # another process is at it
+        assert not part.has_counts()
+    found.make("test", 0, 5)
+    assert part.has_counts()
+
+
+def test_held_out_masks_are_packed_without_gaps_that_matter(store, monkeypatch):
+    found = statistics(store)
+    found.make("test", 0, 1)
+    monkeypatch.setattr("lasso.statistics._PACKED_ROWS", 1)
+    many = found.held_bits()
+    held = store.arrays["train_masks"][found.rows.heldout]
+    np.testing.assert_array_equal(np.bitwise_count(many).sum(axis=1), held.sum(axis=0))
+
+
+MEMORY = """import resource, sys
+import numpy as np, torch, numba, lasso.solver, lasso.descent, lasso.popcount
+from pathlib import Path
+from lasso import fit
+from tests.fake_store import FakeStore
+from train.config import Fit
+n_train = int(sys.argv[2])
+lasso.solver.SMALL_BYTES = 0
+rng = np.random.default_rng(0)
+masks = rng.random((600, n_train), np.float32) < 0.5
+margins = masks[:, :4] @ rng.normal(size=(4, 3)) + 0.1 * rng.normal(size=(600, 3))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+fit(FakeStore(Path(sys.argv[1]), masks, margins, fit=Fit(k=8, eps=0.3)))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_one_large_matrix_at_a_time_is_in_memory(tmp_path):
+    command = [sys.executable, "-c", MEMORY, tmp_path, "6016"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert 1024 * int(result.stdout) < 4 * 6016**2 + 2**28
+
+
+def test_counts_that_were_interrupted_go_on_where_they_were_written_down(store, one_part, monkeypatch):
+    monkeypatch.setattr("lasso.part._CHECKPOINT", 0.0)
+    with pytest.raises(Stop):
+        fit(store, progress=stop_at("counts, training", 600))
+    (half,) = folder_of(store).glob("*.training.partial")
+    assert int(np.fromfile(half, np.int64, 1)[0]) == 512
     fit(store)
-    assert store.reads < 2 * reads + 2 * len(row_cuts(store))
-    kept = sorted(folder_of(store).glob("0-*.gram.npy"))
-    assert len(kept) == 1
+    training, heldout = statistics(store).grams()
+    masks, held = store.arrays["train_masks"].astype(int), statistics(store).rows.heldout
+    np.testing.assert_array_equal(training.counts, masks[~held].T @ masks[~held])
+    np.testing.assert_array_equal(heldout.counts, masks[held].T @ masks[held])
+    assert not list(folder_of(store).glob("*.partial"))
 
 
 def test_a_row_that_was_made_again_is_read_again(store):
