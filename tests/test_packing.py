@@ -239,6 +239,13 @@ def test_a_raw_beton_needs_no_ffcv(tmp_path: Path, pixels: np.ndarray, swapped: 
     np.testing.assert_array_equal(split.labels, np.arange(20))
 
 
+def test_large_images_are_copied_one_by_one(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 120, 110, 3), np.uint8)
+    assert images[0].nbytes > beton.LARGE_BYTES
+    write_raw(tmp_path / "x.beton", images, np.arange(5))
+    np.testing.assert_array_equal(beton.read(tmp_path / "x.beton").images[np.array([4, 0, 2])], images[[4, 0, 2]])
+
+
 def test_a_beton_that_cannot_be_used_is_named(tmp_path: Path, pixels: np.ndarray) -> None:
     path = tmp_path / "x.beton"
     write_raw(path, pixels, np.arange(20))

@@ -28,8 +28,10 @@ RECORDS = {1: np.dtype("<i8"), 2: IMAGE}
 """What a record holds for a field of each type: IntField, RGBImageField."""
 TABLE = np.dtype([("sample", "<u8"), ("at", "<u8"), ("size", "<u8")])
 JPEG, RAW = 0, 1
+LARGE_BYTES = 1 << 15
+"""An image of this size is copied by itself."""
 PIECE_BYTES = 1 << 19
-"""Raw pixels that are gathered at a time, few enough for a core's cache."""
+"""Smaller ones are gathered as many at a time as fit into a core's cache."""
 
 
 class BetonImages(LazyImages):
@@ -65,7 +67,13 @@ class BetonImages(LazyImages):
         return None
 
     def _copy(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        step = max(1, PIECE_BYTES // self.windows.shape[1])
+        """Large images one by one; small ones, for which that takes longer than the copying, some at a time."""
+        size = self.windows.shape[1]
+        if size >= LARGE_BYTES:
+            for place, at in enumerate(self.at[positions].tolist()):
+                out[place] = self.content[at : at + size].reshape(self.shape[1:])
+            return
+        step = max(1, PIECE_BYTES // size)
         for start in range(0, len(positions), step):
             piece = self.windows[self.at[positions[start : start + step]]]
             out[start : start + step] = piece.reshape(-1, *self.shape[1:])
