@@ -11,7 +11,12 @@ from tests.faults.stores import create, setting, workplace
 
 
 def kill(folder: Path) -> str:
-    died, stores = kills.kill_training(folder, kills=1000, models=400, seed=1)
+    died = stores = 0
+    for seed in range(10):
+        (folder / str(seed)).mkdir()
+        more = kills.kill_training(folder / str(seed), kills=100, models=160, seed=seed)
+        died, stores = died + more[0], stores + more[1]
+        print(f"{died:,} kills, {stores} stores", file=sys.stderr, flush=True)
     return f"{died:,} kills of `train` (kill -9, random moments) over {stores} stores"
 
 
