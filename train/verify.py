@@ -53,15 +53,22 @@ def verify(store: Store, progress: Callable[[int], None] = lambda rows: None) ->
             progress(min(start, store.rows) - at)
             at = min(start, store.rows)
         finding.checked = len(done)
-        if finding.reasons:  # another process may just be making those rows anew
-            store.refresh()
-            again = np.array([row for row in finding.bad if store.completed()[row]], np.int64)
-            finding.reasons = {}
-            for _, reasons in _bad_in(pool, check, again, store.rows):
-                finding.reasons |= reasons
+        finding.reasons = _look_again(pool, check, store, finding.bad)
     finally:
         pool.shutdown(cancel_futures=True)
     return finding
+
+
+def _look_again(pool: ThreadPoolExecutor, check: "_Check", store: Store, bad: list[int]) -> dict[int, str]:
+    """What is wrong with the bad rows now: another process may just have been making some of them anew."""
+    if not bad:
+        return {}
+    store.refresh()
+    rows = np.array(bad)
+    reasons: dict[int, str] = {}
+    for _, found in _bad_in(pool, check, rows[store.completed()[rows]], store.rows):
+        reasons |= found
+    return reasons
 
 
 def _bad_in(
