@@ -1,21 +1,22 @@
 """The LASSO stage against its peers, in one run:
 `OMP_NUM_THREADS=1 python -m bench.lasso path --examples 2000 --models 20000`.
 
-Data: truth = 30 large weights a target and small ones on every example (`--small`, share of the signal's variance);
-margins = signal + noise of the same variance. All times are CPU time of the process.
+Data: truth = 30 large weights a target and small ones on every example (`--small`, their share of the signal's
+variance; 1 is a dense truth); margins = signal + noise of the same variance; masks of exact size or Bernoulli
+(`--mask`). All times are CPU time of the process. `path` takes several values of `--alpha` and `--small`, a case each.
 
 path    every solver along 100 lambdas down to 0.01 lambda_max without early stopping, on the Gram where it can use one;
-        relative duality gap at most 1e-4 at every lambda, re-checked here in float64. Peers that are not installed are
-        left out: pip install celer adelie skglm.
+        relative duality gap at most 1e-4 at every lambda, re-checked here from integer counts in float64. Peers that
+        are not installed are left out: pip install celer adelie.
 gram    rows a second of the exact counts X'X, by population count and by float32 products.
 fit     the whole `fit` of published files, reading included, imports and compilation not.
-memory  peak resident memory of `fit` on a sparse store of all-zero margins.
+memory  peak resident memory of `fit` on a sparse store: `--filled` rows at its end hold masks and margins, the others
+        are holes in the file (no example in, margins of 0).
 """
 
 import argparse
 import json
 import os
-import resource
 import shutil
 import sys
 import tempfile
@@ -50,15 +51,24 @@ class Problem:
         return Scale.of(len(self.masks), np.count_nonzero(self.masks, axis=0))
 
     @cached_property
-    def corr(self) -> np.ndarray:
+    def counts(self) -> GramCounts:
         gram = Gram(self.masks.shape[1])
         for start in range(0, len(self.masks), 8192):
             gram.add(self.masks[start : start + 8192])
-        return correlations(self.scale, GramCounts(gram.finish(), gram), (0,))
+        return GramCounts(gram.finish(), Gram(self.masks.shape[1]))
+
+    @cached_property
+    def corr(self) -> np.ndarray:
+        return correlations(self.scale, self.counts, (0,))
 
     @cached_property
     def corr64(self) -> np.ndarray:
-        return self.corr.astype(np.float64)
+        """Z'Z/n - I in float64, from the integer counts."""
+        n = len(self.masks)
+        corr = self.counts.grams[0].counts / n - np.outer(self.scale.mean, self.scale.mean)
+        corr *= np.outer(self.scale.inv, self.scale.inv)
+        np.fill_diagonal(corr, 0)
+        return corr
 
     @cached_property
     def z(self) -> np.ndarray:
@@ -103,24 +113,38 @@ class Problem:
 def make(rows: int, options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     """Bool masks and float16 margins."""
     rng = np.random.default_rng(0)
-    n_train, alpha, small = options.examples, options.alpha, options.small
+    n_train, alpha, small = options.examples, options.alpha[0], options.small[0]
     weights = rng.normal(size=(n_train, options.targets)) * np.sqrt(small / n_train)
     for column in weights.T:
         chosen = rng.choice(n_train, min(30, n_train), replace=False)
         column[chosen] += rng.normal(size=len(chosen)) * np.sqrt((1 - small) / len(chosen))
-    masks = rng.random((rows, n_train), np.float32) < alpha
+    masks = np.zeros((rows, n_train), bool)
     margins = np.empty((rows, options.targets), np.float16)
     for start in range(0, rows, 4096):
         piece = slice(start, start + 4096)
+        keys = rng.random(masks[piece].shape, np.float32)
+        if options.mask == "exact":
+            inside = round(alpha * n_train)
+            np.put_along_axis(masks[piece], np.argpartition(keys, inside, axis=1)[:, :inside], True, axis=1)
+        else:
+            masks[piece] = keys < alpha
         z = (masks[piece] - np.float32(alpha)) / np.float32(np.sqrt(alpha * (1 - alpha)))
         margins[piece] = 3 + z @ weights.astype(np.float32) + rng.normal(size=(len(z), options.targets))
     return masks, margins
 
 
 def path(options: argparse.Namespace) -> None:
-    problem = Problem(*make(options.models, options))
+    for alpha in options.alpha:
+        for small in options.small:
+            case = argparse.Namespace(**{**vars(options), "alpha": [alpha], "small": [small]})
+            print(
+                f"{case.examples} examples, {case.models} rows, alpha {alpha}, {case.mask} masks, small weights {small}"
+            )
+            compare(Problem(*make(case.models, case)), case)
+
+
+def compare(problem: Problem, options: argparse.Namespace) -> None:
     work = descent.Workspace.empty(options.examples)
-    print(f"{options.examples} examples, {options.models} rows, alpha {options.alpha}, small weights {options.small}")
     print(f"{'solver':34} {'ms/target':>10} {'ratio':>7} {'targets':>7}  largest gap (float64)")
 
     def ours(target: int) -> np.ndarray:
@@ -148,7 +172,7 @@ def path(options: argparse.Namespace) -> None:
 
 
 def gram(options: argparse.Namespace) -> None:
-    masks = np.random.default_rng(0).random((16384, options.examples), np.float32) < options.alpha
+    masks = np.random.default_rng(0).random((16384, options.examples), np.float32) < options.alpha[0]
     for route in ("popcount", "product"):
         Gram(options.examples, route).add(masks[:8192])  # compile and warm up
         found = Gram(options.examples, route)
@@ -162,7 +186,7 @@ def gram(options: argparse.Namespace) -> None:
 
 def setting_of(options: argparse.Namespace) -> Setting:
     return Setting(
-        dataset="digits", alpha=options.alpha, models=options.models, eval_models=0,
+        dataset="digits", alpha=options.alpha[0], mask=options.mask, models=options.models, eval_models=0,
         fit=Fit(eps=options.eps, patience=options.patience),
     )  # fmt: skip
 
@@ -170,7 +194,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
 def whole_fit(options: argparse.Namespace) -> None:
     masks, margins = make(options.models, options)
     with tempfile.TemporaryDirectory() as folder:
-        layout = Layout(Path(folder), "digits", f"{100 * options.alpha:g}")
+        layout = Layout(Path(folder), "digits", f"{100 * options.alpha[0]:g}")
         layout.data.mkdir(parents=True)
         np.save(layout.array("train_masks"), masks)
         np.save(layout.array("test_margins"), margins)
@@ -188,17 +212,31 @@ def whole_fit(options: argparse.Namespace) -> None:
 
 def memory(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        layout = Layout(Path(folder), "digits", f"{100 * options.alpha:g}")
+        layout = Layout(Path(folder), "digits", f"{100 * options.alpha[0]:g}")
         layout.data.mkdir(parents=True)
-        for name, width, dtype in (("train_masks", options.examples, bool), ("test_margins", options.targets, "f2")):
-            np.lib.format.open_memmap(layout.array(name), "w+", dtype, (options.models, width))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        masks, margins = make(options.filled, options)
+        for name, rows in (("train_masks", masks), ("test_margins", margins)):
+            shape = (options.models, rows.shape[1])
+            array = np.lib.format.open_memmap(layout.array(name), "w+", rows.dtype, shape)
+            array[options.models - len(rows) :] = rows
+            array.flush()
+        del masks, margins, array, rows
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = peak_memory()
         began = time.process_time()
-        fit(open_store(layout, setting_of(options)))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        path = fit(open_store(layout, setting_of(options)))
+        solved = json.loads(path.with_suffix(".json").read_text())
+        peak = peak_memory()
     size, seconds = 4 * options.examples**2 / 2**30, time.process_time() - began
     print(f"M={options.models} N={options.examples}, one Gram {size:.2f} GiB: {seconds:.0f} CPU s")
+    print(f"lambdas tried {solved['path']['tried_mean']:.0f}, largest gap {solved['relative_gap']['max']:.1e}")
     print(f"peak {peak / 2**20:.2f} GiB resident, {before / 2**20:.2f} before")
+
+
+def peak_memory() -> int:
+    """Of this process, resident, in KiB."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1])
 
 
 def main() -> None:
@@ -208,8 +246,10 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=2000)
     parser.add_argument("--models", type=int, default=20000)
     parser.add_argument("--targets", type=int, default=200)
-    parser.add_argument("--alpha", type=float, default=0.5)
-    parser.add_argument("--small", type=float, default=0.05)
+    parser.add_argument("--alpha", type=float, nargs="+", default=[0.5])
+    parser.add_argument("--small", type=float, nargs="+", default=[0.05])
+    parser.add_argument("--mask", choices=["exact", "bernoulli"], default="bernoulli")
+    parser.add_argument("--filled", type=int, default=20000, help="rows of the memory case that are not holes")
     parser.add_argument("--eps", type=float, default=1e-3)
     parser.add_argument("--patience", type=int, default=5)
     parser.add_argument("--limit", type=float, default=20.0, help="stop a solver after this many seconds")
