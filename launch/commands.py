@@ -137,11 +137,16 @@ def status(request: Request) -> int:
     while True:
         found = summary(store) | (queue(store) if isinstance(store, Store) else {})
         print(clear + (json.dumps(found) if request.options.get("json") else describe(found)), flush=True)
-        if not request.options.get("watch") or not found["missing"]:
+        if not request.options.get("watch") or not _goes_on(found):
             return 0
         time.sleep(5)
         if isinstance(store, Store):
             store.refresh()
+
+
+def _goes_on(found: dict[str, Any]) -> bool:
+    """Whether rows are missing, or jobs queued that come after them."""
+    return bool(found["missing"] or found.get("queue") or found.get("gate"))
 
 
 def verify(request: Request) -> int:
@@ -319,9 +324,11 @@ def run(request: Request) -> int:
 def submit(request: Request) -> int:
     """The same as `run` on SLURM: one stage after the other, each as an array with a gate behind it."""
     from launch import slurm_submit
+    from launch.slurm_cancel import cancel
     from launch.slurm_config import slurm_from
     from launch.slurm_dry import dry_run
     from launch.slurm_queue import require_sbatch
+    from launch.slurm_script import require_path
 
     options = request.options
     cluster, split, plan = slurm_from(options["slurm"]), options["split"], options["gate"]
@@ -330,7 +337,8 @@ def submit(request: Request) -> int:
         return dry_run(request.setting, layout, cluster, split, options["retry_failed"])
     require_sbatch()
     if options["cancel"]:
-        return slurm_submit.cancel(layout)
+        return cancel(layout)
+    require_path(layout)
     if plan:
         return slurm_submit.pass_gate(request.own_store(), layout, cluster, Path(plan))
     store = request.own_store() if layout.manifest.exists() else _create(request, load(request.setting))

@@ -1,5 +1,6 @@
 """What is asked of a SLURM cluster: the dataclasses that `--slurm FILE` and `--slurm.KEY VALUE` fill in."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -43,6 +44,11 @@ def _check_job(prefix: str, job: "Slurm | After") -> None:
         memory is None or bool(re.fullmatch(r"\d+[KMGT]?", memory)), f"{prefix}memory", memory, "a size such as 8G"
     )
     _require_line(f"{prefix}partition", job.partition)
+    for line in job.extra:
+        _require_line(f"{prefix}extra", line)
+        _require(line.startswith("-"), f"{prefix}extra", line, "an option of sbatch, such as --exclusive")
+        is_ours = line.startswith(("--array", "-a", "--wrap"))
+        _require(not is_ours, f"{prefix}extra", line, "no option that replaces ours")
 
 
 @dataclass
@@ -57,12 +63,17 @@ class After:
     """CPUs of each."""
     memory: str | None = None
     """Memory of each; null leaves it to the cluster."""
+    gpus: int = 0
+    """GPUs of fit, eval and report; a gate gets none."""
+    extra: list[str] = field(default_factory=list)
+    """More options of sbatch for each."""
     targets: int = 2500
     """Targets that one element of the fit's array fits. Each reads all masks."""
 
     def __post_init__(self) -> None:
         _check_job("after.", self)
         _require(self.targets >= 1, "after.targets", self.targets, "at least 1")
+        _require(self.gpus >= 0, "after.gpus", self.gpus, "at least 0")
 
 
 @dataclass
@@ -96,13 +107,13 @@ class Slurm:
     requeues: int = 10
     """Times that a task requeues itself."""
     rounds: int = 5
-    """Times that what an array left undone is submitted again."""
+    """Times that what an array left undone is submitted again without a row (or piece of the fit) getting done."""
     price: float | None = None
     """Price of a GPU for an hour (of a CPU where no GPU is asked for), for the dry run."""
     name: str | None = None
     """Name of the jobs; null for `datamodels-{dataset}-{pct}pct`."""
     extra: list[str] = field(default_factory=list)
-    """More options of sbatch, each as in `--constraint=a100`, for all jobs."""
+    """More options of sbatch for the training, each as in `--constraint=a100`; `after.extra` has those of the rest."""
     setup: list[str] = field(default_factory=list)
     """Shell commands that each job runs first, such as `module load cuda`."""
     after: After = field(default_factory=After)
@@ -119,13 +130,9 @@ class Slurm:
             _require(value is None or value >= 0, key, value, "at least 0")
         for key in ("minutes", "rows_per_hour", "price"):
             value = getattr(self, key)
-            _require(value is None or value > 0, key, value, "above 0")
+            _require(value is None or (math.isfinite(value) and value > 0), key, value, "a finite number above 0")
         limit = seconds_of(self.time) or 0
         _require(self.signal < limit, "signal", self.signal, f"less than the time limit, {limit} s")
-        for line in self.extra:
-            _require_line("extra", line)
-            _require(line.startswith("-"), "extra", line, "an option of sbatch, such as --exclusive")
-            _require(not line.startswith(("--array", "-a", "--wrap")), "extra", line, "no option that replaces ours")
 
     def gpus_for(self, setting: Setting) -> int:
         """GPUs that a training task asks for."""

@@ -12,7 +12,7 @@ from launch import slurm_queue
 from launch.progress import duration, notice
 from launch.slurm_config import Slurm, seconds_of
 from launch.slurm_plan import Plan, Range, folder_of, next_folder, pieces
-from launch.slurm_script import files, portable
+from launch.slurm_script import files, portable, require_path
 from launch.slurm_work import Queue, Rows, rows_of
 from train.config import Setting
 from train.data import load
@@ -22,15 +22,18 @@ from train.manifest import array_list, check_identity, read_manifest
 from train.masks import subset_size
 from train.store import Store, refuse_orphans
 
-_PUBLISHED = {"cifar": (50000, 10000, 10)}
-"""Training examples, test examples and classes of a data set that need not be at hand."""
+_PUBLISHED = {"cifar": (50000, 10000, 10), "fmow": (21404, 3138, 62)}
+"""Training examples, test examples and classes of a data set that need not be at hand: FMoW's of the year 2012."""
+
+_PUBLISHED_SCHEMES = ("official", "time_after_2016")
 
 
 def dry_run(setting: Setting, layout: Layout, cluster: Slurm, split: str, retry_failed: bool) -> int:
     """Print the scripts of every stage and what the training takes. Raises UserError."""
-    store = _open(setting, layout)
-    rows = rows_of(store, retry_failed) if store else _new_rows(setting)
-    queued = _queued(layout, store)
+    require_path(layout)
+    store, notices = _open(setting, layout), list[str]()
+    rows = rows_of(store, retry_failed) if store else _new_rows(setting, notices)
+    queued = _queued(layout, store, split, notices)
     tasks = rows.tasks(cluster, queued)
     targets = _shapes(rows)["test_margins" if split == "test" else "train_masks"][1]
     stages = {"train": tasks, "fit": pieces(targets, cluster.after.targets), "eval": [(0, targets)]}
@@ -40,8 +43,10 @@ def dry_run(setting: Setting, layout: Layout, cluster: Slurm, split: str, retry_
     content = portable(rows.setting), dataclasses.asdict(cluster)
     for stage, wanted in stages.items():
         if wanted:
-            plan = Plan(store.manifest.id if store else "ID", stage, split, 0, tuple(wanted), limit, *content)
+            plan = Plan(store.manifest.id if store else "ID", stage, split, 0, 0, tuple(wanted), limit, *content)
             shown |= {name: text for name, text in files(plan, path, layout).items() if name.endswith(".sh")}
+    for line in notices:
+        notice(line)
     for name, text in shown.items():
         print(f"----- {name}\n{text}")
     print(_summary(rows, tasks, queued, cluster))
@@ -58,17 +63,17 @@ def _open(setting: Setting, layout: Layout) -> Store | None:
     return Store(layout, setting, manifest)
 
 
-def _new_rows(setting: Setting) -> Rows:
+def _new_rows(setting: Setting, notices: list[str]) -> Rows:
     """The rows of a store that is yet to be created. Raises UserError where that cannot be, or sizes are not known."""
     try:
         dataset = load(setting)
         sizes = len(dataset.train.labels), len(dataset.test.labels), len(dataset.classes)
     except UserError:
-        if setting.dataset not in _PUBLISHED:
+        if setting.dataset not in _PUBLISHED or setting.data.split_scheme not in _PUBLISHED_SCHEMES:
             raise
         train, test, classes = _PUBLISHED[setting.dataset]
         sizes = min(setting.data.train or train, train), min(setting.data.test or test, test), classes
-        notice(f"no {setting.dataset} data in {setting.data.root}: sizes are those of the published data set")
+        notices.append(f"no {setting.dataset} data in {setting.data.root}: sizes are those of the published data set")
     if setting.mask == "exact":
         subset_size(setting.alpha, sizes[0])
     arrays = array_list(setting, setting.rows, *sizes)
@@ -79,11 +84,11 @@ def _shapes(rows: Rows) -> dict[str, tuple[int, ...]]:
     return {array.name: array.shape for array in rows.arrays}
 
 
-def _queued(layout: Layout, store: Store | None) -> list[Range]:
+def _queued(layout: Layout, store: Store | None, split: str, notices: list[str]) -> list[Range]:
     try:
-        return Queue(slurm_queue.jobs(folder_of(layout)), store.manifest.id if store else None).tasks("train")
+        return Queue(slurm_queue.jobs(folder_of(layout)), store.manifest.id if store else None, split).tasks("train")
     except UserError as error:
-        notice(f"what is queued is not known: {error}")
+        notices.append(f"what is queued is not known: {error}")
         return []
 
 
@@ -105,11 +110,17 @@ def _tasks(tasks: Sequence[Range]) -> str:
     return f"{len(tasks)} of up to {max(stop - start for start, stop in tasks)} rows, from {first} to {last}"
 
 
+def _rows_in(tasks: Sequence[Range], rows: Rows) -> int:
+    """The missing rows of tasks; those of queued tasks are paid for already."""
+    edges = np.searchsorted(rows.missing, np.array(tasks, np.int64).reshape(-1, 2))
+    return int((edges[:, 1] - edges[:, 0]).sum())
+
+
 def _costs(rows: Rows, tasks: Sequence[Range], cluster: Slurm) -> list[tuple[str, str]]:
     """Rate, GPU-hours (CPU-hours too where no GPU is asked for), time and money of the training."""
     rate, limit = rows.rate(cluster), (seconds_of(cluster.time) or 0) / 3600
     if rate:
-        hours = len(rows.missing) / rate
+        hours = _rows_in(tasks, rows) / rate
         source = "stated" if cluster.rows_per_hour else "measured"
         lines, about = [("rate", f"{rate:,.0f} rows an hour a task ({source})")], "about"
     else:

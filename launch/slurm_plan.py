@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from numpy.typing import NDArray
 from train.errors import UserError, WorkError
 from train.layout import Layout
 
-FORMAT = "datamodels-plan-1"
+FORMAT = "datamodels-plan-2"
 PAGE_BYTES = 4096
+_LAST = "_last"
+"""File with the number of the plan that was made last."""
 DEFAULT_ROWS = 256
 """Rows of a task where nothing says how long they take."""
 
@@ -80,15 +83,17 @@ class Plan:
     """`train`, `fit` or `eval`."""
     split: str
     round: int
-    """How many times what an array left undone had been submitted again before."""
+    """How many times what an array left undone had been submitted again before, in a row and without progress."""
+    left: int
+    """Rows, or pieces of the fit, that were not done when it was made."""
     tasks: tuple[Range, ...]
-    """Rows of train, targets of fit and eval."""
+    """Rows of train, targets of fit and eval; none where all is queued and only a gate is wanted."""
     array: int
     """Elements of the longest array that may be submitted."""
     setting: dict[str, Any]
     cluster: dict[str, Any]
 
-    @property
+    @cached_property
     def chunks(self) -> list[tuple[Range, ...]]:
         """The tasks of each array."""
         return [self.tasks[start:stop] for start, stop in pieces(len(self.tasks), self.array)]
@@ -113,19 +118,24 @@ def numbered(folder: Path) -> dict[int, Path]:
 
 
 def next_folder(folder: Path) -> Path:
-    return folder / f"plan_{max(numbered(folder), default=0) + 1:04}"
+    """The folder of the next plan. No number comes twice: a job of a plan that was removed may still turn up."""
+    last = folder / _LAST
+    numbers = [*numbered(folder), int(last.read_text()) if last.exists() else 0]
+    return folder / f"plan_{max(numbers) + 1:04}"
 
 
 def freeze(plan: Plan, path: Path, files: Mapping[str, str]) -> None:
     """Write a plan and its files to the new folder `path`, completely or not at all. Raises UserError."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    content = {"format": FORMAT, "time": time.time(), **dataclasses.asdict(plan)}
+    values = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
+    content = {"format": FORMAT, "time": time.time(), **values}
     try:
         (draft / "logs").mkdir(parents=True)
         for name, text in {"plan.json": json.dumps(content) + "\n", **files}.items():
             (draft / name).write_text(text)
             (draft / name).chmod(0o555 if name.endswith(".sh") else 0o444)
         os.rename(draft, path)
+        (path.parent / _LAST).write_text(path.name.removeprefix("plan_") + "\n")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 

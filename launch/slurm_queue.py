@@ -15,6 +15,26 @@ PATIENCE = 300.0
 
 _FORMAT = "%F|%K|%A|%T|%N|%r|%o"
 
+_USUAL = {
+    *("", "None", "Priority", "Resources", "Dependency", "BeginTime", "JobArrayTaskLimit"),
+    *("Prolog", "Cleaning", "WaitingForScheduling"),
+}
+"""Reasons for which a job waits in a queue that moves."""
+
+_PASSING = re.compile(
+    "timed out|unable to contact|temporarily|connection refused|connect(ion)? failure|endpoint is not connected|"
+    "zero bytes|standby mode|submit limit|MaxSubmit",
+    re.IGNORECASE,
+)
+"""What SLURM's commands say when the same question may be answered later."""
+
+_KEPT = {"SLURM_CONF", "SLURM_JWT", "SLURM_SACK_SOCKET"}
+_DROPPED = ("SLURM_", "SBATCH_", "SQUEUE_", "SCANCEL_", "SCONTROL_")
+
+
+class Busy(UserError):
+    """Passing trouble: SLURM does not answer or has no room, or another process submits for the setting."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -34,9 +54,21 @@ class Job:
         return self.array if self.element is None else f"{self.array}_{self.element}"
 
     @property
+    def launch_failed(self) -> bool:
+        """Whether a node could not start it, as where it cannot write the log."""
+        return bool(re.search("launch ?fail", self.reason, re.IGNORECASE))
+
+    @property
+    def held(self) -> bool:
+        """Whether it stays where it is until somebody does something about it."""
+        if self.state in ("REQUEUE_HOLD", "SPECIAL_EXIT"):
+            return True
+        return self.state == "PENDING" and bool(re.search("[Hh]eld|^JobHold|NeverSatisfied", self.reason))
+
+    @property
     def stuck(self) -> bool:
-        """Whether a node could not start it, as where it cannot write the log, or it is held."""
-        return bool(re.search("launch ?fail|held", self.reason, re.IGNORECASE))
+        """Whether it waits for anything but its turn."""
+        return self.held or self.launch_failed or (self.state == "PENDING" and self.reason not in _USUAL)
 
 
 @dataclass(frozen=True)
@@ -76,17 +108,20 @@ def _parse(line: str) -> Job | None:
 
 
 def _squeue(options: Sequence[str], patience: float = PATIENCE) -> list[str]:
-    return _ask(["squeue", "-h", *options], patience=patience).splitlines()
+    return _ask(["squeue", "-h", "-a", *options], patience).splitlines()
 
 
 def limits() -> Limits:
-    """The cluster's limits, or SLURM's defaults where it does not answer."""
+    """The cluster's limits, or SLURM's defaults where it does not answer. Raises UserError where it takes no array."""
     try:
         config = _ask(["scontrol", "show", "config"])
     except UserError:
         return Limits()
     found = dict(re.findall(r"^(MaxArraySize|MaxJobCount)\s*=\s*(\d+)", config, re.MULTILINE))
-    return Limits(int(found.get("MaxArraySize", 1001)), int(found.get("MaxJobCount", 10000)))
+    limit = Limits(int(found.get("MaxArraySize", 1001)), int(found.get("MaxJobCount", 10000)))
+    if limit.array < 1:
+        raise UserError("the cluster takes no arrays (its MaxArraySize is 0), and all work is submitted as arrays")
+    return limit
 
 
 def room(limit: Limits) -> int:
@@ -97,16 +132,14 @@ def room(limit: Limits) -> int:
 def sbatch(script: Path, after: Sequence[str] = (), delay: int = 0) -> str:
     """Submit a script, to start once the jobs in `after` have ended in whatever way; returns the job's number.
 
-    Raises UserError with the cluster's own words where it refuses.
+    Raises UserError with the cluster's own words where it refuses, Busy where the job may have been taken all the same.
     """
     options = ["--parsable"]
     if after:
         options.append(f"--dependency=afterany:{':'.join(after)}")
     if delay:
         options.append(f"--begin=now+{delay}")
-    # A gate's own job must not leak into the jobs that it submits.
-    environment = {key: value for key, value in os.environ.items() if key == "SLURM_CONF" or key[:6] != "SLURM_"}
-    return _ask(["sbatch", *options, str(script)], environment).strip().split(";")[0]
+    return _ask(["sbatch", *options, str(script)]).strip().split(";")[0]
 
 
 def cancel(numbers: Sequence[str]) -> None:
@@ -114,16 +147,29 @@ def cancel(numbers: Sequence[str]) -> None:
     _ask(["scancel", *numbers])
 
 
-def _ask(command: list[str], environment: dict[str, str] | None = None, patience: float = PATIENCE) -> str:
+def _environment() -> dict[str, str]:
+    """Without the user's own defaults for SLURM's commands, and without a gate's own job, which would leak into the
+    jobs that it submits."""
+    return {key: value for key, value in os.environ.items() if key in _KEPT or not key.startswith(_DROPPED)}
+
+
+def _ask(command: list[str], patience: float = PATIENCE) -> str:
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=patience, env=environment
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=patience,
+            env=_environment(),
         )
     except FileNotFoundError:
         raise UserError(f"{command[0]} is not on the PATH: this needs the commands of SLURM") from None
     except subprocess.TimeoutExpired:
-        raise UserError(f"{command[0]} did not answer within {patience:g} s") from None
+        raise Busy(f"{command[0]} did not answer within {patience:g} s") from None
     if done.returncode:
         words = "; ".join(re.sub(r"^\w+: (error: )?", "", line) for line in done.stderr.splitlines() if line.strip())
-        raise UserError(f"{command[0]} failed: {words or f'exit code {done.returncode}'}")
+        kind = Busy if _PASSING.search(words) else UserError
+        raise kind(f"{command[0]} failed: {words or f'exit code {done.returncode}'}")
     return done.stdout

@@ -62,10 +62,15 @@ def _list(plan: Plan, chunk: int) -> str:
     return f"{plan.stage}_{chunk}.{'rows' if plan.stage == 'train' else 'targets'}"
 
 
+def require_path(layout: Layout) -> None:
+    """Raises UserError for a root that cannot be written in a script."""
+    if not str(layout.folder).isprintable() or "\\" in str(layout.folder):
+        raise UserError(f"--root is {str(layout.root)!r}: SLURM takes no path with a backslash or a line break")
+
+
 class _Script:
     def __init__(self, plan: Plan, path: Path, layout: Layout) -> None:
-        if not str(path).isprintable() or "\\" in str(path):
-            raise UserError(f"--root is {str(layout.root)!r}: SLURM takes no path with a backslash or a line break")
+        require_path(layout)
         self.plan, self.path, self.layout = plan, path, layout
         self.setting = from_dict(plan.setting)
         self.cluster: Slurm = slurm_from(plan.cluster)
@@ -73,10 +78,8 @@ class _Script:
     def train(self, chunk: int) -> str:
         cluster = self.cluster
         gpus = cluster.gpus_for(self.setting)
-        options = [*self._common("train", "%A_%a"), *self._resources(cluster), *self._array(chunk)]
+        options = [*self._common("train", "%A_%a"), *self._resources(cluster, gpus), *self._array(chunk)]
         options.append(f"--signal=B:USR1@{cluster.signal}")
-        if gpus:
-            options.append(f"--gres=gpu:{gpus}")
         workers = cluster.workers if gpus else cluster.workers_for(self.setting)
         train = self._command("train", '--rows "$task"', f"--workers {workers}" if workers else "")
         return self._text(
@@ -84,29 +87,33 @@ class _Script:
             f"Trains the rows that are missing in one line of {_list(self.plan, chunk)}. Done rows stay done,\n"
             "# whatever happens to this job and however often it runs.",
             [self._pick(chunk), _FORWARD.format(command=train, requeues=cluster.requeues)],
+            cluster,
         )
 
     def fit(self, chunk: int) -> str:
-        options = [*self._common("fit", "%A_%a"), *self._resources(cluster := self.cluster.after), *self._array(chunk)]
+        after = self.cluster.after
+        options = [*self._common("fit", "%A_%a"), *self._resources(after, after.gpus), *self._array(chunk)]
         fit = self._command("fit", f"--split {self.plan.split}", '--targets "$task"')
         what = f"Fits the targets in one line of {_list(self.plan, chunk)}; the last one joins the pieces."
-        return self._text(options, what, [self._pick(chunk), _threads(cluster), f"exec {fit}"])
+        return self._text(options, what, [self._pick(chunk), _threads(after), f"exec {fit}"], after)
 
     def eval(self, chunk: int) -> str:
-        options = [*self._common("eval", "%A_%a"), *self._resources(cluster := self.cluster.after), *self._array(chunk)]
+        after = self.cluster.after
+        options = [*self._common("eval", "%A_%a"), *self._resources(after, after.gpus), *self._array(chunk)]
         split = f"--split {self.plan.split}"
-        steps = [_threads(cluster)]
+        steps = [_threads(after)]
         if self.setting.eval_models:
             result = shlex.quote(str(eval_path(self.layout, self.plan.split)))
             steps += [_EVAL.format(result=result, command=self._command("eval", split, "--json"))]
         steps.append(f"exec {self._command('report', split)}")
-        return self._text(options, "Judges the datamodels on the evaluation rows, and writes the report.", steps)
+        return self._text(options, "Judges the datamodels on the evaluation rows, and writes the report.", steps, after)
 
     def gate(self) -> str:
         options = [*self._common("gate", "%j"), *self._resources(self.cluster.after)]
         gate = self._command("submit", f'--slurm "$plan"/{CLUSTER}', '--gate "$plan"')
         what = "Asks the store what is left to do once the jobs before it have ended, well or not, and submits that."
-        return self._text(options, what, [f"exec {gate}"])
+        steps = [_ASK.format(command=gate, requeues=self.cluster.requeues)]
+        return self._text(options, what, steps, self.cluster.after)
 
     def _common(self, stage: str, job: str) -> list[str]:
         log = str(self.path / "logs").replace("%", "%%") + f"/{stage}_{job}.log"
@@ -120,10 +127,11 @@ class _Script:
             "--ntasks=1",
         ]
 
-    def _resources(self, job: Slurm | After) -> list[str]:
+    def _resources(self, job: Slurm | After, gpus: int = 0) -> list[str]:
         partition = job.partition or self.cluster.partition
         asked = {"time": job.time, "mem": job.memory, "partition": partition, "account": self.cluster.account}
-        return [f"--cpus-per-task={job.cpus}", *(f"--{key}={value}" for key, value in asked.items() if value)]
+        options = [f"--cpus-per-task={job.cpus}", *(f"--{key}={value}" for key, value in asked.items() if value)]
+        return [*options, f"--gres=gpu:{gpus}"] if gpus else options
 
     def _array(self, chunk: int) -> list[str]:
         _, throttle = lanes(len(self.plan.chunks), self.cluster.at_once)
@@ -131,16 +139,17 @@ class _Script:
         return [f"--array=0-{len(self.plan.chunks[chunk]) - 1}{limit}"]
 
     def _command(self, command: str, *options: str) -> str:
-        call = f"{shlex.quote(sys.executable)} -m launch.cli {command}"
+        # -P: no module of the folder that `submit` was called in takes the place of one of ours.
+        call = f"{shlex.quote(sys.executable)} -P -m launch.cli {command}"
         place = f'"$plan"/{SETTING} --root {shlex.quote(str(self.layout.root))}'
         return " ".join(filter(None, (call, place, *options)))
 
     def _pick(self, chunk: int) -> str:
         return f'task=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" "$plan"/{_list(self.plan, chunk)})'
 
-    def _text(self, options: list[str], what: str, steps: list[str]) -> str:
+    def _text(self, options: list[str], what: str, steps: list[str], job: Slurm | After) -> str:
         written = [f"#SBATCH {_option(option)}" for option in options]
-        written += [f"#SBATCH {line}" for line in self.cluster.extra]
+        written += [f"#SBATCH {line}" for line in job.extra]
         manifest = shlex.quote(str(self.layout.manifest))
         head = _HEAD.format(
             plan=shlex.quote(str(self.path)),
@@ -177,6 +186,16 @@ _EVAL = """\
 result={result}
 {command} > "$result.$$" || exit
 mv "$result.$$" "$result" || exit"""
+
+_ASK = """\
+{command}
+code=$?
+# 75: SLURM did not answer, or someone else submits. The gate comes back then, a bounded number of times.
+if [ "$code" -eq 75 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {requeues} ]; then
+  for pause in 0 30 120; do sleep "$pause"; scontrol requeue "$SLURM_JOB_ID" && break; done
+fi
+exit "$code"\
+"""
 
 _FORWARD = """\
 {command} &

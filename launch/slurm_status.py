@@ -1,6 +1,7 @@
 """What SLURM says of a setting: jobs by state, and how far each running task is."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ def queue(store: Store) -> dict[str, Any]:
     """Keys of `status --json` for a setting that has been submitted; none for any other.
 
     `queue`: jobs by state, null where SLURM does not answer; `gate`: state of the newest gate; `running`: tasks at
-    work, with their rows or targets and how many of their rows are done; `stuck`: jobs that are held, or that a node
-    could not start, and why.
+    work, with their rows or targets and how many of their rows are done; `stuck`: jobs that wait for anything but their
+    turn (held, not to be started by a node, over a limit of the partition or the account), and why.
     """
     folder = folder_of(store.layout)
     if not numbered(folder):
@@ -42,7 +43,19 @@ def queue(store: Store) -> dict[str, Any]:
         "queue": dict(Counter(job.state for job in tasks)),
         "gate": gates[-1] if gates else None,
         "running": [_task(store, plans[job.script.parent], job) for job in running],
-        "stuck": {job.name: f"{job.node} {job.reason}".strip() for job in jobs if job.stuck},
+        "stuck": _stuck(current),
+    }
+
+
+def _stuck(jobs: Sequence[Job]) -> dict[str, str]:
+    """Why jobs do not start, by name; elements of an array that share a reason are one entry."""
+    found: dict[tuple[str, str], list[Job]] = {}
+    for job in jobs:
+        if job.stuck:
+            found.setdefault((job.array, f"{job.node} {job.reason}".strip()), []).append(job)
+    return {
+        same[0].name + (f" and {len(same) - 1} more" if len(same) > 1 else ""): reason
+        for (_, reason), same in found.items()
     }
 
 
@@ -72,10 +85,12 @@ def describe(found: dict[str, Any], most: int = 20) -> list[str]:
         return [f"SLURM does not answer: {found['queue_error']}"]
     states = ", ".join(f"{count} {state.lower()}" for state, count in found["queue"].items()) or "no job"
     lines = [f"in SLURM's queue: {states}; gate {(found['gate'] or 'none').lower()}"]
+    rates = found.get("jobs_per_hour", {})
     for task in found["running"][:most]:
         done = f", {task['done']} of {task['rows']} rows done" if "done" in task else ""
-        lines.append(f"job {task['job']} on {task['node']}: {task['stage']} {task.get('range', '')}{done}")
+        rate = f", {rates[task['job']]:,.0f} an hour" if task["job"] in rates else ""
+        lines.append(f"job {task['job']} on {task['node']}: {task['stage']} {task.get('range', '')}{done}{rate}")
     if len(found["running"]) > most:
         lines.append(f"... and {len(found['running']) - most} more at work")
-    lines += [f"job {job} does not start: {reason}" for job, reason in found["stuck"].items()]
+    lines += [f"not starting: job {job} ({reason})" for job, reason in found["stuck"].items()]
     return lines

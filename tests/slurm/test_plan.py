@@ -14,7 +14,7 @@ from train.errors import UserError, WorkError
 
 def plan(**changes: object) -> Plan:
     tasks = ((0, 8), (8, 16), (16, 24))
-    values = {"store": "abc", "stage": "train", "split": "test", "round": 0, "tasks": tasks, "array": 2}
+    values = {"store": "abc", "stage": "train", "split": "test", "round": 0, "left": 24, "tasks": tasks, "array": 2}
     return Plan(**{**values, "setting": {}, "cluster": {}, **changes})  # type: ignore[arg-type]
 
 
@@ -92,6 +92,9 @@ def test_a_frozen_plan_is_read_again_and_numbered_and_cannot_be_written(tmp_path
     assert path.name == "plan_0001"
     assert read(path) == plan()
     assert next_folder(tmp_path).name == "plan_0002"
+    path.rename(tmp_path / "gone")
+    assert next_folder(tmp_path).name == "plan_0002"
+    (tmp_path / "gone").rename(path)
     assert list(numbered(tmp_path)) == [1]
     assert {file.name: oct(file.stat().st_mode & 0o777) for file in path.iterdir() if file.is_file()} == {
         "plan.json": "0o444",

@@ -1,6 +1,7 @@
 """The scripts: exact #SBATCH lines, hostile names, and what they do with signals and exit codes."""
 
 import dataclasses
+import math
 import os
 import signal
 import subprocess
@@ -33,7 +34,7 @@ def rendered(root: Path, stage: str = "train", cluster: Slurm | None = None, arr
     """The files of a plan of two tasks, as they lie in ROOT/digits/_slurm_50pct/plan_0001."""
     layout = Layout(root, "digits", "50")
     asked = dataclasses.asdict(cluster or Slurm())
-    plan = Plan("abc", stage, "test", 0, ((0, 16), (16, 32)), array, portable(tiny()), asked)
+    plan = Plan("abc", stage, "test", 0, 32, ((0, 16), (16, 32)), array, portable(tiny()), asked)
     path = layout.folder / "_slurm_50pct" / "plan_0001"
     made = files(plan, path, layout)
     if root.exists():
@@ -67,17 +68,21 @@ def test_everything_that_can_be_asked_for_is_asked_for() -> None:
         partition="gpu", account="me", time="1-00", cpus=8, memory="32G", gpus=2, workers=3, at_once=None, signal=90
     )
     cluster.extra, cluster.setup, cluster.name = ["--constraint=a100"], ["module load cuda"], "mine"
-    cluster.after = After(partition="cpu", time="30", cpus=4, memory="8G")
-    made = rendered(Path("/r"), cluster=cluster)
+    cluster.after = After(partition="cpu", time="30", cpus=4, memory="8G", gpus=1, extra=["--qos=low"])
+    made = rendered(Path("/r"), cluster=cluster) | rendered(Path("/r"), "fit", cluster)
     assert {*asked(made["train_0.sh"])} >= {
         *("--partition=gpu", "--account=me", "--time=1-00", "--cpus-per-task=8", "--mem=32G", "--gres=gpu:2"),
         *("--array=0-1", "--signal=B:USR1@90", "--constraint=a100", "--job-name=mine-train"),
     }
     assert "--workers 3 &" in made["train_0.sh"]
     assert "\nmodule load cuda\n" in made["train_0.sh"]
-    gate = asked(made["gate.sh"])
-    assert {*gate} >= {"--partition=cpu", "--account=me", "--time=30", "--cpus-per-task=4", "--mem=8G"}
-    assert not [line for line in gate if line.startswith(("--gres", "--array", "--signal"))]
+    gate, fit = asked(made["gate.sh"]), asked(made["fit_0.sh"])
+    after = {"--partition=cpu", "--account=me", "--time=30", "--cpus-per-task=4", "--mem=8G", "--qos=low"}
+    assert {*gate} >= after
+    assert {*fit} >= {*after, "--gres=gpu:1"}
+    assert not [line for line in gate if line.startswith(("--gres", "--array", "--signal", "--constraint"))]
+    assert "--constraint=a100" not in fit
+    assert "--qos=low" not in asked(made["train_0.sh"])
 
 
 def test_gpus_are_asked_for_where_the_recipe_wants_them() -> None:
@@ -114,8 +119,8 @@ def test_hostile_names_reach_the_program_as_they_are(
         done = run(tmp_path, plan / script, CODE="0")
         assert done.returncode == 0, done.stderr
         words = (tmp_path / "record").read_text().splitlines()
-        assert words[:3] == ["-m", "launch.cli", {"gate.sh": "submit", "eval_0.sh": "report"}.get(script, stage)]
-        assert words[3:6] == [str(plan / "setting.yaml"), "--root", str(root)]
+        assert words[:4] == ["-P", "-m", "launch.cli", {"gate.sh": "submit", "eval_0.sh": "report"}.get(script, stage)]
+        assert words[4:7] == [str(plan / "setting.yaml"), "--root", str(root)]
     made = {path.name for path in {*tmp_path.rglob("*")} - before}
     assert made <= {"record", "eval_test_50pct.json"}
 
@@ -149,11 +154,18 @@ def test_line_breaks_are_refused(name: str) -> None:
             ("minutes", 0.0),
         ),
         *(("extra", ["touch x"]), ("extra", ["--array=0-9"]), ("rows_per_hour", -1.0), ("signal", 14400)),
+        *(("rows_per_hour", math.inf), ("minutes", math.nan), ("price", math.inf)),
     ],
 )
 def test_values_that_make_no_sense_are_refused_by_name(key: str, value: object) -> None:
     with pytest.raises(UserError, match=f"slurm.{key} is "):
         Slurm(**{key: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("key", "value"), [("gpus", -1), ("targets", 0), ("extra", ["x"]), ("extra", ["--a\n"])])
+def test_values_for_the_jobs_after_are_refused_by_name(key: str, value: object) -> None:
+    with pytest.raises(UserError, match=rf"slurm\.after\.{key} is "):
+        After(**{key: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -214,6 +226,25 @@ def test_the_exit_code_is_the_workers(script: Path, tmp_path: Path, code: int, r
     assert run(tmp_path, script, CODE=str(code)).returncode == code
     assert (tmp_path / "record.scontrol").exists() == requeued
     assert (tmp_path / "record").read_text().splitlines()[-4:] == ["--rows", "0:16", "--workers", "1"]
+
+
+@pytest.mark.parametrize(("code", "restarts", "requeued"), [(0, 0, 0), (1, 0, 0), (2, 0, 0), (75, 1, 1), (75, 2, 0)])
+def test_a_gate_that_slurm_did_not_answer_comes_again_a_bounded_number_of_times(
+    script: Path, tmp_path: Path, code: int, restarts: int, requeued: bool
+) -> None:
+    environment = {"CODE": str(code), "SLURM_RESTART_COUNT": str(restarts)}
+    assert run(tmp_path, script.with_name("gate.sh"), **environment).returncode == code
+    assert (tmp_path / "record.scontrol").exists() == requeued
+
+
+@pytest.mark.parametrize("name", ["train_0.sh", "gate.sh"])
+def test_modules_of_the_folder_that_was_submitted_from_are_not_taken_for_ours(tmp_path: Path, name: str) -> None:
+    rendered(tmp_path)
+    for module in ("train", "launch", "lasso", "yaml", "numpy"):
+        (tmp_path / f"{module}.py").write_text("raise SystemExit('not ours')\n")
+    done = run(tmp_path, tmp_path / "digits" / "_slurm_50pct" / "plan_0001" / name)
+    assert done.stderr.startswith("error: "), done.stderr
+    assert "store_50pct.json" in done.stderr
 
 
 def test_another_store_is_refused_in_one_line(script: Path, tmp_path: Path) -> None:

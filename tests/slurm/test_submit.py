@@ -51,6 +51,24 @@ def test_cifar_is_planned_without_its_data(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_fmow_is_planned_without_its_data(tmp_path: Path) -> None:
+    config = PROJECT / "configs" / "fmow_50pct.yaml"
+    options = ["--dry-run", "--root", tmp_path / "root", "--data.root", tmp_path, "--data.packed", tmp_path]
+    found = lines(datamodels("submit", config, *options, env=NOWHERE).out)
+    rows, n_train, n_test = 160000, 21404, 3138
+    size = rows * (n_train + 2 * n_train + 2 * n_test) + 3 * 4096
+    assert found["disk"].startswith(f"{size} bytes")
+    other = datamodels("submit", config, *options, "--data.split_scheme=mixed-to-test", env=NOWHERE)
+    assert str(tmp_path) in other.error
+
+
+def test_a_million_tasks_are_planned_in_seconds(tmp_path: Path) -> None:
+    config = PROJECT / "configs" / "cifar_50pct.yaml"
+    options = ["--models=1500000", "--slurm.rows=1", "--dry-run", "--root", tmp_path / "root", "--data.root", tmp_path]
+    done = datamodels("submit", config, *options, env=NOWHERE)
+    assert lines(done.out)["tasks"].startswith("1510000 of up to 1 rows"), done.err
+
+
 def test_a_store_is_asked_for_its_missing_rows_and_its_rate_and_left_as_it_is(tmp_path: Path) -> None:
     options = ["--root", tmp_path / "root", *TINY]
     assert datamodels("init", DIGITS, *options).code == 0
@@ -73,7 +91,7 @@ def test_a_store_is_asked_for_its_missing_rows_and_its_rate_and_left_as_it_is(tm
             ("--slurm.time=soon", "slurm.time"),
         ),
         *(("--slurm.name=a\nb", "slurm.name"), ("--slurm.cpus=many", "slurm.cpus"), ("--seed=-1", "seed is -1")),
-        ("--alpha=0.001", "alpha is 0.001"),
+        *(("--alpha=0.001", "alpha is 0.001"), ("--slurm.rows_per_hour=.inf", "slurm.rows_per_hour is inf")),
     ],
 )
 def test_bad_options_are_one_line(tmp_path: Path, option: str, named: str) -> None:
@@ -85,6 +103,33 @@ def test_bad_options_are_one_line(tmp_path: Path, option: str, named: str) -> No
 def test_the_cluster_file_is_not_taken_for_the_config(tmp_path: Path, given: list[object]) -> None:
     done = datamodels("submit", *given, DIGITS, "--root", tmp_path / "root", "--dry-run", env=NOWHERE)
     assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_keys_override_the_cluster_file_wherever_they_stand(tmp_path: Path, before: bool) -> None:
+    (tmp_path / "slurm.yaml").write_text("partition: file\nafter: {time: '30'}\n")
+    given = [["--slurm.partition", "gpu", "--slurm.after.time=20"], ["--slurm", tmp_path / "slurm.yaml"]]
+    options = [*given[not before], *given[before], "--root", tmp_path / "root", "--dry-run"]
+    done = datamodels("submit", DIGITS, *options, env=NOWHERE)
+    assert "--partition=gpu" in done.out, done.err
+    assert "--time=20" in done.out
+    assert "--partition=file" not in done.out
+
+
+def test_a_key_given_twice_in_the_cluster_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "slurm.yaml").write_text("cpus: 1\ncpus: 2\n")
+    error = datamodels("submit", DIGITS, "--slurm", tmp_path / "slurm.yaml", "--dry-run").error
+    assert "line 2 gives 'cpus' a second time" in error
+
+
+@pytest.mark.parametrize("options", [["--dry-run"], []])
+def test_a_root_that_no_script_can_name_is_refused_before_anything_is_created(
+    tmp_path: Path, options: list[str]
+) -> None:
+    environment = fake(tmp_path / "tools", sbatch="exit 1", squeue="exit 1", scontrol="exit 1")
+    root = tmp_path / "a\\b"
+    assert "--root is " in datamodels("submit", DIGITS, "--root", root, *TINY, *options, env=environment).error
+    assert not root.exists()
 
 
 def test_a_time_that_yaml_reads_as_a_number_is_refused(tmp_path: Path) -> None:
@@ -128,7 +173,7 @@ def test_what_sbatch_says_is_passed_on_and_no_plan_is_left(tmp_path: Path) -> No
     environment = fake(tmp_path / "tools", sbatch=refuse, squeue="exit 0", scontrol="exit 0")
     error = datamodels("submit", DIGITS, "--root", tmp_path / "root", *TINY, env=environment).error
     assert error == "error: sbatch failed: invalid partition specified: x; Failed"
-    assert [path.name for path in (tmp_path / "root" / "digits" / "_slurm_50pct").iterdir()] == ["_lock"]
+    assert not list((tmp_path / "root" / "digits" / "_slurm_50pct").glob("plan_*"))
 
 
 def test_a_cluster_that_loses_every_job_is_asked_a_bounded_number_of_times(tmp_path: Path) -> None:
