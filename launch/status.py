@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from launch import slurm_status
 from launch.progress import duration
@@ -29,13 +30,16 @@ def summary(store: ReadableStore) -> dict[str, Any]:
         "folder": str(store.layout.data),
     }
     if isinstance(store, Store):
-        found["rows_per_hour"] = _rate(store)
+        recent, hours = _recent(store)
+        found["rows_per_hour"] = round(int(recent.sum()) / hours, 1) if hours else None
         if found["rows_per_hour"] and _active(store):
             found["eta_seconds"] = round(found["missing"] / found["rows_per_hour"] * 3600)
         found["reasons"] = _reasons(store)
         found["devices"] = _devices(store)
-        found["hosts"] = _done_by(store, lambda made: str(made.get("host")))
-        found["jobs"] = _done_by(store, _job)
+        for key, maker in (("hosts", _host), ("jobs", _job)):
+            found[key] = _done_by(store, maker)
+            counts = _done_by(store, maker, recent) if hours else {}
+            found[f"{key}_per_hour"] = {name: round(count / hours, 1) for name, count in counts.items()}
     return found
 
 
@@ -44,15 +48,16 @@ def report_path(store: ReadableStore, split: str) -> Path:
     return store.folder / f"report_{split}_{store.setting.pct}pct.html"
 
 
-def _rate(store: Store) -> float | None:
-    """Rows an hour over the last ten minutes of work, from the start of the first group in them."""
+def _recent(store: Store) -> tuple[NDArray[np.bool_], float]:
+    """The rows [M] done in the last ten minutes of work, and the hours since the first group of them was begun."""
     done = store.completed()
     if not done.any():
-        return None
-    times, seconds = store.states.time[done], store.states.seconds[done]
-    recent = times > times.max() - RECENT_SECONDS
+        return done, 0.0
+    times, seconds = store.states.time, store.states.seconds
+    last = times[done].max()
+    recent = done & (times > last - RECENT_SECONDS)
     started = (times[recent] - seconds[recent] * store.group).min()
-    return round(3600 * int(recent.sum()) / max(times.max() - started, 1e-3), 1)
+    return recent, float(max(last - started, 1e-3)) / 3600
 
 
 def _active(store: Store) -> bool:
@@ -73,14 +78,20 @@ def _devices(store: Store) -> dict[str, int]:
     return _done_by(store, environment)
 
 
+def _host(made: dict[str, Any]) -> str:
+    return str(made.get("host"))
+
+
 def _job(made: dict[str, Any]) -> str:
     """The SLURM task of an attempt, as squeue names it."""
     return "_".join(str(made[key]) for key in ("job", "task") if made.get(key)) or "local"
 
 
-def _done_by(store: Store, maker: Callable[[dict[str, Any]], str]) -> dict[str, int]:
-    """Done rows by something that their attempt recorded."""
-    journals, counts = np.unique(store.states.journal[store.completed()], return_counts=True)
+def _done_by(
+    store: Store, maker: Callable[[dict[str, Any]], str], rows: NDArray[np.bool_] | None = None
+) -> dict[str, int]:
+    """Done rows, or some of them, by something that their attempt recorded."""
+    journals, counts = np.unique(store.states.journal[store.completed() if rows is None else rows], return_counts=True)
     found: Counter[str] = Counter()
     for journal, count in zip(journals, counts, strict=True):
         found[maker(store.states.readers[journal].provenance)] += int(count)
@@ -103,6 +114,8 @@ def describe(found: dict[str, Any]) -> str:
     lines += [f"made on {device}: {count}" for device, count in devices.items()]
     hosts = found.get("hosts", {})
     if len(hosts) > 1:
-        lines.append("by host: " + ", ".join(f"{host} {count}" for host, count in sorted(hosts.items())))
+        rates = found.get("hosts_per_hour", {})
+        shown = [f"{host} {count} rows, {rates.get(host, 0):,.0f} an hour" for host, count in sorted(hosts.items())]
+        lines.append("by host: " + "; ".join(shown))
     lines += slurm_status.describe(found)
     return "\n".join(lines)
