@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 
 from lasso import files
 from lasso.design import Scale
+from lasso.fit import is_current
 from lasso.rows import (
     Progress,
     blocks,
     check_rows,
+    enough_memory,
     estimation_rows,
     evaluation_rows,
     margin_array,
@@ -65,11 +67,23 @@ class Evaluation:
     target_mse: NDArray[np.float64]
     target_r2: NDArray[np.float64]
     target_ceiling: NDArray[np.float64] | None
+    notices: tuple[str, ...] = ()
+    """What somebody who reads the figures should know about the weights, a sentence each."""
 
-    def to_json(self) -> dict[str, Any]:
-        """The summary, without the arrays per target; `ceiling` only where there is one."""
-        summary = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {key: value for key, value in summary.items() if not key.startswith("target_") and value is not None}
+    def to_json(self, per_target: bool = False) -> dict[str, Any]:
+        """The summary; `ceiling` only where there is one.
+
+        per_target: with lists per target, `per_target: {lds, mse, r2, ceiling}`.
+        """
+        values = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "notices"
+        }
+        known = {key: value for key, value in values.items() if value is not None}
+        summary = {key: value for key, value in known.items() if not key.startswith("target_")}
+        if per_target:
+            arrays = known.keys() - summary.keys()
+            summary["per_target"] = {key.removeprefix("target_"): known[key].tolist() for key in sorted(arrays)}
+        return summary
 
 
 def evaluate(
@@ -95,20 +109,39 @@ def evaluate(
     units = weight_units or (files.read_report(path) or {}).get("weight_units", "mask")
     if units not in ("mask", "standardised"):
         raise UserError(f"weight_units is {units!r}, expected mask or standardised")
-    holdout = Holdout(store, split, progress)
-    scale = column_scale(store) if units == "standardised" else None
-    scores = []
-    for columns in _tiles(targets, max(store.n_train, len(holdout.rows))):
+    with enough_memory(store.n_train):
+        holdout = Holdout(store, split, progress)
+        scale = column_scale(store) if units == "standardised" else None
+        scores = Scores.join(list(_score_tiles(holdout, path, weight, bias, scale, progress)))
+    return dataclasses.replace(summarise(holdout, scores), notices=_notices(store, split, path))
+
+
+def _score_tiles(
+    holdout: "Holdout", path: Path, weight: Any, bias: NDArray[Any], scale: Scale | None, progress: Progress
+) -> Iterator["Scores"]:
+    """Scores of tile after tile of targets; scale: that of standardised weights."""
+    n_train, targets = weight.shape
+    for columns in _tiles(targets, max(n_train, len(holdout.rows))):
         tile = np.ascontiguousarray(weight[:, columns], dtype=np.float64)
-        if not (np.isfinite(tile).all() and np.isfinite(bias[columns]).all()):
-            raise UserError(f"{path} holds weights that are not finite")
         offset = bias[columns].astype(np.float64)
+        if not (np.isfinite(tile).all() and np.isfinite(offset).all()):
+            raise UserError(f"{path} holds weights that are not finite")
         if scale is not None:
             tile *= scale.inv[:, None]
             offset = offset - scale.mean @ tile
-        scores.append(holdout.score(columns, tile, offset))
+        yield holdout.score(columns, tile, offset)
         progress("evaluate", columns.stop, targets)
-    return summarise(holdout, Scores.join(scores))
+
+
+def _notices(store: Store, split: str, path: Path) -> tuple[str, ...]:
+    """What speaks against the figures of weights: rows or options that have changed, rows that were fitted on."""
+    found, report = [], files.read_report(path)
+    if path == files.path_of(store, split) and not is_current(store, split):
+        found.append(f"{path} was fitted on other rows or with other options than today's: run `datamodels fit`")
+    last = (report or {}).get("rows", {}).get("last", -1)
+    if last >= store.models:
+        found.append(f"{path} was fitted on rows up to {last}, evaluation rows from {store.models} on among them")
+    return tuple(found)
 
 
 def column_scale(store: Store) -> Scale:
@@ -125,7 +158,7 @@ def _read_weights(path: Path, shape: tuple[int, int]) -> tuple[Any, NDArray[Any]
     if path.suffix == ".npy":
         try:
             weight = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path} cannot be read as .npy: {error}") from None
         if weight.dtype.kind not in "fiub":
             raise UserError(f"{path} holds {weight.dtype}, expected real numbers")

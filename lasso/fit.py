@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lasso import files
-from lasso.rows import Progress, Split, estimation_rows, silent, target_count
+from lasso.rows import Progress, Split, enough_memory, estimation_rows, silent, target_count
 from lasso.solver import Lot, Matrices, Solution, device_of
 from lasso.statistics import Statistics, slabs
 from train.errors import UserError, WorkError
@@ -38,7 +38,8 @@ def fit(
         raise UserError(f"targets are {first}:{last}, expected a range within 0:{width} ({split} split)")
     rows = usable(store)
     files.prepare(store, split)
-    path = Fitting(store, split, rows, (first, last), files.path_of(store, split, targets), progress).run()
+    with enough_memory(store.n_train):
+        path = Fitting(store, split, rows, (first, last), files.path_of(store, split, targets), progress).run()
     if targets:
         assemble(store, split)
     return path
@@ -253,6 +254,7 @@ def _report(
         "weight_units": options["weight_units"],
         "rows": {
             "used": len(rows.rows),
+            "last": int(rows.rows[-1]),
             "training": int((~rows.heldout).sum()),
             "validation": int(rows.heldout.sum()),
             "failed": failed,

@@ -1,5 +1,6 @@
 """Which rows of a store enter a fit or an evaluation, and reading them block by block."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,19 @@ _BLOCK_VALUES = 2**24
 
 def silent(stage: str, done: int, total: int) -> None:
     """A Progress that says nothing."""
+
+
+@contextlib.contextmanager
+def enough_memory(n_train: int) -> Iterator[None]:
+    """Turn MemoryError into WorkError."""
+    try:
+        yield
+    except MemoryError as error:
+        size = 4 * n_train**2 / 2**30
+        raise WorkError(
+            f"out of memory ({error or 'no reason given'}): {n_train} examples need {size:.1f} GiB for one matrix and "
+            "up to 2 GiB beside it"
+        ) from None
 
 
 def margin_array(store: Store, split: str) -> str:
@@ -84,22 +98,28 @@ def blocks(store: Store, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]
 
 
 def read_rows(store: Store, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Whole rows of one array, ascending and close together, checked against their checksums as they are read.
+    """Whole rows of one array, ascending and close together, checked against their checksums as they are read, and
+    masks against those that the seed gives.
 
-    Raises WorkError naming the rows whose bytes do not match.
+    Raises WorkError naming the rows that do not match.
     """
     start, stop = int(rows[0]), int(rows[-1]) + 1
     if not hasattr(store, "mismatches"):  # published files have no checksums
         return _chosen(store.array(name)[start:stop], rows)
     content = store.read(name, start, stop)  # type: ignore[attr-defined]
-    bad = rows[store.mismatches(name, start, content)[rows - start]]
+    _refuse(store, name, rows[store.mismatches(name, start, content)[rows - start]], "match their checksums")
+    if name == "train_masks":
+        _refuse(store, name, rows[store.bad_masks(start, content)[rows - start]], "hold the masks of their seed")
+    return _chosen(content, rows)
+
+
+def _refuse(store: Store, name: str, bad: NDArray[np.int64], expected: str) -> None:
     if len(bad):
         named = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
         raise WorkError(
-            f"{len(bad)} rows of {file_name(store, name)} do not match their checksums ({named}): run `datamodels "
-            "repair`, then `datamodels train`"
+            f"{len(bad)} rows of {file_name(store, name)} do not {expected} ({named}): run `datamodels repair`, then "
+            "`datamodels train`"
         )
-    return _chosen(content, rows)
 
 
 def _chosen(content: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:

@@ -24,6 +24,7 @@ class FakeStore:
         if train_margins is not None:
             self.arrays["train_margins"] = train_margins.astype(np.float16)
         self.done, self.lost, self.bad = np.ones(rows, bool), np.zeros(rows, bool), np.zeros(rows, bool)
+        self.strange = np.zeros(rows, bool)
         self.generation = np.ones(rows, int)
         self.older: list[Era] = []
         self.reads = 0
@@ -50,6 +51,9 @@ class FakeStore:
 
     def mismatches(self, name: str, start: int, content):
         return self.bad[start : start + len(content)].copy()
+
+    def bad_masks(self, start: int, masks):
+        return self.strange[start : start + len(masks)].copy()
 
     def row_stamp(self, rows) -> str:
         return hashlib.sha256(np.asarray(rows).tobytes() + self.generation[rows].tobytes()).hexdigest()

@@ -67,6 +67,38 @@ def test_the_json_has_the_keys_of_the_contract_and_no_ceiling_for_single_runs(st
     assert set(found) == {"lds", "undefined", "mse", "r2", "targets", "models", "masks"}
 
 
+def test_values_per_target_come_on_request(store):
+    fit(store)
+    found = evaluate(store)
+    lists = json.loads(json.dumps(found.to_json(per_target=True)))["per_target"]
+    assert set(lists) == {"lds", "mse", "r2"}
+    assert np.mean(lists["lds"]) == pytest.approx(found.lds)
+
+
+def test_a_stale_fit_is_told(store):
+    fit(store)
+    assert evaluate(store).notices == ()
+    store.generation[3] += 1
+    (notice,) = evaluate(store).notices
+    assert "was fitted on other rows or with other options" in notice
+
+
+def test_a_fit_on_evaluation_rows_is_told(tmp_path):
+    masks, margins = linear_data(700, 10, 6)
+    fit(FakeStore(tmp_path, masks, margins, fit=Fit(k=30)))
+    notices = evaluate(FakeStore(tmp_path, masks, margins, eval_models=200, fit=Fit(k=30))).notices
+    assert any("fitted on rows up to 699, evaluation rows from 500 on among them" in notice for notice in notices)
+
+
+def test_too_little_memory_is_one_line(store, monkeypatch):
+    def empty(*_):
+        raise MemoryError("Unable to allocate 9.3 GiB")
+
+    monkeypatch.setattr("lasso.solver.correlations", empty)
+    with pytest.raises(WorkError, match=r"out of memory \(Unable to allocate 9.3 GiB\): 10 examples need"):
+        fit(store)
+
+
 def test_tiles_and_blocks_change_nothing(store, monkeypatch):
     fit(store)
     whole = evaluate(store)
@@ -154,6 +186,7 @@ def test_unfit_weights_are_refused(store, tmp_path):
     np.save(tmp_path / "text.npy", np.full((10, 6), "a"))
     np.save(tmp_path / "nan.npy", np.full((10, 6), np.nan))
     (tmp_path / "junk.npy").write_text("junk")
+    (tmp_path / "empty.npy").touch()
     save(tmp_path / "wide.pt", np.zeros((6, 10)), np.zeros(10))
     for name, words in (
         ("flat.npy", r"shape \(6,\), expected \(10, 6\)"),
@@ -162,6 +195,7 @@ def test_unfit_weights_are_refused(store, tmp_path):
         ("text.npy", "expected real numbers"),
         ("nan.npy", "not finite"),
         ("junk.npy", "cannot be read"),
+        ("empty.npy", "cannot be read"),
         ("none.npy", "cannot be read"),
         ("none.pt", "does not exist"),
     ):

@@ -116,6 +116,18 @@ def test_rows_with_wrong_bytes_are_named(tmp_path):
     row_choice.check_rows(store, ("train_masks",), np.setdiff1d(np.arange(400), [3, 399]))
 
 
+def test_rows_with_masks_of_another_seed_are_named(tmp_path):
+    masks, margins = linear_data(400, 5, 2)
+    store = FakeStore(tmp_path, masks, margins)
+    store.strange[[3, 8]] = True
+    with pytest.raises(
+        WorkError, match=r"2 rows of train_masks_50pct\.npy do not hold the masks of their seed \(3, 8\)"
+    ):
+        row_choice.read_masks(store, np.arange(20))
+    row_choice.read_masks(store, np.array([2, 4, 7, 9]))
+    row_choice.read_margins(store, "test", np.arange(20), slice(None))
+
+
 def test_missing_rows_are_refused_unless_partial(tmp_path):
     masks, margins = linear_data(400, 5, 2)
     store = FakeStore(tmp_path, masks, margins)
