@@ -72,10 +72,11 @@ def ended(process: BaseProcess) -> int:
     return process.exitcode
 
 
-def kill_training(folder: Path, kills: int, models: int, seed: int) -> tuple[int, int]:
+def kill_training(folder: Path, kills: int, models: int, seed: int) -> tuple[int, int, int]:
     """Kill `train` on digits at random moments until it has died `kills` times, each time judging what is left.
 
-    Returns how often it was killed and how many stores were finished on the way, all equal to an undisturbed one.
+    Returns how often it was killed, how often of these after its first commit, and how many stores were finished on
+    the way, all equal to an undisturbed one.
     """
     rng = random.Random(seed)
     for name in ("warm", "calm"):  # the first process waits for the server to start
@@ -83,23 +84,43 @@ def kill_training(folder: Path, kills: int, models: int, seed: int) -> tuple[int
         began = time.monotonic()
         assert ended(start(command("train", folder / name, models, "--workers=1"))) == 0
         whole = time.monotonic() - began
-    died = stores = 0
+    times = open_own(_place(folder / "calm"), _own(folder / "calm")).states.time
+    training = float(times.max() - times.min())
+    died = late = stores = 0
     while died < kills:
         root = folder / f"stormy-{stores}"
         _init(root, models)
         code = -9
         while code:
             process = start(command("train", root, models, "--workers=1"))
+            committed = False
             if died < kills:
-                process.join(rng.uniform(0.0, whole / 2))
+                committed = _wait(rng, process, root, whole, training)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid or 0, signal.SIGKILL)
             code = ended(process)
             died += code == -9
+            late += code == -9 and committed
             _judge(root, folder / "calm")
         _assert_equal(root, folder / "calm")
         stores += 1
-    return died, stores
+    return died, late, stores
+
+
+def _wait(rng: random.Random, process: BaseProcess, root: Path, whole: float, training: float) -> bool:
+    """Until a random moment of a process: of its start, or mostly of its training; whether it has committed by then.
+
+    On average it then has done an eighth of the whole training, so that a store sees many kills.
+    """
+    journals = _place(root).journals
+    before = len(os.listdir(journals))
+    if rng.random() < 0.2:
+        process.join(rng.uniform(0.0, whole / 2))
+        return len(os.listdir(journals)) > before
+    while process.is_alive() and len(os.listdir(journals)) == before:
+        process.join(0.001)
+    process.join(rng.uniform(0.0, training / 4))
+    return True
 
 
 def _place(root: Path) -> Layout:
