@@ -74,6 +74,12 @@ class Case:
         lines = (self.folder / f"plan_{plan:04}" / "jobs.jsonl").read_text().splitlines()
         return [entry["job"] for line in lines if (entry := json.loads(line))["script"].startswith(stage)]
 
+    def gate_times(self) -> list[float]:
+        """When the gates of the first plan were submitted, in seconds since the epoch."""
+        file = self.folder / "plan_0001" / "jobs.jsonl"
+        entries = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        return [entry["time"] for entry in entries if entry["script"] == "gate.sh"]
+
     def processes(self, program: str = "launch.cli") -> list[int]:
         """Running processes of the setting's tasks: its workers, or the shells of their scripts."""
         found = []
@@ -244,11 +250,14 @@ def test_a_slurmd_is_killed_and_its_task_runs_twice(case: Case, expected: dict[s
 
 
 def test_slurmctld_is_killed_two_seconds_after_the_submit(case: Case, expected: dict[str, bytes]) -> None:
-    case.submit()
-    time.sleep(2)
-    case.cluster.kill("slurmctld")
-    case.cluster.start("slurmctld")
-    case.cluster.wait(lambda: case.cluster.ask("scontrol", "ping").count("UP"), 1)
+    with ThreadPoolExecutor(1) as pool:
+        submitting = pool.submit(case.submit)
+        case.cluster.wait(lambda: len(case.gate_times()), 1)
+        time.sleep(max(0.0, case.gate_times()[0] + 2 - time.time()))
+        case.cluster.kill("slurmctld")
+        case.cluster.start("slurmctld")
+        case.cluster.wait(lambda: case.cluster.ask("scontrol", "ping").count("UP"), 1)
+        submitting.result()
     case.submit()
     case.finish(expected)
 
