@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.conftest import PROJECT
@@ -56,16 +57,27 @@ def points(folder: Path) -> list[Point]:
 def inject(folder: Path, chosen: list[Point]) -> Counter[str]:
     """Run the script with each fault, judge what it left, and end it; returns how many runs of each kind were seen."""
     seen: Counter[str] = Counter()
-    for call, number, fault, reserve in chosen:
-        root = folder / "root"
-        done = _run(root, folder / "log", call, f"{call}:{FAULTS[fault]}:when={number}", reserve)
-        assert fault == "KILL" or "(INJECTED)" in (folder / "log").read_text(), (call, number, fault)
-        _judge(done, fault, root)
-        check(root, _acknowledged(done.stdout))
-        check_end(root)
-        shutil.rmtree(root, ignore_errors=True)
-        seen[f"{call} {fault}"] += 1
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for done in [pool.submit(_strike, folder, point) for point in chosen]:
+            call, _, fault, _ = done.result()
+            seen[f"{call} {fault}"] += 1
+            if seen.total() % 50 == 0:
+                print(f"{seen.total()} of {len(chosen)} points", file=sys.stderr, flush=True)
     return seen
+
+
+def _strike(folder: Path, point: Point) -> Point:
+    call, number, fault, reserve = point
+    root = folder / f"{call}-{number}-{fault}-{reserve}" / "root"
+    root.parent.mkdir()
+    log = root.parent / "log"
+    done = _run(root, log, call, f"{call}:{FAULTS[fault]}:when={number}", reserve)
+    assert fault == "KILL" or "(INJECTED)" in log.read_text(), point
+    _judge(done, fault, root)
+    check(root, _acknowledged(done.stdout))
+    check_end(root)
+    shutil.rmtree(root.parent)
+    return point
 
 
 def sample(found: list[Point], count: int, seed: int) -> list[Point]:
