@@ -10,8 +10,7 @@ path    every solver along 100 lambdas down to 0.01 lambda_max without early sto
         are not installed are left out: pip install celer adelie.
 gram    rows a second of the exact counts X'X, by population count and by float32 products.
 fit     the whole `fit` of published files, reading included, imports and compilation not.
-memory  peak resident memory of `fit` on a sparse store: `--filled` rows at its end hold masks and margins, the others
-        are holes in the file (no example in, margins of 0).
+memory  peak resident memory of `fit` of published files.
 """
 
 import argparse
@@ -214,13 +213,10 @@ def memory(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         layout = Layout(Path(folder), "digits", f"{100 * options.alpha[0]:g}")
         layout.data.mkdir(parents=True)
-        masks, margins = make(options.filled, options)
-        for name, rows in (("train_masks", masks), ("test_margins", margins)):
-            shape = (options.models, rows.shape[1])
-            array = np.lib.format.open_memmap(layout.array(name), "w+", rows.dtype, shape)
-            array[options.models - len(rows) :] = rows
-            array.flush()
-        del masks, margins, array, rows
+        masks, margins = make(options.models, options)
+        np.save(layout.array("train_masks"), masks)
+        np.save(layout.array("test_margins"), margins)
+        del masks, margins
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before = peak_memory()
         began = time.process_time()
@@ -249,7 +245,6 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, nargs="+", default=[0.5])
     parser.add_argument("--small", type=float, nargs="+", default=[0.05])
     parser.add_argument("--mask", choices=["exact", "bernoulli"], default="bernoulli")
-    parser.add_argument("--filled", type=int, default=20000, help="rows of the memory case that are not holes")
     parser.add_argument("--eps", type=float, default=1e-3)
     parser.add_argument("--patience", type=int, default=5)
     parser.add_argument("--limit", type=float, default=20.0, help="stop a solver after this many seconds")

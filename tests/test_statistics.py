@@ -239,3 +239,18 @@ def test_the_path_of_upstream_begins_lower(store):
     plain = torch.load(fit(store.with_fit(k=1)), weights_only=True)
     other = torch.load(fit(store.with_fit(lambda_max="upstream")), weights_only=True)
     np.testing.assert_allclose(other["lam"] / plain["lam"], 0.5, rtol=0.05)
+
+
+def test_a_fit_of_many_lots_reads_every_row_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("lasso.statistics._SLAB_BYTES", 8 * N * 128)
+    monkeypatch.setattr("lasso.part._DIRECT_BYTES", 0)
+    store = FakeStore(tmp_path, *linear_data(ROWS, N, 400), fit=Fit(k=5))
+    read, plain = {"train_masks": 0, "test_margins": 0}, store.read
+
+    def counted(name, start, stop):
+        read[name] += stop - start
+        return plain(name, start, stop)
+
+    monkeypatch.setattr(store, "read", counted)
+    fit(store)
+    assert read == {"train_masks": ROWS, "test_margins": ROWS}
