@@ -110,11 +110,7 @@ def _remove_unfinished(layout: Layout, lock: LockFile) -> None:
 
 def _temporaries(layout: Layout) -> list[Path]:
     """Files of this setting with names that are not final, but for intents."""
-    own = [
-        f"*_{layout.pct}pct.npy.*{UNFINISHED}",
-        f"{layout.manifest.name}.*.tmp",
-        f"{layout.manifest.name}.*.init.*.tmp",
-    ]
+    own = f"*_{layout.pct}pct.npy.*{UNFINISHED}", f"{layout.manifest.name}.*.tmp"
     return [path for pattern in own for path in sorted(layout.data.glob(pattern))]
 
 
