@@ -19,8 +19,10 @@ from torch import Tensor
 
 TILE = 256
 """Targets solved together, on any device."""
-_AIMS = (0.5, 1e-2, 1e-4)
+_AIMS = (0.5, 1e-2, 1e-3)
 """Relative gaps, over the tolerance, on the way, and of lambdas whose held-out errors come close."""
+_IDLE = 100
+"""Iterations without progress after which such a lambda is left: float32 allows no smaller gap."""
 _DOUBT = 30.0
 """What a relative gap leaves open of the held-out squared error, over gap times squares."""
 _WORDS = 32
@@ -147,9 +149,11 @@ class Tile:
         return (primal - scale * along + scale * scale * squares / 2).clamp_min(0) / (self.var / 2)
 
     def minimise(
-        self, lams: NDArray[np.float64], aims: float | NDArray[np.float64], enough: float
+        self, lams: NDArray[np.float64], aims: float | NDArray[np.float64], enough: float, idle: int = 10
     ) -> NDArray[np.float64]:
         """Iterate at lams [t] until every gap is at most its aim, or at most enough and stalls; returns the gaps [t].
+
+        idle: iterations without progress that count as stalling.
 
         A target that is there stays as it is, so that it does not depend on its company.
         """
@@ -163,7 +167,7 @@ class Tile:
         for _ in range(_HARD_LIMIT):
             stalled = torch.where(gaps < 0.9 * best, torch.zeros_like(stalled), stalled + 1)
             best = torch.minimum(best, gaps)
-            going = (gaps > aim) & (stalled < torch.where(gaps > enough, 500, 10))
+            going = (gaps > aim) & (stalled < torch.where(gaps > enough, 500, idle))
             if not bool(going.any()):
                 break
             grad = self.cov - y_h - y_w
@@ -213,7 +217,7 @@ class _Best:
             close = going & (abs(error - self.error) <= doubt)
             if not close.any():
                 break
-            self.tile.minimise(lams[i], np.where(close, finer * tol, np.inf), tol)
+            self.tile.minimise(lams[i], np.where(close, finer * tol, np.inf), tol, _IDLE)
             error, aim = np.where(close, self.errors(), error), np.where(close, finer, aim)
             self._solve_further(lams, finer, tol, close & (self.aim > finer))
         better = going & (error < self.error)
@@ -227,7 +231,7 @@ class _Best:
             return
         tile, here = self.tile, (self.tile.w, self.tile.h)
         tile.w, tile.h = self.w, self.h
-        tile.minimise(lams[self.index, np.arange(len(these))], np.where(these, aim * tol, np.inf), tol)
+        tile.minimise(lams[self.index, np.arange(len(these))], np.where(these, aim * tol, np.inf), tol, _IDLE)
         self.error, self.aim = np.where(these, self.errors(), self.error), np.where(these, aim, self.aim)
         self.w, self.h = tile.w, tile.h
         tile.w, tile.h = here

@@ -112,12 +112,12 @@ class Fitting:
         work = self._lot(matrices, lot, solution)
         work.refit(self._tell("refit", lot))
         self.clock.lap("solve")
-        kept.unlink(missing_ok=True)
         work.check()
         draft = files.Draft.of(work.solution, matrices.whole_scale)
         device = device_of(self.store.setting.fit, self.store.n_train, lot[1] - lot[0])
         report = _report(self.store, self.split, self.rows, lot, draft, self.clock.take(), device)
         files.write(path, draft, work.solution.weight.T, report)
+        kept.unlink(missing_ok=True)
 
 
 def _write_paths(path: Path, basis: dict[str, Any], solution: Solution) -> None:

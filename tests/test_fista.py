@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from lasso import fista
-from lasso.solver import solve
-from tests.test_solver import make, sums_of
+from lasso.solver import solve, uses_fista
+from tests.test_solver import dense_data, make, sums_of
 from train.config import Fit
 
 
@@ -24,6 +24,23 @@ def test_fista_and_descent_agree(alpha):
     np.testing.assert_allclose(ours.lam, other.lam, rtol=1e-6)
     assert other.gap.max() <= 1e-6
     assert other.path_gap.max() <= 1e-4
+
+
+@pytest.mark.parametrize(("rows", "alpha", "small", "exact"), [(400, 0.5, 1.0, True), (900, 0.1, 0.05, False)])
+def test_lambdas_that_come_close_are_told_apart(rows, alpha, small, exact):
+    sums = sums_of(*dense_data(rows, 60, 8, alpha, small, exact))
+    ours, other = solve(*sums, Fit(solver="descent")), solve(*sums, Fit(solver="fista"))
+    np.testing.assert_array_equal(ours.chosen, other.chosen)
+    np.testing.assert_array_equal(ours.tried, other.tried)
+
+
+@pytest.mark.parametrize("available", [10**9, 10**12])
+def test_a_gpu_without_the_memory_is_left_alone(monkeypatch, available):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (available, 10**12))
+    assert uses_fista(Fit(), 20_000, 1_000) == (available > 10**10)
+    assert not uses_fista(Fit(), 2_000, 1_000)
+    assert not uses_fista(Fit(solver="descent"), 20_000, 1_000)
 
 
 def test_fista_does_not_depend_on_how_targets_are_divided():
