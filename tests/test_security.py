@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT, in_process
+from tests.conftest import DIGITS, PROJECT, TINY, in_process
 
 SOURCES = sorted(
     path for folder in ("train", "fmow", "lasso", "launch", "bench") for path in (PROJECT / folder).glob("*.py")
@@ -66,9 +66,7 @@ def test_the_one_unpickler_names_what_it_allows_and_reads_hashed_files() -> None
 def test_nothing_is_writable_by_everyone_whatever_the_umask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = os.umask(0)
     try:
-        config = tmp_path / "x.yaml"
-        config.write_text("dataset: digits\nmodels: 4\neval_models: 0\n")
-        assert in_process(capsys, "init", config, "--root", tmp_path / "root").code == 0
+        assert in_process(capsys, "init", DIGITS, "--root", tmp_path / "root", *TINY).code == 0
     finally:
         os.umask(before)
     for path in (tmp_path / "root").rglob("*"):
