@@ -1,6 +1,5 @@
 """Signals: whatever a command is at, it ends with the right code, says how to go on, and leaves nothing behind."""
 
-import importlib
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch import stop
+from launch.progress import Stages
 from launch.stop import Stop
 from tests.conftest import DIGITS, PROJECT, TINY, datamodels, in_process
 
@@ -34,8 +34,7 @@ def test_a_signal_during_the_fit_ends_the_command(
 ) -> None:
     handlers = [signal.getsignal(signal_number) for signal_number, _ in CODES]
     with pytest.MonkeyPatch.context() as patch:
-        module = importlib.import_module("lasso.fit")
-        patch.setattr(module, "solve", lambda *arguments: (os.kill(os.getpid(), number), time.sleep(60)))
+        patch.setattr(Stages, "__call__", lambda *arguments: (os.kill(os.getpid(), number), time.sleep(60)))
         done = in_process(capsys, command, DIGITS, "--root", trained, *TINY)
     assert done.code == code
     assert done.err.splitlines()[-1] == "stopped: the same command goes on"
