@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ from train.store import ReadableStore as Store
 GROUPS = ("training", "heldout")
 HEADER = 128
 """Bytes before the values of an .npy file of ours."""
+_MARKED_ROWS = 4096
+"""Rows after which it is noted how far a pass has come."""
 _CHECKPOINT = 300.0
 """Seconds after which half-made counts are written down."""
 _AT_ONCE = 2**26
@@ -72,19 +75,18 @@ class Part:
         rows, n_train = self.split.rows, self.store.n_train
         width = (n_train + 7) // 8
         half = self.file("masks.partial")
-        with files.writing(half), open(half, "a+b") as file:
-            done = max(file.tell() - HEADER, 0) // width
-            file.truncate(HEADER + done * width if done else 0)
-            if not done:
-                file.write(header((len(rows), width), np.dtype(np.uint8)))
+        done = _reached(half)
+        with files.writing(half), open(half, "r+b" if done else "wb") as file:
+            file.write(header((len(rows), width), np.dtype(np.uint8)))
+            file.truncate(file.seek(HEADER + done * width))
             for block in Split(rows[done:], self.split.heldout[done:]).blocks(self.store):
                 file.write(np.packbits(read_masks(self.store, block.rows), axis=1).data)
-                done += len(block.rows)
+                before, done = done, done + len(block.rows)
+                _mark(file, half, before, done, len(rows))
                 progress("rows", self.first + done, self.last)
-            file.flush()
-            os.fsync(file.fileno())
         with files.writing(self.masks):
             half.replace(self.masks)
+            half.with_suffix(".reached").unlink()
 
     def read_masks(self, start: int, stop: int) -> NDArray[np.bool_]:
         """Masks of the rows at places [start, stop) of `split`."""
@@ -175,8 +177,7 @@ class Part:
         """A file with the float16 margins of range after range, [rows, targets] each."""
         first, last, rows = ranges[0][0], ranges[-1][1], len(self.split.rows)
         path = self.file(f"{split}.{first}-{last}.margins")
-        mark = path.with_suffix(".reached")
-        done = int(mark.read_text()) if mark.exists() and path.exists() else 0
+        done = _reached(path)
         with files.writing(path), open(path, "r+b" if done else "wb") as file:
             for at, values in self._margins(split, first, last, done):
                 for start, stop in ranges:
@@ -184,10 +185,8 @@ class Part:
                     piece = np.ascontiguousarray(values[:, start - first : stop - first], np.float16)
                     os.pwrite(file.fileno(), piece.data, place)
                 done = at + len(values)
+                _mark(file, path, at, done, rows)
                 progress("rows", self.first + done, self.last)
-                if done == rows or done // 4096 != at // 4096:  # a mark is never ahead of what is on the disk
-                    os.fdatasync(file.fileno())
-                    mark.write_text(str(done))
         return path
 
     def _sorted_margins(self, path: Path, offset: int, width: int) -> Iterator[NDArray[np.float64]]:
@@ -195,6 +194,21 @@ class Part:
             size = len(block.rows) * width
             yield np.fromfile(path, np.float16, size, offset=2 * offset).reshape(-1, width).astype(np.float64)
             offset += size
+
+
+def _reached(path: Path) -> int:
+    """Rows that a half-made file surely holds."""
+    mark = path.with_suffix(".reached")
+    return int(mark.read_text()) if mark.exists() and path.exists() else 0
+
+
+def _mark(file: BinaryIO, path: Path, before: int, done: int, rows: int) -> None:
+    """Note from time to time how many rows are in a file, once they are on the disk."""
+    if done == rows or done // _MARKED_ROWS != before // _MARKED_ROWS:
+        file.flush()
+        os.fdatasync(file.fileno())
+        with files.replacing(path.with_suffix(".reached")) as temporary:
+            temporary.write_text(str(done))
 
 
 def header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:

@@ -86,6 +86,7 @@ def one_part(monkeypatch):
     monkeypatch.setattr("lasso.statistics._DIVIDED_BYTES", 0)
     monkeypatch.setattr("lasso.rows._BLOCK_VALUES", 1)  # blocks of 64 rows
     monkeypatch.setattr("lasso.part._AT_ONCE", 1)
+    monkeypatch.setattr("lasso.part._MARKED_ROWS", 64)
 
 
 def test_an_interrupted_pass_reads_no_mask_again(store, tmp_path, one_part):
