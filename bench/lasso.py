@@ -7,7 +7,8 @@ variance; 1 is a dense truth); margins = signal + noise of the same variance; ma
 
 path    every solver along 100 lambdas down to 0.01 lambda_max without early stopping, on the Gram where it can use one;
         relative duality gap at most 1e-4 at every lambda, re-checked here from integer counts in float64. Peers that
-        are not installed are left out: pip install celer adelie.
+        are not installed are left out: pip install celer adelie (not into your own environment: they ask for
+        numpy below 2, but run with a later one that is put back).
 gram    rows a second of the exact counts X'X, by population count and by float32 products.
 fit     the whole `fit` of published files, reading included, imports and compilation not.
 memory  peak resident memory of `fit` of published files.
