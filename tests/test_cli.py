@@ -180,7 +180,8 @@ def test_a_store_that_does_not_exist_is_named(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_too_small_is_refused_with_the_numbers(tmp_path: Path) -> None:
-    error = datamodels("init", DIGITS, "--root", tmp_path / "root", "--models=100000000000").error
+    options = ["--models=100000000", "--outputs.train_logits=true", "--outputs.test_logits=true"]  # 4 TB
+    error = datamodels("init", DIGITS, "--root", tmp_path / "root", *options).error
     assert "bytes" in error
     assert not list(tmp_path.iterdir())
 
