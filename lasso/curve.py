@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lasso.design import GramCounts
-from lasso.evaluate import Holdout, summarise
+from lasso.evaluate import Evaluation, Holdout, summarise
 from lasso.fit import usable
 from lasso.moments import Cross, Gram
-from lasso.rows import Progress, Split, read_margins, read_masks, silent, target_count
-from lasso.solver import Matrices, solve
+from lasso.rows import Progress, Split, enough_memory, read_margins, read_masks, silent, target_count
+from lasso.solver import Matrices, Solution, solve
 from lasso.statistics import Statistics, folder_of
 from train.errors import UserError
 from train.store import ReadableStore as Store
@@ -121,17 +121,25 @@ def curve(
         raise UserError(f"the curve's targets are not all within 0:{width} ({split} split), or there are none")
     rows = usable(store)
     holdout = Holdout(store, split, progress)
-    found = []
-    for size, matrices, crosses in _prefixes(store, split, rows, columns, points):
-        solution = solve(matrices, *crosses, store.setting.fit)
-        weight, bias = solution.weight.T.astype(np.float64), solution.bias.astype(np.float64)
-        if store.setting.fit.weight_units == "standardised":
-            weight *= matrices.whole_scale.inv[:, None]
-            bias -= matrices.whole_scale.mean @ weight
-        result = summarise(holdout, holdout.score(columns, weight, bias))
-        found.append(Point(size, result.lds, result.mse, result.r2))
-        progress("curve", len(found), points)
-    return Curve(found, len(columns), result.ceiling, Law.of(found))
+    results: list[tuple[int, Evaluation]] = []
+    with enough_memory(store.n_train):
+        for size, matrices, crosses in _prefixes(store, split, rows, columns, points):
+            weight, bias = _mask_units(matrices, solve(matrices, *crosses, store.setting.fit), store)
+            results.append((size, summarise(holdout, holdout.score(columns, weight, bias))))
+            progress("curve", len(results), points)
+    found = [Point(size, result.lds, result.mse, result.r2) for size, result in results]
+    return Curve(found, len(columns), results[-1][1].ceiling, Law.of(found))
+
+
+def _mask_units(
+    matrices: Matrices, solution: Solution, store: Store
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """weight [N_train, T] and bias [T] of a solution, whatever units it has."""
+    weight, bias = solution.weight.T.astype(np.float64), solution.bias.astype(np.float64)
+    if store.setting.fit.weight_units == "standardised":
+        weight *= matrices.whole_scale.inv[:, None]
+        bias -= matrices.whole_scale.mean @ weight
+    return weight, bias
 
 
 @dataclass(frozen=True)

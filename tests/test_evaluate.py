@@ -245,6 +245,15 @@ def test_a_point_of_the_curve_is_a_fit_of_that_many_rows(store, tmp_path):
     assert point.lds == pytest.approx(evaluate(less).lds, abs=1e-9)
 
 
+def test_the_curve_reads_no_row_that_a_fit_has_summed_however_many_points_it_has(store, monkeypatch):
+    fit(store)
+    monkeypatch.setattr(sys.modules["lasso.curve"], "read_masks", None)
+    for points in (1, 4, 10, 30):
+        found = curve(store, points=points).points
+        assert found[-1].models == 500
+        assert len(found) <= points
+
+
 def test_the_curve_can_be_asked_for_some_targets(store):
     assert curve(store, points=2, targets=np.array([1, 4])).targets == 2
     with pytest.raises(UserError, match="within 0:6"):
