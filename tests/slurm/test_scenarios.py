@@ -204,12 +204,21 @@ def test_a_worker_and_a_batch_script_are_killed(case: Case, expected: dict[str, 
     case.finish(expected)
 
 
-def test_a_failing_task_is_requeued_and_succeeds(case: Case, tmp_path: Path, expected: dict[str, bytes]) -> None:
-    fail = f"mkdir '{tmp_path}'/$SLURM_ARRAY_TASK_ID 2>/dev/null && {{ scontrol requeue $SLURM_JOB_ID; exit 1; }}"
-    case.submit(f"--slurm.setup={json.dumps([fail])}")
+def test_a_failing_task_and_a_gate_that_gets_no_answer_are_requeued_and_succeed(
+    case: Case, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    deaf = tmp_path / "deaf"
+    deaf.mkdir()
+    (deaf / "squeue").write_text('#!/bin/bash\necho "squeue: error: Unable to contact slurm controller" >&2; exit 1\n')
+    (deaf / "squeue").chmod(0o755)
+    first = f"mkdir '{tmp_path}'/${{SLURM_ARRAY_TASK_ID:-gate}} 2>/dev/null"
+    fail = f'[ -n "$SLURM_ARRAY_TASK_ID" ] && {first} && {{ scontrol requeue $SLURM_JOB_ID; exit 1; }}'
+    ignore = f"[ -z \"$SLURM_ARRAY_TASK_ID\" ] && {first} && PATH='{deaf}':$PATH"
+    case.submit(f"--slurm.setup={json.dumps([fail, ignore])}")
     gates = case.numbers("gate")
     case.wait_for_all()
     case.cluster.wait(lambda: [job for job in case.jobs() if job[0] == gates[0]], [])
+    assert "this gate is to come again" in case.logs("gate")
     assert len(case.numbers("fit", plan=2)) == 1
     case.finish(expected)
 
