@@ -7,6 +7,7 @@ from lasso.curve import Curve, curve
 from lasso.evaluate import Evaluation, evaluate
 from lasso.files import Datamodels, load, path_of
 from lasso.fit import assemble, fit, is_current
+from lasso.foresee import foresee
 
 __all__ = [
     "Curve",
@@ -16,6 +17,7 @@ __all__ = [
     "curve",
     "evaluate",
     "fit",
+    "foresee",
     "is_current",
     "load",
     "path_of",

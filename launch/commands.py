@@ -68,7 +68,18 @@ def init(request: Request) -> int:
 def _create(request: Request, dataset: Dataset) -> Store:
     from train.create import create_store
 
+    if not request.layout.manifest.exists():
+        _refuse_recipe(request.setting, dataset)
     return create_store(request.layout, request.setting, dataset, notice)
+
+
+def _refuse_recipe(setting: Setting, dataset: Dataset) -> None:
+    """Raises UserError where the recipe cannot train on the data set's images."""
+    from train.masks import batch_size
+    from train.model import check
+
+    images = dataset.train.images
+    check(setting.recipe, images.shape[1:], len(dataset.classes), batch_size(setting, len(images)))
 
 
 def data(request: Request) -> int:
@@ -296,11 +307,12 @@ def _dataset_of(store: ReadableStore, setting: Setting) -> Dataset | None:
 def run(request: Request) -> int:
     """init, train, fit, eval, report; each step only where something is left to do."""
     from lasso import evaluate as judge
-    from lasso import is_current, path_of
+    from lasso import foresee, is_current, path_of
 
     timings: dict[str, float] = {}
     dataset = load(request.setting)
     store = _timed(timings, "init", lambda: _create(request, dataset))
+    foresee(store)
     done_before = int(store.completed().sum())
     stop = Stop()
     code = _timed(timings, "train", lambda: _train(request, store, range(store.rows), stop))
@@ -323,6 +335,7 @@ def run(request: Request) -> int:
 
 def submit(request: Request) -> int:
     """The same as `run` on SLURM: one stage after the other, each as an array with a gate behind it."""
+    from lasso import foresee
     from launch import slurm_submit
     from launch.slurm_cancel import cancel
     from launch.slurm_config import slurm_from
@@ -342,6 +355,7 @@ def submit(request: Request) -> int:
     if plan:
         return slurm_submit.pass_gate(request.own_store(), layout, cluster, Path(plan))
     store = request.own_store() if layout.manifest.exists() else _create(request, load(request.setting))
+    foresee(store)
     if options["retry_failed"]:
         _retry_failed(store, range(store.rows))
     return slurm_submit.submit(store, layout, cluster, split)

@@ -16,6 +16,7 @@ class Progress:
     def __init__(self, what: str, total: int, interval: float = 30.0) -> None:
         self.what, self.total, self.done = what, total, 0
         self._started = self._told = time.monotonic()
+        self._told_done = 0
         self._interval = interval
         self._bar = None
         if sys.stderr.isatty():
@@ -31,7 +32,7 @@ class Progress:
             self._tell()
 
     def _tell(self) -> None:
-        self._told = time.monotonic()
+        self._told, self._told_done = time.monotonic(), self.done
         elapsed = self._told - self._started
         rate = self.done / elapsed if elapsed > 0 else 0.0
         left = f", about {duration((self.total - self.done) / rate)} left" if 0 < self.done < self.total else ""
@@ -49,7 +50,7 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self.done:
+        elif self.done > self._told_done:
             self._tell()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import DIGITS, PROJECT, TINY, datamodels
+from tests.conftest import DIGITS, PROJECT, TINY, datamodels, in_process
 from train import cifar
 from train.config import Data
 from train.journal import JournalReader, Kind
@@ -213,3 +213,18 @@ def test_cifar_end_to_end_on_the_official_batches(tmp_path: Path, real_data: Pat
     others[:, np.arange(64), labels] = -np.inf
     margins = logits[:, np.arange(64), labels].astype(np.float32) - others.max(2)
     np.testing.assert_allclose(np.load(folder / "test_margins_50pct.npy"), margins, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--models=2"], "2 models would give 2 training and 0 validation rows"),
+        (["--eval_models=4", "--runs_per_mask=2"], "4 evaluation models would have 2 masks"),
+        (["--recipe.network=resnet9", "--recipe.group=1"], "recipe.network is 'resnet9', which cannot train on"),
+    ],
+)
+def test_what_could_not_be_used_is_refused_before_it_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], told: str
+) -> None:
+    assert told in in_process(capsys, "run", DIGITS, "--root", tmp_path, *TINY, *options).error
+    assert not list(tmp_path.glob("digits/data/_journal_50pct/*"))

@@ -18,7 +18,7 @@ from train.data import Dataset
 from train.device import keep_freed_memory, make_deterministic, precision
 from train.errors import Interrupted
 from train.feed import Feed
-from train.masks import Era, Masks, subset_size
+from train.masks import Era, Masks, batch_size
 from train.model import Parameters, build, reset_statistics
 from train.tables import Tables, tables
 from train.writer import RowFailure, RowResult
@@ -42,9 +42,7 @@ class Trainer:
         self.setting, self.recipe, self.device = setting, recipe, device
         self.precision = precision(recipe, device)
         self.masks = Masks(setting, len(dataset.train.labels), list(eras) if eras else None)
-        n_train = len(dataset.train.labels)
-        largest = n_train if setting.mask == "bernoulli" else subset_size(setting.alpha, n_train)
-        self.batch = min(recipe.batch, largest)
+        self.batch = batch_size(setting, len(dataset.train.labels))
         resident = setting.data.resident
         self.augment = Augment(dataset.train, dataset, recipe, device, resident)
         self.normalise = Normalise(dataset, device)

@@ -54,6 +54,12 @@ def subset_size(alpha: float, n_train: int) -> int:
     return k
 
 
+def batch_size(setting: Setting, n_train: int) -> int:
+    """Images in a step: the recipe's batch, or the largest subset that a row may have, if that is smaller."""
+    largest = n_train if setting.mask == "bernoulli" else subset_size(setting.alpha, n_train)
+    return min(setting.recipe.batch, largest)
+
+
 class Masks:
     """The masks of one setting, each from its seed and row number alone."""
 
