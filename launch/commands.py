@@ -257,8 +257,10 @@ def evaluate(request: Request) -> int:
     with Stages() as progress:
         path = Path(weights) if weights else None
         result = judge(request.store(), request.options["split"], path, progress, units)
+    for text in result.notices:
+        notice(text)
     if request.options["json"]:
-        print(json.dumps(result.to_json()))
+        print(json.dumps(result.to_json(request.options["per_target"])))
     else:
         for key, value in result.to_json().items():
             print(f"{key:10} {value:.4f}" if isinstance(value, float) else f"{key:10} {value}")

@@ -81,6 +81,7 @@ def _eval(parser: Any) -> None:
     parser.add_argument(
         "--curve", action="store_true", help="LDS and MSE against the number of models, and how many do"
     )
+    parser.add_argument("--per_target", action="store_true", help="with --json: also lists with a value a target")
 
 
 def _submit(parser: Any) -> None:

@@ -233,6 +233,9 @@ def test_eval_as_json_has_the_contracts_keys(trained: Path) -> None:
     found = json.loads(datamodels("eval", DIGITS, "--root", trained, *TINY, "--json").out)
     assert {"lds", "undefined", "mse", "targets", "models", "ceiling"} <= found.keys()
     assert (found["targets"], found["models"]) == (60, 8)
+    wide = json.loads(datamodels("eval", DIGITS, "--root", trained, *TINY, "--json", "--per_target").out)
+    assert np.mean(wide.pop("per_target")["lds"]) == pytest.approx(found["lds"])
+    assert wide == found
 
 
 @pytest.mark.parametrize("command", COMMANDS)
