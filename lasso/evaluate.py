@@ -212,6 +212,7 @@ class Holdout:
 
     def __init__(self, store: Store, split: str, progress: Progress = silent) -> None:
         self.store, self.split = store, split
+        store.check_files()
         self.rows = evaluation_rows(store)
         index = [store.mask_index(int(row)) for row in self.rows]
         _, self.first, self.group = np.unique(index, return_index=True, return_inverse=True)

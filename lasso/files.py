@@ -51,7 +51,7 @@ _BAND_BYTES = 2**27
 
 
 def folder_of(store: Store) -> Path:
-    return store.folder / "datamodels"
+    return store.derived / "datamodels"
 
 
 def path_of(store: Store, split: str, targets: tuple[int, int] | None = None) -> Path:
@@ -65,7 +65,7 @@ def prepare(store: Store, split: str) -> None:
     path = path_of(store, split)
     folder = path.parent
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot create {folder}: {error.strerror}") from None
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -139,6 +139,7 @@ def _read_paths(path: Path, basis: dict[str, Any]) -> Solution | None:
 
 def usable(store: Store) -> Split:
     """The estimation rows of a fit, divided; raises UserError where they are too few or may not be used yet."""
+    store.check_files()
     rows = Split.of(store, estimation_rows(store))
     heldout = int(rows.heldout.sum())
     if len(rows.rows) - heldout < 2 or heldout < 1:

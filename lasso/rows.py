@@ -44,7 +44,7 @@ def margin_array(store: Store, split: str) -> str:
     try:
         store.array(name)
     except KeyError:
-        raise UserError(f"{store.folder / 'data' / file_name(store, name)} does not exist") from None
+        raise UserError(f"{store.layout.array(name)} does not exist") from None
     return name
 
 

@@ -37,7 +37,10 @@ class Request:
         return Layout(self.root, self.setting.dataset, self.setting.pct)
 
     def store(self) -> ReadableStore:
-        return open_store(self.layout, self.setting, self.explicit_models)
+        store = open_store(self.layout, self.setting, self.explicit_models)
+        if out := self.options.get("out"):
+            store.derived = Path(out).expanduser() / self.setting.dataset
+        return store
 
     def own_store(self) -> Store:
         return open_own(self.layout, self.setting)

@@ -46,6 +46,10 @@ def _training(parser: Any) -> None:
     parser.add_argument("--retry-failed", action="store_true", help="retry rows that failed for good as well")
 
 
+def _out(parser: Any) -> None:
+    parser.add_argument("--out", metavar="DIR", help="folder for datamodels and report, where the root is read-only")
+
+
 def _split(parser: Any) -> None:
     parser.add_argument("--split", choices=["test", "train"], default="test", help="which examples are the targets")
 
@@ -103,9 +107,9 @@ COMMANDS = {
     "verify": Command(commands.verify, "check every completed row against its checksums", _all(_json, _verify)),
     "repair": Command(commands.repair, "make rows that verify finds bad missing again", _repair),
     "grow": Command(commands.grow, "lengthen a setting to --models rows"),
-    "fit": Command(commands.fit, "fit the datamodels", _all(_split, _fit)),
-    "eval": Command(commands.evaluate, "judge the datamodels on the evaluation rows", _all(_split, _json, _eval)),
-    "report": Command(commands.report, "write an HTML page with plots", _split),
+    "fit": Command(commands.fit, "fit the datamodels", _all(_split, _out, _fit)),
+    "eval": Command(commands.evaluate, "judge the datamodels on the evaluation rows", _all(_split, _out, _json, _eval)),
+    "report": Command(commands.report, "write an HTML page with plots", _all(_split, _out)),
     "run": Command(commands.run, "init, train, fit, eval and report in one go", _training),
     "submit": Command(commands.submit, "the same on SLURM, as arrays of tasks", _all(_split, _submit)),
     "data": Command(commands.data, "fetch or check the data set, and say where it lies"),

@@ -45,7 +45,7 @@ def summary(store: ReadableStore) -> dict[str, Any]:
 
 def report_path(store: ReadableStore, split: str) -> Path:
     """Where a setting's report lies."""
-    return store.folder / f"report_{split}_{store.setting.pct}pct.html"
+    return store.derived / f"report_{split}_{store.setting.pct}pct.html"
 
 
 def _recent(store: Store) -> tuple[NDArray[np.bool_], float]:

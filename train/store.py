@@ -31,15 +31,13 @@ class ReadableStore:
 
     def __init__(self, layout: Layout, setting: Setting, arrays: Sequence[Array], eras: tuple[Era, ...]) -> None:
         self.layout = layout
+        self.derived = layout.folder
+        """Folder of what is made from the rows: datamodels and reports. Another one where the root is read-only."""
         self.setting = setting
         self.arrays = {array.name: array for array in arrays}
         self.eras = eras
         self.n_train = self.arrays["train_masks"].shape[1]
         self.n_test = self.arrays["test_margins"].shape[1]
-
-    @property
-    def folder(self) -> Path:
-        return self.layout.folder
 
     @property
     def models(self) -> int:
