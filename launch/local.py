@@ -157,14 +157,12 @@ def _count(store: Store, rows: range) -> int:
 
 
 def _failure(workers: Sequence[_Worker]) -> Exception:
-    """Why rows are missing although all workers have ended: the first error told, or a signal that took them all."""
+    """Why rows are missing although all workers have ended: the first error told, or that they were interrupted."""
     codes = {worker: worker.process.returncode for worker in workers}
     for worker, code in codes.items():
         if code in (1, 2) and worker.told:
             return (UserError if code == 2 else WorkError)(worker.told)
     for worker, code in codes.items():
-        if code < 0:  # told as a shell does, so that a batch script sees a death and tries again
-            return Interrupted(128 - code)
-        if code not in (0, EXIT_INTERRUPTED):
+        if code > 0 and code != EXIT_INTERRUPTED:
             return WorkError(f"{worker.name} {worker.end}")
     return Interrupted(EXIT_INTERRUPTED)
