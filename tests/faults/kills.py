@@ -40,7 +40,9 @@ SMALL = [
 WRITERS_ROWS = 200
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["torch", "sklearn.datasets", "launch.parser", "launch.local", "train.loop", "train.rows"])
+_SERVER.set_forkserver_preload(
+    ["torch", "sklearn.datasets", "launch.parser", "launch.local", "train.loop", "train.rows"]
+)
 
 
 def command(name: str, root: Path, models: int, *options: str) -> list[str]:
