@@ -157,7 +157,7 @@ def test_workers_are_at_least_one(trained: Path, workers: int) -> None:
 
 
 def test_what_torch_raises_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--root", tmp_path, *TINY, "--recipe.network=resnet9", "--recipe.group=1"]
+    options = ["--root", tmp_path, *TINY]
     assert in_process(capsys, "init", DIGITS, *options).code == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("train.loop.build", out_of_memory)
