@@ -5,7 +5,7 @@ Importing this package imports neither torch nor numba.
 
 from lasso.curve import Curve, curve
 from lasso.evaluate import Evaluation, evaluate
-from lasso.files import Datamodels, load, path_of
+from lasso.files import Datamodels, load, path_of, read_report
 from lasso.fit import assemble, fit, is_current
 from lasso.foresee import foresee
 
@@ -21,4 +21,5 @@ __all__ = [
     "is_current",
     "load",
     "path_of",
+    "read_report",
 ]

@@ -89,14 +89,25 @@ def _is_ours(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Datamodels:
-    """Fitted datamodels: mask @ weight + bias is the predicted margin. The tensors are mapped, not read."""
+    """Fitted datamodels: mask @ weight + bias is the predicted margin, unless they were fitted with
+    `fit.weight_units: standardised`. The tensors are mapped, not read."""
 
     weight: "torch.Tensor"
     """float32 [N_train, T]"""
     bias: "torch.Tensor"
     """float32 [T]"""
     tensors: "dict[str, torch.Tensor]"
-    """Everything the file holds: `lam` [T] and the diagnostics in VECTORS."""
+    """Everything the file holds: `lam` [T], the diagnostics in VECTORS, and EXAMPLES."""
+
+    def columns(self, targets: NDArray[np.int64], units: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """weight [N_train, t] and bias [t] of some targets in mask units, `units` being those of the file."""
+        weight = self.weight[:, targets].numpy().astype(np.float64)
+        bias = self.bias[targets].numpy().astype(np.float64)
+        if units == "standardised":
+            deviation = self.tensors["deviation"].numpy()
+            weight *= divide(np.ones_like(deviation), deviation)[:, None]
+            bias -= self.tensors["mean"].numpy() @ weight
+        return weight, bias
 
 
 def load(path: Path) -> Datamodels:

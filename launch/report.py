@@ -1,12 +1,13 @@
 """One self-contained HTML page about a setting: what was run, how good the datamodels are, and what they point at."""
 
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lasso import Datamodels, Evaluation, curve, evaluate, load, path_of
+from lasso import Evaluation, curve, evaluate, load, path_of, read_report
 from launch import plots
 from launch.progress import duration
 from launch.status import report_path, summary
@@ -22,6 +23,9 @@ NEIGHBOURS = 6
 """Training images of each sign shown for a target."""
 SAMPLE_ROWS = 256
 """Rows that the margin histogram is drawn from, evenly spaced."""
+
+Columns = Callable[[NDArray[np.int64]], tuple[NDArray[np.float64], NDArray[np.float64]]]
+"""From targets to their weight [N_train, t] and bias [t], in mask units."""
 
 _CSS = """
 :root { color-scheme: light dark; --line: #8884; }
@@ -45,11 +49,11 @@ details { margin: 1rem 0; }
 
 def write_report(store: ReadableStore, split: str, dataset: Dataset | None) -> Path:
     """Write ROOT/{dataset}/report_{split}_{pct}pct.html and return its path. Raises UserError, WorkError."""
-    datamodels = load(path_of(store, split))
+    columns = _columns_of(path_of(store, split))
     quality = evaluate(store, split) if store.eval_models else None
-    body = [_what_was_run(store), _quality(store, split, quality), _plots(store, split, datamodels, quality)]
+    body = [_what_was_run(store), _quality(store, split, quality), _plots(store, split, columns, quality)]
     if dataset is not None:
-        body.append(_gallery(dataset, split, datamodels, quality))
+        body.append(_gallery(dataset, split, columns, quality))
     title = f"Datamodels: {store.setting.dataset}, alpha {store.setting.pct} %, {split} targets"
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -64,6 +68,11 @@ def write_report(store: ReadableStore, split: str, dataset: Dataset | None) -> P
     except OSError as error:
         raise WorkError(f"cannot write {path}: {error.strerror}") from None
     return path
+
+
+def _columns_of(path: Path) -> Columns:
+    datamodels, units = load(path), (read_report(path) or {}).get("weight_units", "mask")
+    return lambda targets: datamodels.columns(targets, units)
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
@@ -105,7 +114,7 @@ def _quality(store: ReadableStore, split: str, quality: Evaluation | None) -> st
     return f"<h2>Quality</h2>{_table(rows)}"
 
 
-def _plots(store: ReadableStore, split: str, datamodels: Datamodels, quality: Evaluation | None) -> str:
+def _plots(store: ReadableStore, split: str, columns: Columns, quality: Evaluation | None) -> str:
     figures = [_margins(store, split)]
     if quality is not None:
         title = f"LDS of each target (n = {quality.targets:,})"
@@ -114,7 +123,7 @@ def _plots(store: ReadableStore, split: str, datamodels: Datamodels, quality: Ev
         title = f"LDS against number of models (n = {growth.targets:,} targets)"
         models, lds = [point.models for point in growth.points], [point.lds for point in growth.points]
         figures.append(plots.curve(models, lds, growth.ceiling, title))
-        figures.append(_predictions(store, split, datamodels))
+        figures.append(_predictions(store, split, columns))
     if isinstance(store, Store) and store.completed().any():
         accuracy = store.states.accuracy[store.completed()]
         figures.append(plots.histogram(accuracy, f"Test accuracy of each model (n = {len(accuracy):,})", "accuracy"))
@@ -133,22 +142,22 @@ def _margins(store: ReadableStore, split: str) -> str:
     return plots.histogram(values, title, "correct logit minus largest other logit")
 
 
-def _predictions(store: ReadableStore, split: str, datamodels: Datamodels) -> str:
+def _predictions(store: ReadableStore, split: str, columns: Columns) -> str:
     rows = _spread(store.models + np.flatnonzero(store.completed()[store.models :]), 50)
-    targets = _spread(np.arange(datamodels.weight.shape[1]), 40)
-    weight = datamodels.weight[:, targets].numpy().astype(np.float64)
+    targets = _spread(np.arange(store.array(f"{split}_margins").shape[1]), 40)
+    weight, bias = columns(targets)
     masks = np.stack([store.array("train_masks")[row] for row in rows])
     actual = np.stack([store.array(f"{split}_margins")[row, targets] for row in rows]).astype(np.float64)
-    predicted = masks @ weight + datamodels.bias[targets].numpy()
+    predicted = masks @ weight + bias
     title = f"Held-out margins (n = {actual.size:,}: {len(rows)} models, {len(targets)} targets)"
     return plots.scatter(predicted.ravel(), actual.ravel(), title)
 
 
-def _gallery(dataset: Dataset, split: str, datamodels: Datamodels, quality: Evaluation | None) -> str:
+def _gallery(dataset: Dataset, split: str, columns: Columns, quality: Evaluation | None) -> str:
     shown: Split = getattr(dataset, split)
     rows = []
-    for target in _spread(np.arange(len(shown.labels)), GALLERY):
-        weight = datamodels.weight[:, int(target)].numpy()
+    targets = _spread(np.arange(len(shown.labels)), GALLERY)
+    for target, weight in zip(targets, columns(targets)[0].T, strict=True):
         order = np.argsort(weight)
         helps = [index for index in order[::-1][:NEIGHBOURS] if weight[index] > 0]
         hurts = [index for index in order[:NEIGHBOURS] if weight[index] < 0]

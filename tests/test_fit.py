@@ -312,3 +312,13 @@ def test_what_is_not_a_datamodel_file_is_refused(tmp_path):
 def test_importing_the_package_imports_neither_torch_nor_numba():
     code = "import sys, lasso; print([name for name in ('torch', 'numba', 'scipy') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_columns_are_in_mask_units_whatever_the_files(tmp_path):
+    masks, margins = linear_data(200, 12, 5)
+    found = []
+    for units in ("mask", "standardised"):
+        store = FakeStore(tmp_path / units, masks, margins, fit=Fit(weight_units=units))
+        found.append(files.load(fit(store)).columns(np.array([1, 4]), units))
+    for mask, standardised in zip(*found, strict=True):
+        np.testing.assert_allclose(standardised, mask, atol=1e-6)
