@@ -360,7 +360,10 @@ def submit(request: Request) -> int:
     if plan:
         return slurm_submit.pass_gate(request.own_store(), layout, cluster, Path(plan))
     store = request.own_store() if layout.manifest.exists() else _create(request, load(request.setting))
-    foresee(store)
+    try:
+        foresee(store)
+    except UserError as error:
+        notice(f"the rows will be trained, but that is all: {error}")
     if options["retry_failed"]:
         _retry_failed(store, range(store.rows))
     return slurm_submit.submit(store, layout, cluster, split)
