@@ -33,6 +33,8 @@ _OVER, _UNDER, _MOST, _FALL = 0.7, 2.0, 0.02, 0.8
 down) and below it; at most this share of lambda; fall of the share from sweep to sweep."""
 _AIMS = (0.9, 3e-2, 1e-3, 1e-5)
 """Relative gaps, over the tolerance, that a lambda is solved to: on the way, and as a contender for the best."""
+_ENOUGH = 0.98
+"""Gap over the tolerance that is enough after the first sweep: R in float32 lets it be larger by a little."""
 _PAST = 16
 """Lambdas whose weights are remembered."""
 _DOUBT, _SAFETY, _LEAST_DOUBT = 50.0, 4.0, 8.0
@@ -302,7 +304,7 @@ def path(
     worst = 0.0
     for i in range(lams.shape[0]):
         _foresee(corr, work, lams, i)
-        worst = max(worst, _minimise(corr, cov, var, work, lams[i], 0.9 * tol, tol, 1))
+        worst = max(worst, _minimise(corr, cov, var, work, lams[i], _AIMS[0] * tol, _ENOUGH * tol, 1))
         _keep(work, i)
         weights[i] = work.w
     return worst
@@ -379,7 +381,7 @@ def choose(
     worst, unit, tried = 0.0, max(tol * heldout.squares, 1e-300), 0
     for i in range(lams.shape[0]):
         _foresee(corr, work, lams, i)
-        worst = max(worst, _minimise(corr, cov, var, work, lams[i], _AIMS[0] * tol, tol, 1))
+        worst = max(worst, _minimise(corr, cov, var, work, lams[i], _AIMS[0] * tol, _ENOUGH * tol, 1))
         search.errors[i] = _heldout_squares(heldout, work)
         _keep(work, i)
         tried = i + 1
@@ -399,7 +401,7 @@ def choose(
         _sharpen(corr, cov, var, heldout, lams, tol, sharp, work, search, tried, best, rival if rival >= 0 else best)
         best, rival = _best(search.errors, search.doubts, tried)
     _return(work, max(best, tried - _PAST))
-    worst = max(worst, _minimise(corr, cov, var, work, lams[best], _AIMS[0] * tol, tol, 1))
+    worst = max(worst, _minimise(corr, cov, var, work, lams[best], _AIMS[0] * tol, _ENOUGH * tol, 1))
     best_w[:] = work.w
     return best, tried, search.errors[best], worst
 
