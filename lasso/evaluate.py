@@ -39,6 +39,8 @@ from train.errors import UserError
 from train.store import ReadableStore as Store
 
 Columns = slice | NDArray[np.int64]
+LEAST_MASKS = 3
+"""Evaluation masks that a rank correlation needs."""
 _TILE_VALUES = 2**23
 """Entries of one tile's largest matrix: 64 MiB as float64."""
 _SPARSE = 0.05
@@ -218,8 +220,10 @@ class Holdout:
         _, self.first, self.group = np.unique(index, return_index=True, return_inverse=True)
         self.runs = np.bincount(self.group)
         self.by_group = np.argsort(self.group, kind="stable")
-        if len(self.runs) < 3:
-            raise UserError(f"the evaluation rows have {len(self.runs)} masks, expected at least 3: raise eval_models")
+        if len(self.runs) < LEAST_MASKS:
+            raise UserError(
+                f"the evaluation rows have {len(self.runs)} masks, expected at least {LEAST_MASKS}: raise eval_models"
+            )
         check_rows(store, ("train_masks", margin_array(store, split)), self.rows, progress)
 
     def score(self, columns: Columns, weight: NDArray[np.float64], bias: NDArray[np.float64]) -> Scores:

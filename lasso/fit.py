@@ -141,12 +141,7 @@ def usable(store: Store) -> Split:
     """The estimation rows of a fit, divided; raises UserError where they are too few or may not be used yet."""
     store.check_files()
     rows = Split.of(store, estimation_rows(store))
-    heldout = int(rows.heldout.sum())
-    if len(rows.rows) - heldout < 2 or heldout < 1:
-        raise UserError(
-            f"{len(rows.rows)} estimation rows give {len(rows.rows) - heldout} training and {heldout} validation rows, "
-            f"expected at least 2 and 1 (fit.share {store.setting.fit.share:g}): raise models"
-        )
+    rows.refuse_too_few(f"{len(rows.rows)} estimation rows give", store.setting.fit.share)
     return rows
 
 

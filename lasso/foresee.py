@@ -2,29 +2,23 @@
 
 import numpy as np
 
+from lasso.evaluate import LEAST_MASKS
 from lasso.rows import Split
 from train.errors import UserError
 from train.store import ReadableStore as Store
 
 _ENOUGH = 1000
 """Rows among which validation rows are looked for: that many have some, whatever the seed."""
-_MASKS = 3
-"""Evaluation masks that a rank correlation needs at least."""
 
 
 def foresee(store: Store) -> None:
     """Raises UserError where a setting's rows, once they are trained, could be neither fitted nor evaluated."""
     split = Split.of(store, np.arange(min(store.models, _ENOUGH)))
-    heldout = int(split.heldout.sum())
-    if heldout < 1 or len(split.rows) - heldout < 2:
-        raise UserError(
-            f"{store.models} models would give {len(split.rows) - heldout} training and {heldout} validation rows, "
-            f"expected at least 2 and 1 (fit.share {store.setting.fit.share:g}): raise models or fit.share"
-        )
-    evaluation = range(store.models, store.rows)[: _MASKS * store.setting.runs_per_mask]
+    split.refuse_too_few(f"{store.models} models would give", store.setting.fit.share)
+    evaluation = range(store.models, store.rows)[: LEAST_MASKS * store.setting.runs_per_mask]
     masks = len({store.mask_index(row) for row in evaluation})
-    if store.eval_models and masks < _MASKS:
+    if store.eval_models and masks < LEAST_MASKS:
         raise UserError(
-            f"{store.eval_models} evaluation models would have {masks} masks, expected at least {_MASKS}, or no "
+            f"{store.eval_models} evaluation models would have {masks} masks, expected at least {LEAST_MASKS}, or no "
             "evaluation models at all: raise eval_models"
         )

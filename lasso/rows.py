@@ -173,6 +173,16 @@ class Split:
             return cls(rows, np.arange(len(rows)) >= len(rows) - round(fit.share * len(rows)))
         return cls(rows, validation_rows(store.setting.seed, rows, fit.share))
 
+    def refuse_too_few(self, what: str, share: float) -> None:
+        """Raises UserError, beginning with `what`, where there is no lambda to choose or nothing to fit."""
+        heldout = int(self.heldout.sum())
+        training = len(self.rows) - heldout
+        if training < 2 or heldout < 1:
+            raise UserError(
+                f"{what} {training} training and {heldout} validation rows, expected at least 2 and 1 "
+                f"(fit.share {share:g}): raise models or fit.share"
+            )
+
     def between(self, first: int, last: int) -> "Split":
         """Those with numbers in [first, last)."""
         inside = slice(*np.searchsorted(self.rows, (first, last)))
