@@ -7,14 +7,15 @@ from lasso.rows import Split
 from train.errors import UserError
 from train.store import ReadableStore as Store
 
-_ENOUGH = 1000
-"""Rows among which validation rows are looked for: that many have some, whatever the seed."""
+_COUNTED = 1000
+"""Models up to which validation rows are counted; a fit of more is left to find out for itself."""
 
 
 def foresee(store: Store) -> None:
     """Raises UserError where a setting's rows, once they are trained, could be neither fitted nor evaluated."""
-    split = Split.of(store, np.arange(min(store.models, _ENOUGH)))
-    split.refuse_too_few(f"{store.models} models would give", store.setting.fit.share)
+    if store.models <= _COUNTED:
+        split = Split.of(store, np.arange(store.models))
+        split.refuse_too_few(f"{store.models} models would give", store.setting.fit.share)
     evaluation = range(store.models, store.rows)[: LEAST_MASKS * store.setting.runs_per_mask]
     masks = len({store.mask_index(row) for row in evaluation})
     if store.eval_models and masks < LEAST_MASKS:
