@@ -18,7 +18,8 @@ from train.config import Data, Recipe, Setting
 from train.data import Dataset, load
 from train.images import Images, LazyImages, Split
 from train.loop import Trainer
-from train.model import Parameters, _normal, build
+from train.model import build
+from train.parameters import Parameters, _normal
 from train.vision import torchvision
 from train.writer import RowResult
 

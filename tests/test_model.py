@@ -7,7 +7,8 @@ from torch import nn
 
 from train.config import Recipe
 from train.errors import UserError
-from train.model import ConvNet, Parameters, build, check, reset_statistics
+from train.model import ConvNet, build, check
+from train.parameters import Parameters, reset_statistics
 
 CPU = torch.device("cpu")
 

@@ -19,7 +19,8 @@ from train.device import keep_freed_memory, make_deterministic, precision
 from train.errors import Interrupted
 from train.feed import Feed
 from train.masks import Era, Masks, batch_size
-from train.model import Parameters, build, reset_statistics
+from train.model import build
+from train.parameters import Parameters, reset_statistics
 from train.tables import Tables, tables
 from train.writer import RowFailure, RowResult
 

@@ -1,0 +1,121 @@
+"""A network's parameters as one flat tensor, which is reset for every group of rows, and how each of them starts."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from train.model import ConvNet, ResNet18
+from train.streams import Stream, uniform
+
+
+@dataclass(frozen=True)
+class Section:
+    """The part [start, stop) of a row's parameter vector that one parameter takes, and how it starts."""
+
+    parameter: nn.Parameter
+    start: int
+    stop: int
+    fill: Callable[[NDArray[np.float32]], NDArray[np.float32] | float]
+    """From uniform numbers in [0, 1) to initial values."""
+
+
+class Parameters:
+    """All parameters of a network for G rows in one flat tensor, with their gradient and momentum likewise.
+
+    Parameters lie one after another, each with its G rows together; the weights of ungrouped convolutions lie in
+    channels_last order.
+    """
+
+    def __init__(self, network: nn.Module, group: int, device: torch.device) -> None:
+        self.group = group
+        self.sections = list(_sections(network, group))
+        size = sum(section.parameter.numel() for section in self.sections)
+        self.value, self.grad, self.momentum = (torch.zeros(size, device=device) for _ in range(3))
+        at = 0
+        for section in self.sections:
+            parameter, count = section.parameter, section.parameter.numel()
+            shape = parameter.shape
+            parameter.data = _view(self.value[at : at + count], shape)
+            parameter.grad = _view(self.grad[at : at + count], shape)
+            at += count
+        sizes = torch.tensor([section.stop - section.start for section in self.sections], device=device)
+        rows = torch.arange(group, device=device).repeat(len(sizes))
+        self.row = rows.repeat_interleave(sizes.repeat_interleave(group))
+        """The row in the group that each element belongs to."""
+
+    @property
+    def per_row(self) -> int:
+        return self.sections[-1].stop
+
+    def reset(self, seed: int, rows: range) -> None:
+        """Start the rows afresh, each from its own initialisation stream; momentum back to zero."""
+        starts = [uniform(seed, row, Stream.INITIALISATION, self.per_row) for row in rows]
+        flat = [section.fill(start[section.start : section.stop]) for section in self.sections for start in starts]
+        sizes = [section.stop - section.start for section in self.sections for _ in starts]
+        values = [np.broadcast_to(np.float32(part), size) for part, size in zip(flat, sizes, strict=True)]
+        self.value.copy_(torch.from_numpy(np.concatenate(values)))
+        self.momentum.zero_()
+
+    def step(self, lr: Tensor, momentum: float, weight_decay: float) -> None:
+        """One step of SGD as in torch.optim.SGD, with a learning rate per row (lr: [G]); clears the gradient."""
+        self.grad.add_(self.value, alpha=weight_decay)
+        self.momentum.mul_(momentum).add_(self.grad)
+        self.value.addcmul_(self.momentum, lr if self.group == 1 else lr[self.row], value=-1)
+        self.grad.zero_()
+
+
+def _view(flat: Tensor, shape: torch.Size) -> Tensor:
+    if len(shape) == 4:
+        outputs, inputs, height, breadth = shape
+        return flat.view(outputs, height, breadth, inputs).permute(0, 3, 1, 2)
+    return flat.view(shape)
+
+
+def _sections(network: nn.Module, group: int) -> list[Section]:
+    sections: list[Section] = []
+    for name, parameter in network.named_parameters():
+        start = sections[-1].stop if sections else 0
+        stop = start + parameter.numel() // group
+        sections.append(Section(parameter, start, stop, _initialiser(network, name, parameter)))
+    return sections
+
+
+def _initialiser(
+    network: nn.Module, name: str, parameter: nn.Parameter
+) -> Callable[[NDArray[np.float32]], NDArray[np.float32] | float]:
+    """PyTorch's default: uniform within 1/sqrt(fan_in); 1 and 0 for batch norm; torchvision's own for its ResNet."""
+    owner, _, kind = name.rpartition(".")
+    module = network.get_submodule(owner)
+    if isinstance(module, nn.BatchNorm2d):
+        return lambda u: 1.0 if kind == "weight" else 0.0
+    if isinstance(network, ResNet18) and isinstance(module, nn.Conv2d):
+        return _normal(math.sqrt(2 / (parameter.shape[0] * parameter[0, 0].numel())))
+    if isinstance(module, nn.Conv2d):
+        return _symmetric(1 / math.sqrt(module.weight[0].numel()))
+    if isinstance(module, nn.Linear):
+        return _symmetric(1 / math.sqrt(module.in_features))
+    assert isinstance(module, ConvNet)
+    return _symmetric(1 / math.sqrt(module.weight.shape[1]))
+
+
+def _symmetric(bound: float) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    return lambda u: (2 * u - 1) * np.float32(bound)
+
+
+def _normal(std: float) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    from scipy.special import ndtri
+
+    # In float64, since the largest u plus half its spacing rounds to 1 in float32, whose quantile is infinite.
+    return lambda u: (ndtri(u + np.float64(2**-25)) * std).astype(np.float32)
+
+
+def reset_statistics(network: nn.Module) -> None:
+    """Running means and variances of batch norm, back to 0 and 1."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
