@@ -24,13 +24,19 @@ class Data:
 
     root: str = "data"
     """Folder that holds the data set: for CIFAR-10 the one with `cifar-10-batches-py` in it, for FMoW the one with
-    `fmow_v1.1`. `digits` needs none."""
+    `fmow_v1.1`, for your own the one with train_images.npy, train_labels.npy, test_images.npy and test_labels.npy.
+    `digits` needs none."""
     train: int | None = None
     """Use only the first this many training examples; null uses all."""
     test: int | None = None
     """Use only the first this many test examples; null uses all."""
     size: int | None = None
     """Side in pixels that FMoW's images are resized to, to try things out; null leaves them as they are."""
+    mean: list[float] | None = None
+    """Mean of each channel in units of 0..255, taken out of the images; null for the data set's usual one, and for your
+    own data that of the training images."""
+    std: list[float] | None = None
+    """Standard deviation of each channel in units of 0..255, which images are divided by; null as for `mean`."""
     split_scheme: str = "official"
     """Splits of FMoW as in WILDS: `official`, `mixed-to-test`, or `time_after_Y`, which trains on the year Y-4."""
     form: Literal["auto", "original", "npy", "beton-raw", "beton-jpeg", "beton"] = "auto"
@@ -47,6 +53,9 @@ class Data:
     def __post_init__(self) -> None:
         for key, value in (("data.train", self.train), ("data.test", self.test), ("data.size", self.size)):
             _require(value is None or value >= 1, key, value, "at least 1, or null for all")
+        centred = all(0 <= mean <= 255 for mean in self.mean or [])
+        _require(centred, "data.mean", self.mean, "numbers from 0 to 255, or null")
+        _require(all(0 < std < math.inf for std in self.std or []), "data.std", self.std, "positive numbers, or null")
 
 
 @dataclass
@@ -166,7 +175,7 @@ class Setting:
     """One setting: a data set, an alpha, a number of models, a recipe and a seed."""
 
     dataset: str = "cifar"
-    """Name of the data set: `cifar`, `digits` or `fmow`."""
+    """Name of the data set: `cifar`, `digits` or `fmow`, or any other for your own in data.root."""
     alpha: float = 0.5
     """Fraction of the training set that each model is trained on, above 0 and below 1."""
     models: int = 1000

@@ -61,6 +61,11 @@ def create_store(layout: Layout, setting: Setting, dataset: Dataset, notice: Not
 
 def check_data(manifest: Manifest, dataset: Dataset) -> None:
     """Raises UserError where the data set is not the one the store was created with."""
+    if len(dataset.classes) != len(manifest.classes):
+        raise UserError(
+            f"the data set in {dataset.where} has {len(dataset.classes)} classes, but the store was created with "
+            f"{len(manifest.classes)}"
+        )
     found = dataset.sha256()
     if found != manifest.data_sha256:
         raise UserError(

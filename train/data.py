@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from train import beton, cifar, fmow_tree
+from train import beton, cifar, fmow_tree, own
 from train.config import Data, Setting
 from train.errors import UserError
 from train.images import Split
@@ -57,7 +57,9 @@ def load(setting: Setting) -> Dataset:
     Raises UserError that says what is missing and how to get it, or which file is damaged.
     """
     source, data = _source(setting), setting.data
-    if data.form == "beton":
+    if source is None:
+        (*splits,), classes, where = *own.read(data), data.root
+    elif data.form == "beton":
         splits, classes, where = _foreign(setting.dataset, source, data)
     elif packs := _packs(source, data):
         splits, classes, where = _packed(packs, data)
@@ -65,7 +67,16 @@ def load(setting: Setting) -> Dataset:
         splits, classes, where = [*source.read(data)], source.classes(), source.where(data)
     train = splits[0].first(data.train, "data.train").in_memory(data.resident)
     test = splits[1].first(data.test, "data.test").in_memory(data.resident)
-    return Dataset(train, test, classes, source.mean, source.std, where)
+    mean, std = (source.mean, source.std) if source else own.statistics(train.images)
+    return Dataset(train, test, classes, _chosen(data, "mean", mean), _chosen(data, "std", std), where)
+
+
+def _chosen(data: Data, key: str, usual: tuple[float, ...]) -> tuple[float, ...]:
+    """A number a channel: what the config says, else the usual one. Raises UserError."""
+    stated = getattr(data, key)
+    if stated is not None and len(stated) != len(usual):
+        raise UserError(f"data.{key} is {stated}, expected {len(usual)} numbers, one a channel")
+    return usual if stated is None else tuple(stated)
 
 
 def fetch(setting: Setting) -> None:
@@ -79,13 +90,11 @@ def pack(setting: Setting, progress: Progress = lambda what, done, total: None) 
 
     Raises UserError, WorkError.
     """
-    source = _source(setting)
-    form = setting.data.form
+    source, form = _source(setting), setting.data.form
     if form == "auto" and setting.dataset == "fmow":
         form = "npy"
-    if form not in SUFFIXES:
+    if source is None or source.stem is None or form not in SUFFIXES:
         return
-    assert source.stem is not None
     paths = _paths(source.stem(setting.data), form, setting.data)
     train, test = source.read(setting.data)
     for name, split in (("train", train), ("test", test)):
@@ -94,13 +103,15 @@ def pack(setting: Setting, progress: Progress = lambda what, done, total: None) 
         Pack(paths[name], form).write(split, source.classes(), progress)
 
 
-def _source(setting: Setting) -> Source:
-    try:
-        source = SOURCES[setting.dataset]
-    except KeyError:
-        raise UserError(f"dataset is {setting.dataset!r}, expected one of {', '.join(SOURCES)}") from None
-    data = setting.data
-    if source.stem is None and data.form not in ("auto", "original"):
+def _source(setting: Setting) -> Source | None:
+    """Where the data set comes from; None where it is the user's own. Raises UserError."""
+    data, source = setting.data, SOURCES.get(setting.dataset)
+    if source is None and (missing := own.missing(data)):
+        raise UserError(
+            f"dataset is {setting.dataset!r}, expected one of {', '.join(SOURCES)}, or a name for your own data in "
+            f"{', '.join(own.FILES)} in data.root: {missing} does not exist"
+        )
+    if (source is None or source.stem is None) and data.form not in ("auto", "original"):
         raise UserError(f"data.form is {data.form!r}, expected auto or original: {setting.dataset} has no other form")
     if setting.dataset != "fmow":
         for key, usual in (("size", None), ("split_scheme", "official")):

@@ -23,7 +23,7 @@ import numpy as np
 
 from train import beton
 from train.errors import UserError, WorkError
-from train.images import Images, Split, cores, nbytes
+from train.images import Images, Split, cores, mapped, nbytes
 from train.npy import HEADER_BYTES, file_bytes, header, reserve, sync_folder, write_all, write_file
 
 FORMAT = "datamodels-pack-1"
@@ -120,11 +120,7 @@ class Pack:
 
 
 def _open_npy(path: Path) -> np.memmap:
-    """The array, mapped copy-on-write: torch warns of arrays that it may not write to."""
-    try:
-        array = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is not a whole .npy file ({error})") from None
+    array = mapped(path)
     if array.dtype != np.uint8 or array.ndim != 4 or not array.flags.c_contiguous:
         raise UserError(f"{path} holds {array.dtype} {list(array.shape)}, expected uint8 [N, height, width, channels]")
     return array
