@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lasso.design import GramCounts
-from lasso.evaluate import Evaluation, Holdout, summarise
+from lasso.evaluate import Evaluation, summarise
 from lasso.fit import usable
+from lasso.holdout import Holdout
 from lasso.moments import Cross, Gram
 from lasso.rows import Progress, Split, enough_memory, read_margins, read_masks, silent, target_count
 from lasso.solver import Matrices, Solution, solve

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lasso.evaluate import LEAST_MASKS
+from lasso.holdout import LEAST_MASKS
 from lasso.rows import Split
 from train.errors import UserError
 from train.store import ReadableStore as Store

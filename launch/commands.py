@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from launch.progress import Progress, Stages, notice
 from launch.status import report_path
@@ -17,6 +17,9 @@ from train.data import Dataset, fetch, load, pack
 from train.errors import UserError, WorkError
 from train.layout import Layout
 from train.store import ReadableStore, Store, open_own, open_store
+
+if TYPE_CHECKING:
+    from lasso import Evaluation
 
 T = TypeVar("T")
 
@@ -253,6 +256,7 @@ def _fit(store: ReadableStore, split: str, targets: tuple[int, int] | None) -> P
 
 def evaluate(request: Request) -> int:
     from lasso import evaluate as judge
+    from launch.quality import everything
 
     if request.options["curve"]:
         return _curve(request)
@@ -265,8 +269,7 @@ def evaluate(request: Request) -> int:
     if request.options["json"]:
         print(json.dumps(result.to_json(request.options["per_target"])))
     else:
-        for key, value in result.to_json().items():
-            print(f"{key:10} {value:.4f}" if isinstance(value, float) else f"{key:10} {value}")
+        print(_aligned(everything(result)))
     return 0
 
 
@@ -333,7 +336,7 @@ def run(request: Request) -> int:
         notice("nothing to report: the page is up to date")
     else:
         _timed(timings, "report", lambda: _report(store, dataset))
-    print(_table(store, trained, timings, quality.to_json() if quality else {}))
+    print(_table(store, trained, timings, quality))
     print(path)
     return code
 
@@ -382,9 +385,15 @@ def _timed(timings: dict[str, float], stage: str, work: Callable[[], T]) -> T:
     return result
 
 
-def _table(store: Store, trained: int, timings: dict[str, float], quality: dict[str, Any]) -> str:
+def _table(store: Store, trained: int, timings: dict[str, float], quality: "Evaluation | None") -> str:
+    from launch.quality import headline
+
     rate = f"{trained / timings['train'] * 3600:,.0f}" if trained else "-"
     lines = [("models", f"{store.models} + {store.eval_models} for evaluation"), ("rows/hour", rate)]
-    lines += [(key.upper(), f"{quality[key]:.4f}") for key in ("lds", "ceiling", "mse", "r2") if key in quality]
+    lines += headline(quality) if quality else []
     lines += [(f"{stage}, s", f"{seconds:.1f}") for stage, seconds in timings.items()]
+    return _aligned(lines)
+
+
+def _aligned(lines: list[tuple[str, str]]) -> str:
     return "\n".join(f"{name:12} {value}" for name, value in lines)

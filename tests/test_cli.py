@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -232,10 +233,14 @@ def test_retraining_rows_gives_the_same_bytes(trained: Path) -> None:
 def test_eval_as_json_has_the_contracts_keys(trained: Path) -> None:
     found = json.loads(datamodels("eval", DIGITS, "--root", trained, *TINY, "--json").out)
     assert {"lds", "undefined", "mse", "targets", "models", "ceiling"} <= found.keys()
+    assert {"low", "high", "level"} <= found["lds_interval"].keys()
     assert (found["targets"], found["models"]) == (60, 8)
     wide = json.loads(datamodels("eval", DIGITS, "--root", trained, *TINY, "--json", "--per_target").out)
     assert np.mean(wide.pop("per_target")["lds"]) == pytest.approx(found["lds"])
     assert wide == found
+    table = datamodels("eval", DIGITS, "--root", trained, *TINY, "--eval.level=0.8").out
+    assert re.search(rf"^LDS +{found['lds']:.4f}, 80% interval -?[0-9.]+ to [0-9.]+$", table, re.MULTILINE)
+    assert re.search(r"^models +8 for evaluation, with 4 masks$", table, re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,43 +1,22 @@
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from scipy import stats
 
 import lasso
 from lasso import curve, evaluate, fit
-from lasso.evaluate import ranks, spearman
 from tests.fake_store import FakeStore, linear_data
-from train.config import Fit
+from train.config import Eval, Fit, identity
 from train.errors import UserError, WorkError
 
 
 def save(path, weight, bias):
     torch.save({"weight": torch.tensor(weight).float(), "bias": torch.tensor(bias).float()}, path)
     return path
-
-
-@settings(max_examples=100, deadline=None)
-@given(hnp.arrays(np.float64, st.tuples(st.integers(1, 30), st.integers(1, 4)), elements=st.integers(-3, 3)))
-def test_ranks_are_scipys_with_ties(values):
-    np.testing.assert_array_equal(ranks(values), stats.rankdata(values, axis=0))
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.integers(3, 40), st.integers(0, 10**6), st.sampled_from([2, 5, 10**6]))
-def test_spearman_is_scipys_with_ties(n, seed, levels):
-    rng = np.random.default_rng(seed)
-    a, b = rng.integers(0, levels, (2, n, 3)).astype(np.float64)
-    for column, found in enumerate(spearman(a, b)):
-        if np.ptp(a[:, column]) == 0 or np.ptp(b[:, column]) == 0:
-            assert np.isnan(found)
-        else:
-            assert found == pytest.approx(stats.spearmanr(a[:, column], b[:, column]).statistic, abs=1e-12)
 
 
 @pytest.fixture
@@ -54,8 +33,11 @@ def test_scores_equal_plain_definitions(store):
     predicted = store.arrays["train_masks"][500:] @ weight + bias
     lds = [stats.spearmanr(predicted[:, target], actual[:, target]).statistic for target in range(6)]
     r2 = 1 - ((actual - predicted) ** 2).sum(axis=0) / ((actual - actual.mean(axis=0)) ** 2).sum(axis=0)
+    pearson = [stats.pearsonr(predicted[:, target], actual[:, target]).statistic for target in range(6)]
     np.testing.assert_allclose(found.target_lds, lds, atol=1e-12)
+    np.testing.assert_allclose(found.target_pearson, pearson, atol=1e-12)
     assert found.lds == pytest.approx(np.mean(lds), abs=1e-12)
+    assert found.pearson == pytest.approx(np.mean(pearson), abs=1e-12)
     assert found.mse == pytest.approx(np.mean((actual - predicted) ** 2))
     assert found.r2 == pytest.approx(r2.mean())
     assert (found.targets, found.models, found.masks, found.undefined) == (6, 200, 200, 0)
@@ -64,14 +46,42 @@ def test_scores_equal_plain_definitions(store):
 def test_the_json_has_the_keys_of_the_contract_and_no_ceiling_for_single_runs(store):
     fit(store)
     found = json.loads(json.dumps(evaluate(store).to_json()))
-    assert set(found) == {"lds", "undefined", "mse", "r2", "targets", "models", "masks"}
+    assert set(found) == {"lds", "lds_interval", "undefined", "pearson", "mse", "r2", "targets", "models", "masks"}
+    assert set(found["lds_interval"]) == {"low", "high", "level", "replicates"}
+
+
+def test_intervals_of_targets_and_mean_hold_the_estimates(store):
+    fit(store)
+    found = evaluate(store)
+    interval = found.lds_interval
+    assert (interval.level, interval.replicates) == (0.95, 1000)
+    assert interval.low < found.lds < interval.high
+    assert ((found.target_lds_low < found.target_lds) & (found.target_lds < found.target_lds_high)).all()
+    widths = found.target_lds_high - found.target_lds_low
+    assert interval.high - interval.low < widths.mean()
+    assert evaluate(store).lds_interval == interval
+
+
+def test_level_and_replicates_are_settings_and_no_part_of_a_settings_identity(store):
+    fit(store)
+    usual = evaluate(store).lds_interval
+    store.setting = replace(store.setting, eval=Eval(replicates=200, level=0.5))
+    other = evaluate(store).lds_interval
+    assert (other.level, other.replicates) == (0.5, 200)
+    assert usual.low < other.low < other.high < usual.high
+    assert identity(store.setting.to_dict()) == identity(replace(store.setting, eval=Eval()).to_dict())
+    store.setting = replace(store.setting, eval=Eval(replicates=0))
+    found = evaluate(store)
+    assert found.lds_interval is None
+    assert "lds_interval" not in found.to_json()
+    assert set(found.to_json(per_target=True)["per_target"]) == {"lds", "pearson", "mse", "r2"}
 
 
 def test_values_per_target_come_on_request(store):
     fit(store)
     found = evaluate(store)
     lists = json.loads(json.dumps(found.to_json(per_target=True)))["per_target"]
-    assert set(lists) == {"lds", "mse", "r2"}
+    assert set(lists) == {"lds", "lds_low", "lds_high", "pearson", "mse", "r2"}
     assert np.mean(lists["lds"]) == pytest.approx(found.lds)
 
 
@@ -106,6 +116,8 @@ def test_tiles_and_blocks_change_nothing(store, monkeypatch):
     monkeypatch.setattr("lasso.rows._BLOCK_VALUES", 1)
     tiled = evaluate(store)
     np.testing.assert_allclose(tiled.target_lds, whole.target_lds, atol=1e-12)
+    np.testing.assert_allclose(tiled.target_lds_low, whole.target_lds_low, atol=1e-9)
+    assert tiled.lds_interval.high == pytest.approx(whole.lds_interval.high, abs=1e-9)
     assert tiled.mse == pytest.approx(whole.mse)
 
 
@@ -178,6 +190,9 @@ def test_attribution_scores_of_any_method_are_scored(store, tmp_path):
     same = evaluate(store, weights=save(tmp_path / "scores.pt", scores, np.zeros(6)))
     assert found.lds == pytest.approx(same.lds, abs=1e-6)
     assert found.lds == pytest.approx(evaluate(store, "train", tmp_path / "scores.npy").lds)
+    for given in (scores, torch.tensor(scores), scores.tolist()):
+        from_memory = evaluate(store, scores=given)
+        assert from_memory.to_json(per_target=True) == found.to_json(per_target=True)
 
 
 def test_unfit_weights_are_refused(store, tmp_path):
@@ -201,6 +216,19 @@ def test_unfit_weights_are_refused(store, tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             evaluate(store, weights=tmp_path / name)
+
+
+def test_unfit_scores_are_refused(store, tmp_path):
+    for scores, words in (
+        (np.zeros(6), r"scores has shape \(6,\), expected \(10, 6\)"),
+        (np.zeros((6, 10)), r"scores has shape \(6, 10\), expected \(10, 6\)"),
+        (np.full((10, 6), "a"), "scores holds <U1, expected real numbers"),
+        (np.full((10, 6), np.inf), "scores holds weights that are not finite"),
+    ):
+        with pytest.raises(UserError, match=words):
+            evaluate(store, scores=scores)
+    with pytest.raises(UserError, match="both weights and scores"):
+        evaluate(store, weights=tmp_path / "w.pt", scores=np.zeros((10, 6)))
 
 
 def test_without_a_fit_or_evaluation_rows_there_is_nothing_to_score(store):

@@ -171,6 +171,21 @@ class Fit:
 
 
 @dataclass
+class Eval:
+    """How datamodels are judged."""
+
+    replicates: int = 1000
+    """Bootstrap replicates of the evaluation masks behind the intervals of the LDS; 0 for no intervals."""
+    level: float = 0.95
+    """Level of the intervals."""
+
+    def __post_init__(self) -> None:
+        enough = self.replicates == 0 or self.replicates >= 100
+        _require(enough, "eval.replicates", self.replicates, "0, or at least 100")
+        _require(0 < self.level < 1, "eval.level", self.level, "between 0 and 1")
+
+
+@dataclass
 class Setting:
     """One setting: a data set, an alpha, a number of models, a recipe and a seed."""
 
@@ -195,6 +210,7 @@ class Setting:
     recipe: Recipe = field(default_factory=Recipe)
     outputs: Outputs = field(default_factory=Outputs)
     fit: Fit = field(default_factory=Fit)
+    eval: Eval = field(default_factory=Eval)
 
     def __post_init__(self) -> None:
         _require(
@@ -244,12 +260,12 @@ def flatten(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a resolved setting that its rows depend on, as flat dotted keys."""
-    return {key: value for key, value in flatten(config) if key not in _FREE and not key.startswith("fit.")}
+    return {key: value for key, value in flatten(config) if key not in _FREE and not key.startswith(("fit.", "eval."))}
 
 
 def from_dict(config: dict[str, Any]) -> Setting:
     """The setting that `to_dict` came from. Raises UserError."""
-    groups = {"data": Data, "recipe": Recipe, "outputs": Outputs, "fit": Fit}
+    groups = {"data": Data, "recipe": Recipe, "outputs": Outputs, "fit": Fit, "eval": Eval}
     for key in groups.keys() & config.keys():
         _require(isinstance(config[key], dict), key, config[key], "keys and values")
     return Setting(**{key: groups[key](**value) if key in groups else value for key, value in config.items()})

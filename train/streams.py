@@ -15,6 +15,8 @@ class Stream(IntEnum):
     ORDER = 2
     AUGMENTATION = 3
     VALIDATION = 4
+    RESAMPLE = 5
+    """Of a bootstrap replicate, its number in place of the row's."""
 
 
 def raw(seed: int, row: int, stream: Stream, n: int) -> NDArray[np.uint64]:

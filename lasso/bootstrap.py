@@ -1,0 +1,120 @@
+"""Bootstrap intervals of rank correlations: the evaluation masks are resampled, with all their runs.
+
+Intervals are BCa (Efron, "Better bootstrap confidence intervals", JASA 1987): percentiles of the replicates, moved by
+their median bias and by the acceleration, which the jackknife gives. Plain percentiles would sit too low here, since a
+rank correlation is biased towards 0 and that of a resample, with its ties, once more.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.streams import Stream, raw
+
+_LEFT_OUT = 200
+"""Groups of masks that the jackknife leaves out in turn, at most: each mask by itself where there are no more."""
+_AT_ONCE = 64
+"""Targets of which a thread has the replicates in memory."""
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    low: float
+    high: float
+    level: float
+    """Share of such intervals that hold the value which ever more evaluation masks would give."""
+    replicates: int
+
+
+class Bootstrap:
+    """Resamples of n masks, the same for every target: `replicates` with replacement, then those of the jackknife."""
+
+    def __init__(self, masks: int, replicates: int, level: float, seed: int) -> None:
+        from lasso.resampled import LANES
+
+        self.replicates, self.level = replicates, level
+        drawn = [_draw(masks, seed, number) for number in range(replicates)]
+        groups = np.arange(masks) * min(masks, _LEFT_OUT) // masks
+        kept = groups[None] != np.arange(groups[-1] + 1)[:, None]
+        counts = np.concatenate([drawn, kept]).astype(np.float32)
+        self.resamples = len(counts)
+        padded = np.concatenate([counts, np.zeros((-len(counts) % LANES, masks), np.float32)])
+        self._counts = np.ascontiguousarray(padded.reshape(-1, LANES, masks).transpose(0, 2, 1))
+
+    def targets(self, estimate: Values, a: Values, b: Values) -> tuple[Values, Values, Values]:
+        """Bounds [t] of the interval of each target's Spearman correlation `estimate` [t] of a with b, [masks, t] each,
+        and the sum over targets in each resample, for `mean`. A correlation that is undefined is 0.
+        """
+        pieces = [slice(start, start + _AT_ONCE) for start in range(0, len(estimate), _AT_ONCE)]
+        low, high, total = np.empty(len(estimate)), np.empty(len(estimate)), np.zeros(self.resamples)
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            found = pool.map(lambda piece: self._correlations(a[:, piece], b[:, piece]), pieces)
+            for piece, values in zip(pieces, found, strict=True):
+                low[piece], high[piece] = self._bounds(estimate[piece], values)
+                total += values.sum(axis=0)
+        return low, high, total
+
+    def mean(self, estimate: float, total: Values, targets: int) -> Interval:
+        """The interval of the mean over targets, from the sum over them in each resample."""
+        low, high = self._bounds(np.array([estimate]), total[None] / targets)
+        return Interval(float(low[0]), float(high[0]), self.level, self.replicates)
+
+    def _correlations(self, a: Values, b: Values) -> Values:
+        """Spearman correlations [t, resamples]."""
+        from lasso.resampled import LANES, correlate
+
+        masks, targets = a.shape
+        order, last = (np.stack(sides) for sides in zip(_sorted(a), _sorted(b), strict=True))
+        found = np.empty((targets, len(self._counts) * LANES), np.float32)
+        work = np.empty((masks, LANES), np.float32), np.empty((6, LANES), np.float32)
+        correlate(order, last, self._counts, *work, found)
+        return found[:, : self.resamples].astype(np.float64)
+
+    def _bounds(self, estimate: Values, values: Values) -> tuple[Values, Values]:
+        """BCa bounds [t] for estimates [t] and their values [t, resamples]."""
+        from scipy.special import ndtr, ndtri
+
+        drawn, left_out = values[:, : self.replicates], values[:, self.replicates :]
+        middle = estimate[:, None]
+        below = ((drawn < middle).sum(axis=1) + (drawn <= middle).sum(axis=1)) / 2
+        bias = ndtri(np.clip(below, 0.5, self.replicates - 0.5) / self.replicates)
+        pull = left_out.mean(axis=1, keepdims=True) - left_out
+        spread = (pull**2).sum(axis=1) ** 1.5
+        acceleration = np.divide((pull**3).sum(axis=1), 6 * spread, out=np.zeros_like(spread), where=spread > 0)
+        ascending = np.sort(drawn, axis=1)
+        low, high = (
+            _quantile(ascending, ndtr(bias + (bias + z) / np.maximum(1 - acceleration * (bias + z), 1e-9)))
+            for z in ndtri([(1 - self.level) / 2, (1 + self.level) / 2])
+        )
+        return low, high
+
+
+def _draw(masks: int, seed: int, number: int) -> NDArray[np.int64]:
+    """How often a resample has each of the masks."""
+    words = raw(seed, number, Stream.RESAMPLE, masks) >> np.uint64(32)
+    return np.bincount((words * np.uint64(masks) >> np.uint64(32)).astype(np.int64), minlength=masks)
+
+
+def _sorted(values: Values) -> Iterator[NDArray]:
+    """Order [t, masks] of each target's values [masks, t], and whether the next one differs."""
+    order = np.argsort(values, axis=0)
+    ascending = np.take_along_axis(values, order, axis=0)
+    last = np.ones(values.shape, bool)
+    last[:-1] = ascending[1:] != ascending[:-1]
+    yield np.ascontiguousarray(order.T, np.uint32)
+    yield np.ascontiguousarray(last.T)
+
+
+def _quantile(ascending: Values, share: Values) -> Values:
+    """The quantile at each row's own share, interpolated between the values of ascending [t, n]."""
+    place = share * (ascending.shape[1] - 1)
+    lower = np.minimum(place.astype(np.int64), ascending.shape[1] - 2)
+    row = np.arange(len(ascending))
+    start, end = ascending[row, lower], ascending[row, lower + 1]
+    return start + (place - lower) * (end - start)

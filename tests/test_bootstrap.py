@@ -1,0 +1,111 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lasso.bootstrap import Bootstrap, _draw
+from lasso.correlation import spearman
+
+
+def sample(masks, targets, seed=0, levels=None, noise=1.0):
+    """Predictions and margins [masks, targets], noisy copies of each other, rounded to `levels` steps a unit."""
+    rng = np.random.default_rng(seed)
+    a = rng.normal(size=(masks, targets))
+    b = a + noise * (rng.normal(size=(masks, 1)) + rng.normal(size=(masks, targets))) / np.sqrt(2)
+    return (a, b) if levels is None else (np.round(a * levels) / levels, np.round(b * levels) / levels)
+
+
+@pytest.mark.parametrize("levels", [None, 1, 8])
+def test_resampled_correlations_are_scipys_of_the_drawn_masks(levels):
+    a, b = sample(30, 3, levels=levels)
+    found = Bootstrap(30, 100, 0.95, seed=7)._correlations(a, b)
+    assert found.shape == (3, 130)
+    drawn = [np.repeat(np.arange(30), _draw(30, 7, number)) for number in range(100)]
+    left_out = [np.delete(np.arange(30), number) for number in range(30)]
+    for rows, column in zip([*drawn, *left_out], found.T, strict=True):
+        expected = [stats.spearmanr(a[rows, target], b[rows, target]).statistic for target in range(3)]
+        np.testing.assert_allclose(column, expected, atol=1e-6)
+
+
+def test_bounds_are_scipys_bca():
+    a, b = sample(40, 1, noise=0.5)
+    bootstrap = Bootstrap(40, 500, 0.9, seed=1)
+    estimate = spearman(a, b)
+    low, high, _ = bootstrap.targets(estimate, a, b)
+    replicates = bootstrap._correlations(a, b)[0, :500]
+    expected = stats.bootstrap(
+        (a[:, 0], b[:, 0]),
+        lambda x, y: stats.spearmanr(x, y).statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=0,
+        confidence_level=0.9,
+        method="BCa",
+        bootstrap_result=SimpleNamespace(bootstrap_distribution=replicates),
+    ).confidence_interval
+    assert (low[0], high[0]) == pytest.approx((expected.low, expected.high), abs=1e-5)
+
+
+def test_every_mask_is_drawn_equally_often():
+    counts = sum(_draw(50, 3, number) for number in range(2000))
+    assert counts.sum() == 100_000
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_equal_seeds_give_equal_intervals_however_many_targets_are_asked_for_together():
+    a, b = sample(60, 150)
+    estimate = spearman(a, b)
+    low, high, total = Bootstrap(60, 200, 0.95, seed=5).targets(estimate, a, b)
+    again = Bootstrap(60, 200, 0.95, seed=5)
+    parts = [again.targets(estimate[part], a[:, part], b[:, part]) for part in (slice(0, 70), slice(70, 150))]
+    np.testing.assert_array_equal(np.concatenate([part[0] for part in parts]), low)
+    np.testing.assert_array_equal(np.concatenate([part[1] for part in parts]), high)
+    np.testing.assert_allclose(parts[0][2] + parts[1][2], total, rtol=1e-12)
+    other, _, _ = Bootstrap(60, 200, 0.95, seed=6).targets(estimate, a, b)
+    assert (other != low).all()
+
+
+def test_a_correlation_that_is_undefined_has_the_interval_0_to_0():
+    a, b = sample(20, 2)
+    a[:, 1] = 0.1
+    low, high, total = Bootstrap(20, 100, 0.95, seed=0).targets(np.array([0.5, 0.0]), a, b)
+    alone = Bootstrap(20, 100, 0.95, seed=0).targets(np.array([0.5]), a[:, :1], b[:, :1])
+    assert (low[1], high[1]) == (0, 0)
+    np.testing.assert_array_equal(total, alone[2])
+
+
+@pytest.mark.parametrize("masks", [3, 4, 5])
+def test_a_handful_of_masks_and_perfect_predictions_give_numbers(masks):
+    a, _ = sample(masks, 70)
+    for b in (a, -a, np.roll(a, 1, axis=0)):
+        estimate = spearman(a, b)
+        low, high, _ = Bootstrap(masks, 100, 0.95, seed=0).targets(estimate, a, b)
+        assert ((low >= -1.000001) & (low <= high) & (high <= 1.000001)).all()
+
+
+def test_groups_left_out_together_give_the_bounds_of_masks_left_out_alone(monkeypatch):
+    a, b = sample(400, 20, noise=0.5)
+    estimate = spearman(a, b)
+    low, high, _ = Bootstrap(400, 1000, 0.95, seed=0).targets(estimate, a, b)
+    monkeypatch.setattr("lasso.bootstrap._LEFT_OUT", 400)
+    alone = Bootstrap(400, 1000, 0.95, seed=0).targets(estimate, a, b)
+    width = (high - low).mean()
+    np.testing.assert_allclose(low, alone[0], atol=0.1 * width)
+    np.testing.assert_allclose(high, alone[1], atol=0.1 * width)
+
+
+@pytest.mark.parametrize(("masks", "noise"), [(50, 3.0), (100, 1.0), (200, 0.5)])
+def test_intervals_hold_the_truth_as_often_as_they_say(masks, noise):
+    """Truth: of a normal pair, spearman = 6/pi asin(pearson/2) (Pearson 1907)."""
+    truth = 6 / np.pi * np.arcsin(1 / np.sqrt(1 + noise**2) / 2)
+    held, each = 0, 0.0
+    for seed in range(200):
+        a, b = sample(masks, 20, seed, noise=noise)
+        bootstrap, estimate = Bootstrap(masks, 400, 0.9, seed), spearman(a, b)
+        low, high, total = bootstrap.targets(estimate, a, b)
+        interval = bootstrap.mean(float(estimate.mean()), total, 20)
+        held += interval.low <= truth <= interval.high
+        each += ((low <= truth) & (truth <= high)).mean()
+    assert 0.83 <= held / 200 <= 0.97  # 3 standard errors of 200 trials at 0.9
+    assert 0.87 <= each / 200 <= 0.93
