@@ -97,7 +97,7 @@ def steps(trainer: Trainer, peer: Callable[[], None], count: int) -> tuple[float
         return len(pairs) == count
 
     with contextlib.suppress(Interrupted):
-        trainer.fit(range(1), [trainer.masks[0]], between)
+        trainer.lanes[0].train(trainer.plan(range(1), [trainer.masks[0]]), range(1), between)
     return first or 0.0, pairs[1:]
 
 

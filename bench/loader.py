@@ -106,9 +106,13 @@ def ours(images: Images, batch: int, resident: bool = False) -> Callable[[], Ite
 
     def epoch() -> Iterator[int]:
         steps = len(images) // batch
-        order = torch.from_numpy(np.random.default_rng().permutation(len(images))[: steps * batch])
-        for source, index_GB in feed.batches(order.view(1, steps, batch)):
-            yield len(select(source, index_GB)[0] if resident else source)
+        order = np.random.default_rng().permutation(len(images))[: steps * batch].reshape(steps, batch)
+        if feed.kept is not None:
+            for pick in order:
+                yield len(select(feed.kept, torch.from_numpy(pick)))
+        else:
+            for sent in feed.sent(order):
+                yield len(sent)
 
     return epoch
 

@@ -5,6 +5,7 @@ import torch
 from train.augment import Augment, views
 from train.config import Recipe
 from train.data import Dataset, Split
+from train.feed import Feed
 
 MEAN, STD = (125.307, 122.961, 113.8575), (51.5865, 50.847, 51.255)
 FILL = (125, 122, 113)
@@ -40,8 +41,9 @@ def test_batches_equal_a_plain_statement_of_the_recipe(dataset: Dataset, flip: b
     recipe = Recipe(flip=flip, translate=t, cutout=side)
     draws = np.random.default_rng(1).integers(0, 2**64, (2, 40), dtype=np.uint64)
     index = np.random.default_rng(2).integers(0, 6, (2, 40))
-    augment = Augment(dataset.train, dataset, recipe, torch.device("cpu"))
-    found = augment(torch.from_numpy(index), torch.from_numpy(draws.view(np.int64)))
+    augment = Augment(dataset, recipe, torch.device("cpu"))
+    bordered = Feed(dataset.train.images, torch.device("cpu"), True, t, augment.fill).kept
+    found = augment(bordered, torch.from_numpy(index), torch.from_numpy(draws.view(np.int64)))
     for g in range(2):
         for b in range(40):
             image = expected(dataset.train.images[index[g, b]], int(draws[g, b]), flip, t, side)
@@ -49,7 +51,7 @@ def test_batches_equal_a_plain_statement_of_the_recipe(dataset: Dataset, flip: b
 
 
 def test_draws_choose_every_flip_translation_and_place_equally_often(dataset: Dataset) -> None:
-    augment = Augment(dataset.train, dataset, Recipe(), torch.device("cpu"))
+    augment = Augment(dataset, Recipe(), torch.device("cpu"))
     draws = np.random.Philox(key=np.array([0, 0], np.uint64)).random_raw(40_000).view(np.int64)
     rows, columns = augment._window(torch.from_numpy(draws)[None])
     shift = rows[0, :, 0] * 10 + torch.minimum(columns[0, :, 0], columns[0, :, -1])

@@ -79,26 +79,29 @@ def test_rows_that_diverge_fail_with_their_reason() -> None:
 def test_a_row_that_diverges_changes_no_byte_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     good = trainer(tiny())(0)
     poisoned = trainer(tiny())
-    reset = poisoned.parameters.reset
+    parameters = poisoned.lanes[0].parameters
+    reset = parameters.reset
 
     def poison(seed: int, rows: range) -> None:
         reset(seed, rows)
-        poisoned.parameters.value[poisoned.parameters.row == 3] = torch.nan
+        parameters.value[parameters.row == 3] = torch.nan
 
-    monkeypatch.setattr(poisoned.parameters, "reset", poison)
+    monkeypatch.setattr(parameters, "reset", poison)
     results = poisoned(0)
     assert isinstance(results.pop(3), RowFailure)
     assert contents(results) == contents([result for result in good if result.row != 3])
 
 
-def test_a_value_beyond_float16_is_a_failure_and_never_infinity() -> None:
-    tame = trainer(tiny())
-    tame(0)
-    logits = {"train": torch.zeros(100, 10), "test": torch.zeros(60, 10)}
-    logits["test"][5, 0] = 65_600.0
-    failed = tame._result(0, np.ones(100, bool), logits, 0.0)
+def test_a_value_beyond_float16_is_a_failure_and_never_infinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = trainer(tiny())
+    logits = {"train": torch.zeros(8, 100, 10), "test": torch.zeros(8, 60, 10)}
+    logits["test"][5, 5, 0] = 65_600.0
+    monkeypatch.setattr(used.lanes[0], "evaluate", lambda split, stop: logits[split])
+    results = used(0)
+    failed = results.pop(5)
     assert isinstance(failed, RowFailure)
     assert failed.reason == "test_margins outside float16's range"
+    assert all(isinstance(result, RowResult) for result in results)
 
 
 def test_bernoulli_rows_of_different_sizes_train_together() -> None:

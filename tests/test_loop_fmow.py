@@ -48,8 +48,8 @@ def test_resnet18_is_torchvisions(twins: tuple[torch.nn.Module, torch.nn.Module,
         losses = [F.cross_entropy(ours(images[None])[0], labels), F.cross_entropy(theirs(images.movedim(3, 1)), labels)]
         torch.testing.assert_close(*losses)
         optimizer.zero_grad()
-        for loss in losses:
-            loss.backward()
+        parameters.backward(losses[0])
+        losses[1].backward()
         optimizer.step()
         parameters.step(torch.tensor([0.01]), 0.9, 1e-3)
     for network in (ours, theirs):
@@ -158,10 +158,9 @@ recipe = Recipe(
 before = anonymous()
 dataset.sha256()
 trainer = Trainer(Setting(alpha=0.5, models=1, eval_models=0, recipe=recipe, data=Data()), dataset, torch.device("cpu"))
-for batch in trainer.feeds["train"].all(16):
+for batch in trainer.shared.feeds["train"].all(16):
     pass
-order = torch.arange(32).view(1, 4, 8)
-for batch in trainer.augment.batches(order, torch.zeros(1, 4, 8, dtype=torch.int64)):
+for batch in trainer.shared.feeds["train"].sent(np.arange(32).reshape(4, 8)):
     pass
 print(anonymous() - before, images.nbytes)
 """

@@ -20,17 +20,20 @@ from train.writer import RowResult, Writer
 class MadeUp:
     """A trainer of made-up rows; `look` is called as each group begins."""
 
+    ahead = 0
+
     def __init__(self, store: Store, look: Callable[[int], None] = lambda group: None) -> None:
         self.store = store
         self.look = look
         self.groups: list[int] = []
 
-    def __call__(self, group: int, stop: Callable[[], bool]) -> list[Any]:
+    def start(self, group: int, stop: Callable[[], bool]) -> Any:
         self.groups.append(group)
         self.look(group)
         if stop():
             raise Interrupted
-        return [self.result(row) for row in range(4 * group, 4 * group + 4)]
+        results = [self.result(row) for row in range(4 * group, 4 * group + 4)]
+        return mock.Mock(result=lambda: results)
 
     def result(self, row: int) -> RowResult:
         first = row < self.store.rows and self.store.states.generation[row] == 0

@@ -1,42 +1,32 @@
 """Batches of images on the device: uint8 with the augmentation's border around them until they are normalised."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from train.config import Recipe
-from train.data import Dataset, Split
-from train.feed import Feed, select
+from train.data import Dataset
+from train.feed import select
 
 
 class Augment:
-    """Training batches of a split: mirror, translate, cutout (in this order), then normalise.
+    """Training images: mirror, translate, cutout (in this order), then normalise.
 
     One 64-bit draw an image: bits 0-15 mirror it, 16-31 choose the translation, 32-47 and 48-63 the cutout's place.
     """
 
-    def __init__(
-        self, split: Split, dataset: Dataset, recipe: Recipe, device: torch.device, resident: bool | None = None
-    ) -> None:
+    def __init__(self, dataset: Dataset, recipe: Recipe, device: torch.device) -> None:
         self.recipe = recipe
-        self.height, self.breadth = split.images.shape[1:3]
+        self.height, self.breadth = dataset.train.images.shape[1:3]
         self.normalise = Normalise(dataset, device)
         self.fill = torch.tensor([int(value) for value in dataset.mean], dtype=torch.uint8, device=device)
-        self.feed = Feed(split.images, device, resident, recipe.translate, self.fill)
         self.rows = torch.arange(self.height, device=device)
         self.columns = torch.arange(self.breadth, device=device)
 
-    def __call__(self, index_GB: Tensor, draws_GB: Tensor) -> Tensor:
-        """Normalised float32 images [G, B, H, W, C]."""
-        return next(self.batches(index_GB[:, None], draws_GB[:, None]))
+    def __call__(self, bordered: Tensor, index_GB: Tensor, draws_GB: Tensor) -> Tensor:
+        """Normalised float32 images [G, B, H, W, C] of those at `index_GB` in `bordered`.
 
-    def batches(self, order_GSB: Tensor, draws_GSB: Tensor) -> Iterator[Tensor]:
-        """Normalised float32 images [G, B, H, W, C] of each step."""
-        for step, (images, index_GB) in enumerate(self.feed.batches(order_GSB)):
-            yield self._augmented(images, index_GB, draws_GSB[:, step])
-
-    def _augmented(self, bordered: Tensor, index_GB: Tensor, draws_GB: Tensor) -> Tensor:
+        bordered: uint8 [n, H + 2 translate, W + 2 translate, C], with a border of `fill`.
+        """
         if self.recipe.translate:
             rows, columns = self._window(draws_GB)
             images = bordered[index_GB[..., None, None], rows[..., :, None], columns[..., None, :]]

@@ -8,6 +8,9 @@ from functools import cache
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils import deterministic
 
 from train.config import Recipe
 from train.manifest import versions
@@ -33,7 +36,16 @@ def make_deterministic(device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.allow_tf32 = False  # float32 is float32
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # Or every fresh tensor is written twice.
+        deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def sent(array: NDArray[Any], device: torch.device) -> Tensor:
+    """An array as a tensor on a device; a GPU fetches it in its stream's own time, and nobody waits."""
+    host = torch.from_numpy(array)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
 
 def keep_freed_memory() -> None:

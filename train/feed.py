@@ -37,26 +37,8 @@ class Feed:
         if resident or (resident is None and not cached and fits(self._size(), _free(device))):
             self.kept = self._whole()
 
-    def batches(self, order_GSB: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each step, images with their border and where among them the step's batch lies [G, B]."""
-        if self.kept is not None:
-            for index_GB in order_GSB.to(self.device).unbind(1):
-                yield self.kept, index_GB
-            return
-        group, _, batch = order_GSB.shape
-        position_GB = torch.arange(group * batch, device=self.device).view(group, batch)
-        for images in self._sent(index.flatten().numpy() for index in order_GSB.cpu().unbind(1)):
-            yield self._bordered(images), position_GB
-
-    def all(self, batch: int) -> Iterator[Tensor]:
-        """All images without their border, in order, `batch` at a time."""
-        if self.kept is None:
-            yield from self._sent(np.split(np.arange(len(self.images)), range(batch, len(self.images), batch)))
-            return
-        yield from self._inside(self.kept).split(batch)
-
-    def _sent(self, picks: Iterable[NDArray[np.int64]]) -> Iterator[Tensor]:
-        """The images of each pick on the device, read ahead of their use."""
+    def sent(self, picks: Iterable[NDArray[np.int64]]) -> Iterator[Tensor]:
+        """The images of each pick on the device, without their border, read ahead of their use."""
         ahead: deque[Future[Tensor]] = deque()
         buffers: list[Tensor] = []
         with ThreadPoolExecutor(1) as reader:
@@ -66,6 +48,13 @@ class Feed:
                     yield ahead.popleft().result().to(self.device, non_blocking=True)
             while ahead:
                 yield ahead.popleft().result().to(self.device, non_blocking=True)
+
+    def all(self, batch: int) -> Iterator[Tensor]:
+        """All images without their border, in order, `batch` at a time."""
+        if self.kept is None:
+            yield from self.sent(np.split(np.arange(len(self.images)), range(batch, len(self.images), batch)))
+            return
+        yield from self.inside(self.kept).split(batch)
 
     def _buffer(self, buffers: list[Tensor], number: int, count: int) -> Tensor:
         """Memory for a batch: on a CPU that of an earlier one, for a GPU pinned, which torch keeps while it is sent."""
@@ -87,8 +76,8 @@ class Feed:
         count, height, width, channels = self.images.shape
         return count * (height + 2 * self.border) * (width + 2 * self.border) * channels
 
-    def _empty(self, count: int) -> Tensor:
-        """[count, H + 2 border, W + 2 border, C], all border."""
+    def empty(self, count: int) -> Tensor:
+        """Room for images with their border [count, H + 2 border, W + 2 border, C], all border."""
         height, width, channels = self.images.shape[1:]
         shape = (count, height + 2 * self.border, width + 2 * self.border, channels)
         images = torch.empty(shape, dtype=torch.uint8, device=self.device)
@@ -99,23 +88,17 @@ class Feed:
     def _whole(self) -> Tensor:
         if type(self.images) is np.ndarray and self.device.type == "cpu" and not self.border:
             return torch.from_numpy(self.images)
-        whole, start = self._empty(len(self.images)), 0
+        whole, start = self.empty(len(self.images)), 0
         for chunk in chunks(self.images):
-            self._inside(whole[start : start + len(chunk)]).copy_(torch.from_numpy(chunk))
+            self.inside(whole[start : start + len(chunk)]).copy_(torch.from_numpy(chunk))
             start += len(chunk)
         return whole
 
-    def _bordered(self, images: Tensor) -> Tensor:
-        if not self.border:
-            return images
-        bordered = self._empty(len(images))
-        self._inside(bordered).copy_(images)
-        return bordered
-
-    def _inside(self, images: Tensor) -> Tensor:
+    def inside(self, bordered: Tensor) -> Tensor:
+        """The images in [n, H + 2 border, W + 2 border, C], as a view."""
         t = self.border
         height, width = self.images.shape[1:3]
-        return images[:, t : t + height, t : t + width]
+        return bordered[:, t : t + height, t : t + width]
 
 
 def _host_buffer(shape: tuple[int, ...]) -> Tensor:

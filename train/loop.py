@@ -1,143 +1,182 @@
-"""Training a group of rows: one loop for every data set, network and device.
+"""Training groups of rows: from a group's number to its rows' masks, margins and logits.
 
-Shape letters: G rows of a group, S steps, B images of a batch, N images of a split, K classes.
+Shape letters: G rows of a group, N images of a split, K classes.
 """
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
-from train.augment import Augment, Normalise, views
+from train.augment import Augment
 from train.config import Setting
 from train.data import Dataset
-from train.device import keep_freed_memory, make_deterministic, precision
-from train.errors import Interrupted
+from train.device import keep_freed_memory, make_deterministic
 from train.feed import Feed
+from train.lane import Lane, Shared, Stop
 from train.masks import Era, Masks, batch_size
-from train.model import build
-from train.parameters import Parameters, reset_statistics
 from train.tables import Tables, tables
 from train.writer import RowFailure, RowResult
 
-FP16_LOSS_SCALE = 1024.0
-"""Static, so that a row depends on nothing but itself; the recipe's gradients are far from both ends of the range."""
-
 FLOAT16_MAX = float(np.finfo(np.float16).max)
+
+Results = list[RowResult | RowFailure]
 
 
 class Trainer:
-    """Trains groups of rows of one setting on one device. The network is built once and reset for every group."""
+    """Trains groups of rows of one setting on one device.
+
+    On a GPU, groups are worked off while the host goes on to the next ones: `streams` at a time, and one more is got
+    ready. Elsewhere a group is done once it has been started.
+    """
 
     def __init__(
-        self, setting: Setting, dataset: Dataset, device: torch.device, eras: tuple[Era, ...] | None = None
+        self,
+        setting: Setting,
+        dataset: Dataset,
+        device: torch.device,
+        eras: tuple[Era, ...] | None = None,
+        streams: int = 1,
     ) -> None:
         recipe = setting.recipe
         torch.set_num_threads(recipe.threads)
         keep_freed_memory()
         make_deterministic(device)
         self.setting, self.recipe, self.device = setting, recipe, device
-        self.precision = precision(recipe, device)
         self.masks = Masks(setting, len(dataset.train.labels), list(eras) if eras else None)
         self.batch = batch_size(setting, len(dataset.train.labels))
-        resident = setting.data.resident
-        self.augment = Augment(dataset.train, dataset, recipe, device, resident)
-        self.normalise = Normalise(dataset, device)
-        self.feeds = {"train": self.augment.feed, "test": Feed(dataset.test.images, device, resident)}
-        self.labels = {
-            name: torch.from_numpy(split.labels).to(device)
-            for name, split in (("train", dataset.train), ("test", dataset.test))
-        }
-        self.network = build(recipe, dataset.train.images.shape[1:], len(dataset.classes)).to(device)
-        self.parameters = Parameters(self.network, recipe.group, device)
+        augment, resident = Augment(dataset, recipe, device), setting.data.resident
+        self.shared = Shared(
+            setting,
+            device,
+            augment,
+            feeds={
+                "train": Feed(dataset.train.images, device, resident, recipe.translate, augment.fill),
+                "test": Feed(dataset.test.images, device, resident),
+            },
+            labels={
+                name: torch.from_numpy(split.labels).to(device)
+                for name, split in (("train", dataset.train), ("test", dataset.test))
+            },
+            classes=len(dataset.classes),
+        )
+        self.lanes = [Lane(self.shared) for _ in range(streams)]
+        self._queues = [_Queue(lane, device) for lane in self.lanes] if device.type == "cuda" else []
+        self.ahead = len(self._queues)
+        """Groups that may be started before the results of an earlier one are asked for."""
+        self._started = 0
 
-    def __call__(self, group: int, stop: Callable[[], bool] = lambda: False) -> list[RowResult | RowFailure]:
+    def __call__(self, group: int, stop: Stop = lambda: False) -> Results:
         """Train the rows [group * G, (group + 1) * G), whether they are in the setting or beyond its end.
 
         Raises Interrupted, before any result, once `stop` says so.
         """
-        started = time.perf_counter()
-        rows = range(group * self.recipe.group, (group + 1) * self.recipe.group)
-        masks = [self.masks[row] for row in rows]
-        self.fit(rows, masks, stop)
-        logits = {name: self.evaluate(name, stop) for name in self.feeds}
-        seconds = (time.perf_counter() - started) / len(rows)
-        return [
-            self._result(row, mask, {name: logits[name][g] for name in logits}, seconds)
-            for g, (row, mask) in enumerate(zip(rows, masks, strict=True))
-        ]
+        return self.start(group, stop).result()
 
-    def fit(self, rows: range, masks: list[NDArray[np.bool_]], stop: Callable[[], bool] = lambda: False) -> None:
-        """Train the network on the rows' subsets, from its initial state to its last step."""
+    def start(self, group: int, stop: Stop = lambda: False) -> "Pending":
+        """Begin with a group's rows. Raises Interrupted where they are trained at once."""
+        rows = range(group * self.recipe.group, (group + 1) * self.recipe.group)
+        if not self._queues:
+            outcome = self.train(self.lanes[0], rows, stop)
+            return Pending(lambda: outcome)
+        queue = self._queues[self._started % len(self._queues)]
+        self._started += 1
+        return Pending(queue.submit(lambda lane: self.train(lane, rows, stop)).result)
+
+    def train(self, lane: Lane, rows: range, stop: Stop) -> "Outcome":
+        """Train and evaluate rows on a lane; on a GPU, its queue may still have all of it before it."""
+        began = _now(self.device)
+        masks = [self.masks[row] for row in rows]
+        lane.train(self.plan(rows, masks), rows, stop)
+        values: dict[str, Tensor] = {}
+        for name, labels in self.shared.labels.items():
+            logits = lane.evaluate(name, stop)
+            values |= {f"{name}_margins": margin(logits, labels), f"{name}_logits": logits}
+        largest = {kind: _to_host(value.abs().flatten(1).amax(1)) for kind, value in values.items()}
+        halves = {kind: _to_host(value.half()) for kind, value in values.items()}
+        return Outcome(rows, masks, halves, largest, began, _now(self.device))
+
+    def plan(self, rows: range, masks: list[NDArray[np.bool_]]) -> Tables:
         # A row without any example (possible under `bernoulli`) trains on the first and is failed afterwards.
         subsets = [np.flatnonzero(mask) if mask.any() else np.zeros(1, np.int64) for mask in masks]
-        plan = tables(self.recipe, self.setting.seed, rows, subsets, self.batch)
-        self.parameters.reset(self.setting.seed, rows)
-        reset_statistics(self.network)
-        self.network.train()
-        self._steps(plan, stop)
+        return tables(self.recipe, self.setting.seed, rows, subsets, self.batch)
 
-    def _steps(self, plan: Tables, stop: Callable[[], bool]) -> None:
-        order = torch.from_numpy(plan.order_GSB)
-        draws, lr, weight = (
-            torch.from_numpy(table).to(self.device) for table in (plan.draws_GSB, plan.lr_GS, plan.weight_GB)
-        )
-        labels = self.labels["train"][order.to(self.device)]
-        for step, images in enumerate(self.augment.batches(order, draws)):
-            if stop():
-                raise Interrupted
-            self._step(images, labels[:, step], weight, lr[:, step])
 
-    def _step(self, images_GBHWC: Tensor, labels_GB: Tensor, weight_GB: Tensor, lr_G: Tensor) -> None:
-        loss = (self._loss(self._logits(images_GBHWC), labels_GB) * weight_GB).sum()
-        if self.precision == torch.float16:
-            (loss * FP16_LOSS_SCALE).backward()
-            self.parameters.grad.div_(FP16_LOSS_SCALE)
-        else:
-            loss.backward()
-        self.parameters.step(lr_G, self.recipe.momentum, self.recipe.weight_decay)
+def margin(logits_GNK: Tensor, labels_N: Tensor) -> Tensor:
+    """Correct-class logit minus the largest other logit (Ilyas et al. 2022), [..., N]."""
+    index = labels_N[:, None].expand(*logits_GNK.shape[:-1], 1)
+    correct = logits_GNK.gather(-1, index)
+    others = logits_GNK.scatter(-1, index, -torch.inf)
+    return correct[..., 0] - others.amax(-1)
 
-    def _logits(self, images_GBHWC: Tensor) -> Tensor:
-        reduced = self.precision != torch.float32
-        with torch.autocast(self.device.type, self.precision if reduced else None, enabled=reduced):
-            return self.network(images_GBHWC).float()
 
-    def _loss(self, logits_GBK: Tensor, labels_GB: Tensor) -> Tensor:
-        losses = F.cross_entropy(
-            logits_GBK.flatten(0, 1), labels_GB.flatten(), reduction="none", label_smoothing=self.recipe.label_smoothing
-        )
-        return losses.view_as(labels_GB)
+class _Queue:
+    """A lane's stream, and the thread that fills it."""
 
-    @torch.inference_mode()
-    def evaluate(self, split: str, stop: Callable[[], bool] = lambda: False) -> Tensor:
-        """Logits [G, N, K] of a split, float32, averaged over the test-time views."""
-        self.network.eval()
-        batches = []
-        for batch in self.feeds[split].all(self.recipe.eval_batch):
-            if stop():
-                raise Interrupted
-            shown = views(self.normalise(batch), self.setting.tta)
-            batches.append(torch.stack([self._logits(view[None]) for view in shown]).mean(0))
-        return torch.cat(batches, dim=1)
+    def __init__(self, lane: Lane, device: torch.device) -> None:
+        self.lane, self.device = lane, device
+        self.stream = torch.cuda.Stream(device)
+        self.thread = ThreadPoolExecutor(1)
+        torch.cuda.synchronize(device)
+        with torch.cuda.device(device), torch.cuda.stream(self.stream):
+            lane.prepare()
 
-    def _result(
-        self, row: int, mask: NDArray[np.bool_], logits: dict[str, Tensor], seconds: float
-    ) -> RowResult | RowFailure:
+    def submit(self, work: Callable[[Lane], "Outcome"]) -> "Future[Outcome]":
+        return self.thread.submit(self._on_stream, work)
+
+    def _on_stream(self, work: Callable[[Lane], "Outcome"]) -> "Outcome":
+        with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+            return work(self.lane)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A group that has been started."""
+
+    outcome: Callable[[], "Outcome"]
+
+    def result(self) -> Results:
+        """The group's rows, once they are through. Raises Interrupted."""
+        return self.outcome().results()
+
+
+Moment = float | torch.cuda.Event
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a group left in the host's memory; from a GPU it is there once the moment `ended` has come."""
+
+    rows: range
+    masks: list[NDArray[np.bool_]]
+    halves: dict[str, Tensor]
+    """Margins [G, N] and logits [G, N, K] as float16."""
+    largest: dict[str, Tensor]
+    """Their largest absolute values [G] before that."""
+    began: Moment
+    ended: Moment
+
+    def results(self) -> Results:
+        if isinstance(self.ended, torch.cuda.Event):
+            self.ended.synchronize()
+        seconds = _between(self.began, self.ended) / len(self.rows)
+        return [self._result(g, seconds) for g in range(len(self.rows))]
+
+    def _result(self, g: int, seconds: float) -> RowResult | RowFailure:
+        row, mask = self.rows[g], self.masks[g]
         if not mask.any():
             return RowFailure(row, "empty training subset", seconds)
-        values = {"train_masks": mask}
-        for name, logits_NK in logits.items():
-            margins = margin(logits_NK, self.labels[name])
-            for kind, value in ((f"{name}_margins", margins), (f"{name}_logits", logits_NK)):
-                if not torch.isfinite(value).all():
-                    return RowFailure(row, f"{kind} not finite", seconds)
-                if value.abs().max() > FLOAT16_MAX:
-                    return RowFailure(row, f"{kind} outside float16's range", seconds)
-                values[kind] = value.half().cpu().numpy()
+        for kind, largest in self.largest.items():
+            if not torch.isfinite(largest[g]):
+                return RowFailure(row, f"{kind} not finite", seconds)
+            if largest[g] > FLOAT16_MAX:
+                return RowFailure(row, f"{kind} outside float16's range", seconds)
+        values = {"train_masks": mask, **{kind: half[g].numpy() for kind, half in self.halves.items()}}
         return RowResult(
             row=row,
             arrays=values,
@@ -147,8 +186,25 @@ class Trainer:
         )
 
 
-def margin(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
-    """Correct-class logit minus the largest other logit (Ilyas et al. 2022), [N]."""
-    correct = logits_NK.gather(1, labels_N[:, None])
-    others = logits_NK.scatter(1, labels_N[:, None], -torch.inf)
-    return correct[:, 0] - others.amax(1)
+def _to_host(value: Tensor) -> Tensor:
+    """A copy in the host's memory, from a GPU one that arrives in its stream's own time."""
+    if value.device.type != "cuda":
+        return value
+    return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+
+
+def _now(device: torch.device) -> Moment:
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _between(began: Moment, ended: Moment) -> float:
+    """Seconds."""
+    if isinstance(began, torch.cuda.Event) and isinstance(ended, torch.cuda.Event):
+        return began.elapsed_time(ended) / 1000
+    assert isinstance(began, float)
+    assert isinstance(ended, float)
+    return ended - began

@@ -54,10 +54,14 @@ def subset_size(alpha: float, n_train: int) -> int:
     return k
 
 
+def largest_subset(setting: Setting, n_train: int) -> int:
+    """Examples that a row's mask may have at most."""
+    return n_train if setting.mask == "bernoulli" else subset_size(setting.alpha, n_train)
+
+
 def batch_size(setting: Setting, n_train: int) -> int:
     """Images in a step: the recipe's batch, or the largest subset that a row may have, if that is smaller."""
-    largest = n_train if setting.mask == "bernoulli" else subset_size(setting.alpha, n_train)
-    return min(setting.recipe.batch, largest)
+    return min(setting.recipe.batch, largest_subset(setting, n_train))
 
 
 class Masks:

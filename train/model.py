@@ -5,7 +5,8 @@ of their own; in evaluation all rows see the same images, and G is 1 on input. S
 images of a batch, H W C an image.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,21 +17,67 @@ from train.errors import UserError
 from train.vision import torchvision
 
 
-def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
+@dataclass(frozen=True)
+class After:
+    """What follows a batch norm: ReLU, a residual that is added before or after it, and a max pool."""
+
+    relu: bool = True
+    residual: Tensor | None = None
+    add_first: bool = False
+    """Add the residual before the ReLU."""
+    pool: Literal["2x2", "global"] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to the same, halved, or [B, C]; may overwrite x."""
+        if self.residual is not None and self.add_first:
+            x = x + self.residual
+        if self.relu:
+            x = F.relu_(x)
+        if self.residual is not None and not self.add_first:
+            x = x + self.residual
+        if self.pool == "2x2":
+            return F.max_pool2d(x, 2)
+        return x.amax((2, 3)) if self.pool == "global" else x
 
 
-class Residual(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
+def norm_act(x: Tensor, bn: nn.BatchNorm2d, then: After) -> Tensor:
+    """Batch norm of a batch by its own statistics, which it adds to the running ones, and what follows."""
+    assert bn.momentum is not None
+    return then(F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, True, bn.momentum, bn.eps))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.inner(x)
+
+class Unit:
+    """A convolution, its batch norm, and what may follow: `x -> relu(bn(conv(x)))` and relatives.
+
+    In training, batch norm takes the batch's statistics. In evaluation it is folded into the convolution: one pass over
+    the activations instead of two. Owns nothing: the two modules belong to a network.
+    """
+
+    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
+        self.conv, self.bn = conv, bn
+
+    def __call__(self, x: Tensor, then: After = After()) -> Tensor:
+        """[B, C, H, W] to the same, or to [B, C] where `then` pools globally. x may have further channels, of zeros."""
+        conv = self.conv
+        if conv.training:
+            return norm_act(F.conv2d(x, _like(x, conv.weight), None, conv.stride, conv.padding), self.bn, then)
+        mean, var = self.bn.running_mean, self.bn.running_var
+        assert mean is not None
+        assert var is not None
+        scale = self.bn.weight * torch.rsqrt(var + self.bn.eps)
+        weight = conv.weight * scale[:, None, None, None]
+        shift = self.bn.bias - mean * scale
+        return then(F.conv2d(x, _like(x, weight), shift, conv.stride, conv.padding))
+
+
+def _like(x: Tensor, weight_OIHW: Tensor) -> Tensor:
+    """The weight with as many input channels as x has."""
+    missing = x.shape[1] - weight_OIHW.shape[1]
+    return F.pad(weight_OIHW, (0, 0, 0, 0, 0, missing)) if missing else weight_OIHW
+
+
+def _unit(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> Unit:
+    return Unit(nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False), nn.BatchNorm2d(outputs))
 
 
 class ResNet9(nn.Module):
@@ -39,19 +86,25 @@ class ResNet9(nn.Module):
     def __init__(self, width: int, channels: int, classes: int) -> None:
         super().__init__()
         w = width
-        self.body = nn.Sequential(
-            conv_bn(channels, w),
-            conv_bn(w, 2 * w, kernel=5, stride=2, padding=2),
-            Residual(nn.Sequential(conv_bn(2 * w, 2 * w), conv_bn(2 * w, 2 * w))),
-            conv_bn(2 * w, 4 * w),
-            nn.MaxPool2d(2),
-            Residual(nn.Sequential(conv_bn(4 * w, 4 * w), conv_bn(4 * w, 4 * w))),
-            conv_bn(4 * w, 2 * w, padding=0),
-        )
+        self.units = [
+            _unit(channels, w),
+            _unit(w, 2 * w, kernel=5, stride=2, padding=2),
+            *(_unit(2 * w, 2 * w) for _ in range(2)),
+            _unit(2 * w, 4 * w),
+            *(_unit(4 * w, 4 * w) for _ in range(2)),
+            _unit(4 * w, 2 * w, padding=0),
+        ]
+        self.convs = nn.ModuleList(unit.conv for unit in self.units)
+        self.norms = nn.ModuleList(unit.bn for unit in self.units)
         self.head = nn.Linear(2 * w, classes, bias=False)
 
     def forward(self, images_GBHWC: Tensor) -> Tensor:
-        features = self.body(images_GBHWC[0].permute(0, 3, 1, 2)).amax((2, 3))
+        units = self.units
+        x = units[1](units[0](images_GBHWC[0].permute(0, 3, 1, 2)))
+        x = units[3](units[2](x), After(residual=x))
+        x = units[4](x, After(pool="2x2"))
+        x = units[6](units[5](x), After(residual=x))
+        features = units[7](x, After(pool="global"))
         with torch.autocast(features.device.type, enabled=False):
             return 0.2 * self.head(features.float())[None]
 
@@ -66,11 +119,33 @@ class ResNet18(nn.Module):
             self.body.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
         self.head = self.body.fc
         self.body.fc = nn.Identity()
+        self.stem = Unit(self.body.conv1, self.body.bn1)
+        layers = (self.body.layer1, self.body.layer2, self.body.layer3, self.body.layer4)
+        self.blocks = [_Block(block) for layer in layers for block in layer]
+        self.units = [self.stem, *(unit for block in self.blocks for unit in block.units)]
 
     def forward(self, images_GBHWC: Tensor) -> Tensor:
-        features = self.body(images_GBHWC[0].permute(0, 3, 1, 2))
-        with torch.autocast(features.device.type, enabled=False):
-            return self.head(features.float())[None]
+        x = self.body.maxpool(self.stem(images_GBHWC[0].permute(0, 3, 1, 2)))
+        for block in self.blocks:
+            x = block(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.head(x.float().mean((2, 3)))[None]
+
+
+class _Block:
+    """A basic block of torchvision's, computed by units."""
+
+    def __init__(self, block: Any) -> None:
+        self.first, self.second = Unit(block.conv1, block.bn1), Unit(block.conv2, block.bn2)
+        self.shortcut = Unit(*block.downsample) if block.downsample else None
+
+    @property
+    def units(self) -> list[Unit]:
+        return [self.first, self.second, *([self.shortcut] if self.shortcut else [])]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        shortcut = self.shortcut(x, After(relu=False)) if self.shortcut else x
+        return self.second(self.first(x), After(residual=shortcut, add_first=True))
 
 
 class ConvNet(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from train.device import sent
 from train.model import ConvNet, ResNet18
 from train.streams import Stream, uniform
 
@@ -28,20 +29,28 @@ class Parameters:
     """All parameters of a network for G rows in one flat tensor, with their gradient and momentum likewise.
 
     Parameters lie one after another, each with its G rows together; the weights of ungrouped convolutions lie in
-    channels_last order.
+    channels_last order. Where the network computes in `precision`, its convolutions' weights are that precision's copy
+    of the flat float32 tensor, which every step renews.
     """
 
-    def __init__(self, network: nn.Module, group: int, device: torch.device) -> None:
+    def __init__(
+        self, network: nn.Module, group: int, device: torch.device, precision: torch.dtype = torch.float32
+    ) -> None:
         self.group = group
         self.sections = list(_sections(network, group))
         size = sum(section.parameter.numel() for section in self.sections)
         self.value, self.grad, self.momentum = (torch.zeros(size, device=device) for _ in range(3))
+        self.copy = None if precision == torch.float32 else torch.zeros(size, device=device, dtype=precision)
+        copied = {id(unit.conv.weight) for unit in getattr(network, "units", ())}
+        self.grads: list[Tensor] = []
+        """The gradient as the parameters see it, in their order."""
         at = 0
         for section in self.sections:
             parameter, count = section.parameter, section.parameter.numel()
             shape = parameter.shape
-            parameter.data = _view(self.value[at : at + count], shape)
-            parameter.grad = _view(self.grad[at : at + count], shape)
+            home = self.copy if self.copy is not None and id(parameter) in copied else self.value
+            parameter.data = _view(home[at : at + count], shape)
+            self.grads.append(_view(self.grad[at : at + count], shape))
             at += count
         sizes = torch.tensor([section.stop - section.start for section in self.sections], device=device)
         rows = torch.arange(group, device=device).repeat(len(sizes))
@@ -58,15 +67,28 @@ class Parameters:
         flat = [section.fill(start[section.start : section.stop]) for section in self.sections for start in starts]
         sizes = [section.stop - section.start for section in self.sections for _ in starts]
         values = [np.broadcast_to(np.float32(part), size) for part, size in zip(flat, sizes, strict=True)]
-        self.value.copy_(torch.from_numpy(np.concatenate(values)))
+        self.value.copy_(sent(np.concatenate(values), self.value.device))
         self.momentum.zero_()
+        self._renew_copy()
+
+    def backward(self, loss: Tensor, scale: float = 1.0) -> None:
+        """Put the gradient of a loss in the place of the one before; on its way it is `scale` times as large."""
+        leaves = [section.parameter for section in self.sections]
+        found = torch.autograd.grad(loss * scale, leaves, materialize_grads=True)
+        torch._foreach_copy_(self.grads, found)
+        if scale != 1:
+            self.grad.div_(scale)
 
     def step(self, lr: Tensor, momentum: float, weight_decay: float) -> None:
-        """One step of SGD as in torch.optim.SGD, with a learning rate per row (lr: [G]); clears the gradient."""
+        """One step of SGD as in torch.optim.SGD, with a learning rate per row (lr: [G])."""
         self.grad.add_(self.value, alpha=weight_decay)
         self.momentum.mul_(momentum).add_(self.grad)
         self.value.addcmul_(self.momentum, lr if self.group == 1 else lr[self.row], value=-1)
-        self.grad.zero_()
+        self._renew_copy()
+
+    def _renew_copy(self) -> None:
+        if self.copy is not None:
+            self.copy.copy_(self.value)
 
 
 def _view(flat: Tensor, shape: torch.Size) -> Tensor:

@@ -1,11 +1,14 @@
 """Doing the rows of a store that are missing: the one loop that every launcher runs."""
 
+import contextlib
 import os
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +20,7 @@ from train.store import Store
 from train.writer import RowFailure, RowResult, Writer
 
 if TYPE_CHECKING:
-    from train.loop import Trainer
+    from train.loop import Pending, Trainer
 
 POLL_SECONDS = 0.5
 
@@ -43,7 +46,7 @@ def train_rows(
     """
     store.check_arrays()
     waiting = _Waiting(store)
-    with _Commits(writer, finished) as commits:
+    with _Commits(writer, trainer.ahead, finished) as commits:
         while len(groups := np.unique(store.missing(rows.start, rows.stop) // store.group)):
             worked = False
             for group in groups.tolist():
@@ -73,9 +76,9 @@ def _train_group(
     try:
         if wanted := _wanted(store, group, rows):  # another process may have done some before the lease
             _make_missing(store, writer, wanted, commits)
-            results = [result for result in trainer(group, stop) if result.row in wanted]
+            pending = trainer.start(group, stop)
             begun = True
-            commits.begin(group, results)
+            commits.begin(group, wanted, pending)
     finally:
         if not begun:
             writer.release(group)
@@ -95,43 +98,59 @@ def _wanted(store: Store, group: int, rows: range) -> set[int]:
     return set(store.missing(max(start, rows.start), min(start + store.group, rows.stop)).tolist())
 
 
-class _Commits:
-    """Commits of leased groups on a thread of their own, one after the other."""
+@dataclass(frozen=True)
+class _Commit:
+    group: int
+    done: "Future[Results]"
 
-    def __init__(self, writer: Writer, finished: Callable[[Results], None]) -> None:
+
+class _Commits:
+    """Commits of leased groups in the order in which they were started, on a thread of its own."""
+
+    def __init__(self, writer: Writer, ahead: int, finished: Callable[[Results], None]) -> None:
         self._writer = writer
+        self._ahead = ahead
         self._finished = finished
         self._pool = ThreadPoolExecutor(1)
-        self._pending: tuple[int, Results, Future[None]] | None = None
+        self._pending: deque[_Commit] = deque()
 
-    def begin(self, group: int, results: Results) -> None:
-        """Begin a commit once the one before has ended; the lease is given back in the end. Raises WorkError of that
-        one, and goes on nevertheless: what has been trained is not thrown away.
+    def begin(self, group: int, wanted: set[int], trained: "Pending") -> None:
+        """Have a group's wanted rows committed once they are trained; the lease is given back in the end.
+
+        Waits until no more than `ahead` groups before it are still under way. Raises WorkError of one of those, and
+        takes this one on nevertheless: what has been trained is not thrown away.
         """
         try:
-            self.wait()
+            self._wait(self._ahead)
         finally:
-            self._pending = group, results, self._pool.submit(self._writer.commit, group, results)
+            self._pending.append(_Commit(group, self._pool.submit(self._commit, group, wanted, trained)))
+
+    def _commit(self, group: int, wanted: set[int], trained: "Pending") -> Results:
+        results = [result for result in trained.result() if result.row in wanted]
+        self._writer.commit(group, results)
+        return results
 
     def wait(self) -> None:
-        """Until nothing is under way. Raises WorkError where the commit failed."""
-        if self._pending is None:
-            return
-        (group, results, done), self._pending = self._pending, None
-        try:
-            done.result()
-        finally:
-            self._writer.release(group)
-        self._finished(results)
+        """Until nothing is under way. Raises WorkError where a commit failed, Interrupted where training ended."""
+        self._wait(0)
+
+    def _wait(self, left: int) -> None:
+        while len(self._pending) > left:
+            commit = self._pending.popleft()
+            try:
+                results = commit.done.result()
+            finally:
+                self._writer.release(commit.group)
+            self._finished(results)
 
     def __enter__(self) -> "_Commits":
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
-            self.wait()
-        finally:
-            self._pool.shutdown()
+        with contextlib.ExitStack() as every:  # each of them, whatever the others raise
+            for _commit in self._pending:
+                every.callback(self._wait, 0)
+            every.callback(self._pool.shutdown)
 
 
 class _Waiting:

@@ -44,6 +44,11 @@ def tables(recipe: Recipe, seed: int, rows: range, subsets: list[NDArray[np.int6
     return Tables(order, draws, lr, weight)
 
 
+def most_steps(recipe: Recipe, largest: int) -> int:
+    """Steps that a row takes at most whose subset has up to `largest` examples."""
+    return recipe.epochs * max(1, largest // recipe.batch)
+
+
 def _order(seed: int, row: int, k: int, epochs: int, per_epoch: int, batch: int) -> NDArray[np.int64]:
     """Positions [steps, batch] in the subset: a fresh permutation every epoch, its last partial batch dropped."""
     keys = raw(seed, row, Stream.ORDER, epochs * k).reshape(epochs, k)

@@ -1,0 +1,160 @@
+"""One network on one device, and all that a group of rows in training needs there.
+
+Every step reads nothing but tensors of the lane, so that a GPU can replay it (train/replay.py); the host sends a
+group's tables once and waits for nothing. Shape letters: G rows of a group, S steps, B images of a batch, N images of a
+split, K classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from train.augment import Augment, views
+from train.config import Setting
+from train.device import precision, sent
+from train.errors import Interrupted
+from train.feed import Feed
+from train.masks import batch_size, largest_subset
+from train.model import build
+from train.parameters import Parameters, reset_statistics
+from train.replay import Replay
+from train.tables import Tables, most_steps
+
+FP16_LOSS_SCALE = 1024.0
+"""Static, so that a row depends on nothing but itself; the recipe's gradients are far from both ends of the range."""
+
+CHANNELS = 8
+"""Input channels that half-precision convolutions on a GPU need for their fast path (pytorch #54404)."""
+
+Stop = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the lanes of a device share: a setting, and its data set on the device."""
+
+    setting: Setting
+    device: torch.device
+    augment: Augment
+    feeds: dict[str, Feed]
+    labels: dict[str, Tensor]
+    classes: int
+
+
+class Lane:
+    """Trains one group of rows after the other. The network is built once and reset for every group."""
+
+    def __init__(self, shared: Shared) -> None:
+        setting, recipe, device = shared.setting, shared.setting.recipe, shared.device
+        self.shared, self.setting, self.recipe, self.device = shared, setting, recipe, device
+        self.precision = precision(recipe, device)
+        feed = shared.feeds["train"]
+        self.network = build(recipe, feed.images.shape[1:], shared.classes).to(device)
+        self.parameters = Parameters(self.network, recipe.group, device, self.precision)
+        n_train = len(feed.images)
+        group, batch = recipe.group, batch_size(setting, n_train)
+        steps = most_steps(recipe, largest_subset(setting, n_train))
+        self._order, self._draws = (torch.zeros((group, steps, batch), dtype=torch.int64, device=device) for _ in "od")
+        self._lr = torch.zeros((group, steps), device=device)
+        self._weight = torch.zeros((group, batch), device=device)
+        self._at = torch.zeros(1, dtype=torch.int64, device=device)
+        """The step that comes next."""
+        self._place = torch.arange(group * batch, device=device).view(group, batch)
+        self._images = feed.empty(group * batch) if feed.kept is None else feed.kept
+        """Where a step finds its images: the whole split, or the batch that was sent for it."""
+        self._step = Replay(self._one_step, device)
+        self._shown = torch.zeros((recipe.eval_batch, *feed.images.shape[1:]), dtype=torch.uint8, device=device)
+        self._logits = torch.zeros((group, recipe.eval_batch, shared.classes), device=device)
+        self._look = Replay(self._one_look, device)
+
+    def prepare(self) -> None:
+        """Have a GPU capture what it will replay, on the current stream."""
+        self.network.train()
+        self._step.prepare()
+        self.network.eval()
+        self._look.prepare()
+
+    def train(self, plan: Tables, rows: range, stop: Stop) -> None:
+        """From the rows' initial state to their last step. Raises Interrupted."""
+        self.parameters.reset(self.setting.seed, rows)
+        reset_statistics(self.network)
+        self.network.train()
+        steps = plan.order_GSB.shape[1]
+        self._order[:, :steps] = sent(plan.order_GSB, self.device)
+        self._draws[:, :steps] = sent(plan.draws_GSB, self.device)
+        self._lr[:, :steps] = sent(plan.lr_GS, self.device)
+        self._weight.copy_(sent(plan.weight_GB, self.device))
+        self._at.zero_()
+        feed = self.shared.feeds["train"]
+        if feed.kept is not None:
+            for _ in range(steps):
+                _check(stop)
+                self._step()
+            return
+        for images in feed.sent(plan.order_GSB[:, step].ravel() for step in range(steps)):
+            _check(stop)
+            feed.inside(self._images).copy_(images)
+            self._step()
+
+    def _one_step(self) -> None:
+        order_GB, draws_GB, lr_G = (
+            table.index_select(1, self._at).squeeze(1) for table in (self._order, self._draws, self._lr)
+        )
+        index_GB = self._place if self.shared.feeds["train"].kept is None else order_GB
+        images = self.shared.augment(self._images, index_GB, draws_GB)
+        loss = (self._losses(self._forward(images), self.shared.labels["train"][order_GB]) * self._weight).sum()
+        scale = FP16_LOSS_SCALE if self.precision == torch.float16 else 1.0
+        self.parameters.backward(loss, scale)
+        self.parameters.step(lr_G, self.recipe.momentum, self.recipe.weight_decay)
+        self._at += 1
+
+    def _forward(self, images_GBHWC: Tensor) -> Tensor:
+        reduced = self.precision != torch.float32
+        missing = CHANNELS - images_GBHWC.shape[4]
+        if reduced and self.device.type == "cuda" and hasattr(self.network, "units") and missing > 0:
+            images_GBHWC = F.pad(images_GBHWC.to(self.precision), (0, missing))
+        with torch.autocast(self.device.type, self.precision if reduced else None, enabled=reduced):
+            return self.network(images_GBHWC).float()
+
+    def _losses(self, logits_GBK: Tensor, labels_GB: Tensor) -> Tensor:
+        losses = F.cross_entropy(
+            logits_GBK.flatten(0, 1), labels_GB.flatten(), reduction="none", label_smoothing=self.recipe.label_smoothing
+        )
+        return losses.view_as(labels_GB)
+
+    @torch.inference_mode()
+    def evaluate(self, split: str, stop: Stop) -> Tensor:
+        """Logits [G, N, K] of a split, float32, averaged over the test-time views. Raises Interrupted."""
+        self.network.eval()
+        feed, start = self.shared.feeds[split], 0
+        logits = torch.empty((self.recipe.group, len(feed.images), self.shared.classes), device=self.device)
+        for images in feed.all(self.recipe.eval_batch):
+            _check(stop)
+            end = start + len(images)
+            logits[:, start:end] = self._logits_of(images)
+            start = end
+        return logits
+
+    def _logits_of(self, images_BHWC: Tensor) -> Tensor:
+        if self.device.type != "cuda":
+            return self._views_mean(images_BHWC)
+        count = len(images_BHWC)
+        self._shown[:count] = images_BHWC
+        self._look()
+        return self._logits[:, :count]
+
+    @torch.inference_mode()
+    def _one_look(self) -> None:
+        self._logits.copy_(self._views_mean(self._shown))
+
+    def _views_mean(self, images_BHWC: Tensor) -> Tensor:
+        shown = views(self.shared.augment.normalise(images_BHWC), self.setting.tta)
+        return torch.stack([self._forward(view[None]) for view in shown]).mean(0)
+
+
+def _check(stop: Stop) -> None:
+    if stop():
+        raise Interrupted
