@@ -20,7 +20,7 @@ from train.writer import RowResult, Writer
 class MadeUp:
     """A trainer of made-up rows; `look` is called as each group begins."""
 
-    ahead = 0
+    ahead = 1
 
     def __init__(self, store: Store, look: Callable[[int], None] = lambda group: None) -> None:
         self.store = store

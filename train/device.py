@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -27,12 +28,12 @@ def precision(recipe: Recipe, device: torch.device) -> torch.dtype:
     """The precision of convolutions; `auto` is bfloat16 where the device has instructions for it."""
     if recipe.precision != "auto":
         return getattr(torch, recipe.precision)
-    return torch.bfloat16 if device.type == "cuda" or "bf16" in cpu_features() else torch.float32
+    return torch.bfloat16 if on_gpu(device) or "bf16" in cpu_features() else torch.float32
 
 
 def make_deterministic(device: torch.device) -> None:
     """Have a GPU's libraries use only algorithms that give the same bytes every time."""
-    if device.type == "cuda":
+    if on_gpu(device):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
@@ -42,10 +43,27 @@ def make_deterministic(device: torch.device) -> None:
         deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def on_gpu(device: torch.device) -> bool:
+    """Whether work on the device runs beside the host's, in streams."""
+    return device.type == "cuda"
+
+
+def pinned(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Memory of the host that a GPU copies from and to by itself; torch keeps it while a copy is under way."""
+    return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+
 def sent(array: NDArray[Any], device: torch.device) -> Tensor:
     """An array as a tensor on a device; a GPU fetches it in its stream's own time, and nobody waits."""
     host = torch.from_numpy(array)
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+    if not on_gpu(device):
+        return host
+    return pinned(host.shape, host.dtype).copy_(host).to(device, non_blocking=True)
+
+
+def fetched(value: Tensor, device: torch.device) -> Tensor:
+    """A tensor of a device as one of the host; a GPU fills it in its stream's own time."""
+    return pinned(value.shape, value.dtype).copy_(value, non_blocking=True) if on_gpu(device) else value
 
 
 def keep_freed_memory() -> None:
@@ -76,7 +94,7 @@ def cpu_features() -> tuple[str, ...]:
 
 def device_name(device: torch.device) -> str:
     """The device model, as precisely as a row's bytes depend on it."""
-    if device.type == "cuda":
+    if on_gpu(device):
         return torch.cuda.get_device_name(device)
     return f"{_cpu_model()} ({' '.join(cpu_features()) or platform.machine()})"
 

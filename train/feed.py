@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from train.device import on_gpu, pinned
 from train.images import Images, chunks, fits, free_host_memory, gather
 
 AHEAD = 3
@@ -59,8 +60,8 @@ class Feed:
     def _buffer(self, buffers: list[Tensor], number: int, count: int) -> Tensor:
         """Memory for a batch: on a CPU that of an earlier one, for a GPU pinned, which torch keeps while it is sent."""
         shape = (count, *self.images.shape[1:])
-        if self.device.type == "cuda":
-            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        if on_gpu(self.device):
+            return pinned(shape, torch.uint8)
         if len(buffers) < AHEAD + 2:
             buffers.append(_host_buffer(shape))
         place = number % (AHEAD + 2)
@@ -114,4 +115,4 @@ def select(images: Tensor, index_GB: Tensor) -> Tensor:
 
 
 def _free(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_memory()
+    return torch.cuda.mem_get_info(device)[0] if on_gpu(device) else free_host_memory()

@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from train.augment import Augment, views
 from train.config import Setting
-from train.device import precision, sent
+from train.device import on_gpu, precision, sent
 from train.errors import Interrupted
 from train.feed import Feed
 from train.masks import batch_size, largest_subset
 from train.model import build
 from train.parameters import Parameters, reset_statistics
-from train.replay import Replay
+from train.replay import WARM_UP, Replay
 from train.tables import Tables, most_steps
 
 FP16_LOSS_SCALE = 1024.0
@@ -56,7 +56,7 @@ class Lane:
         self.parameters = Parameters(self.network, recipe.group, device, self.precision)
         n_train = len(feed.images)
         group, batch = recipe.group, batch_size(setting, n_train)
-        steps = most_steps(recipe, largest_subset(setting, n_train))
+        steps = max(most_steps(recipe, largest_subset(setting, n_train)), WARM_UP + 1)
         self._order, self._draws = (torch.zeros((group, steps, batch), dtype=torch.int64, device=device) for _ in "od")
         self._lr = torch.zeros((group, steps), device=device)
         self._weight = torch.zeros((group, batch), device=device)
@@ -114,7 +114,7 @@ class Lane:
     def _forward(self, images_GBHWC: Tensor) -> Tensor:
         reduced = self.precision != torch.float32
         missing = CHANNELS - images_GBHWC.shape[4]
-        if reduced and self.device.type == "cuda" and hasattr(self.network, "units") and missing > 0:
+        if reduced and on_gpu(self.device) and hasattr(self.network, "units") and missing > 0:
             images_GBHWC = F.pad(images_GBHWC.to(self.precision), (0, missing))
         with torch.autocast(self.device.type, self.precision if reduced else None, enabled=reduced):
             return self.network(images_GBHWC).float()
@@ -139,7 +139,7 @@ class Lane:
         return logits
 
     def _logits_of(self, images_BHWC: Tensor) -> Tensor:
-        if self.device.type != "cuda":
+        if not on_gpu(self.device):
             return self._views_mean(images_BHWC)
         count = len(images_BHWC)
         self._shown[:count] = images_BHWC

@@ -16,7 +16,7 @@ from torch import Tensor
 from train.augment import Augment
 from train.config import Setting
 from train.data import Dataset
-from train.device import keep_freed_memory, make_deterministic
+from train.device import fetched, keep_freed_memory, make_deterministic, on_gpu
 from train.feed import Feed
 from train.lane import Lane, Shared, Stop
 from train.masks import Era, Masks, batch_size
@@ -66,9 +66,9 @@ class Trainer:
             classes=len(dataset.classes),
         )
         self.lanes = [Lane(self.shared) for _ in range(streams)]
-        self._queues = [_Queue(lane, device) for lane in self.lanes] if device.type == "cuda" else []
-        self.ahead = len(self._queues)
-        """Groups that may be started before the results of an earlier one are asked for."""
+        self._queues = [_Queue(lane, device) for lane in self.lanes] if on_gpu(device) else []
+        self.ahead = streams
+        """Groups to have under way (on a CPU: in their commit) while the next one is started."""
         self._started = 0
 
     def __call__(self, group: int, stop: Stop = lambda: False) -> Results:
@@ -97,8 +97,8 @@ class Trainer:
         for name, labels in self.shared.labels.items():
             logits = lane.evaluate(name, stop)
             values |= {f"{name}_margins": margin(logits, labels), f"{name}_logits": logits}
-        largest = {kind: _to_host(value.abs().flatten(1).amax(1)) for kind, value in values.items()}
-        halves = {kind: _to_host(value.half()) for kind, value in values.items()}
+        largest = {kind: fetched(value.abs().flatten(1).amax(1), self.device) for kind, value in values.items()}
+        halves = {kind: fetched(value.half(), self.device) for kind, value in values.items()}
         return Outcome(rows, masks, halves, largest, began, _now(self.device))
 
     def plan(self, rows: range, masks: list[NDArray[np.bool_]]) -> Tables:
@@ -186,15 +186,8 @@ class Outcome:
         )
 
 
-def _to_host(value: Tensor) -> Tensor:
-    """A copy in the host's memory, from a GPU one that arrives in its stream's own time."""
-    if value.device.type != "cuda":
-        return value
-    return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
-
-
 def _now(device: torch.device) -> Moment:
-    if device.type != "cuda":
+    if not on_gpu(device):
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
     event.record()

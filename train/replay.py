@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import torch
 
+from train.device import on_gpu
+
 WARM_UP = 3
 """Calls before the capture: libraries choose their kernels and reserve their memory in the first ones."""
 
@@ -22,7 +24,7 @@ class Replay:
 
     def prepare(self) -> None:
         """Capture the function on the current stream, where there is something to capture."""
-        if self.device.type != "cuda" or self.graph is not None:
+        if not on_gpu(self.device) or self.graph is not None:
             return
         for _ in range(WARM_UP):
             self.function()

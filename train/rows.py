@@ -117,13 +117,11 @@ class _Commits:
     def begin(self, group: int, wanted: set[int], trained: "Pending") -> None:
         """Have a group's wanted rows committed once they are trained; the lease is given back in the end.
 
-        Waits until no more than `ahead` groups before it are still under way. Raises WorkError of one of those, and
-        takes this one on nevertheless: what has been trained is not thrown away.
+        Waits until no more than `ahead` groups are under way. Raises WorkError where the commit of one before failed;
+        this one is taken on nevertheless: what has been trained is not thrown away.
         """
-        try:
-            self._wait(self._ahead)
-        finally:
-            self._pending.append(_Commit(group, self._pool.submit(self._commit, group, wanted, trained)))
+        self._pending.append(_Commit(group, self._pool.submit(self._commit, group, wanted, trained)))
+        self._wait(self._ahead)
 
     def _commit(self, group: int, wanted: set[int], trained: "Pending") -> Results:
         results = [result for result in trained.result() if result.row in wanted]

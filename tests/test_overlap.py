@@ -1,0 +1,182 @@
+"""What a GPU's way of working adds: groups in flight while the host goes on, and steps that are captured.
+
+Without a GPU, streams, events and pinned memory are stood in for, so that every line runs; threads and order are real.
+With one, tests/test_gpu.py asks the same of it.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import tiny
+from tests.faults.stores import check
+from tests.test_loop import trainer
+from tests.test_rows import MadeUp, train
+from tests.test_rows import store as store
+from train import augment, device, feed, lane, loop, replay
+from train.config import Data
+from train.data import load
+from train.errors import Interrupted, WorkError
+from train.loop import Trainer
+from train.replay import WARM_UP, Replay
+from train.store import Store
+from train.writer import RowResult, Writer
+
+
+class Event:
+    """The time at which the host recorded it, which here is the time at which the work before it was done."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+        self.at = 0.0
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        assert self.at > 0
+
+    def elapsed_time(self, end: "Event") -> float:
+        return 1000 * (end.at - self.at)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """A CPU that passes for a GPU; the set holds the threads that work was put into streams by."""
+    threads: set[int] = set()
+
+    def stream(_: Any) -> contextlib.AbstractContextManager[None]:
+        threads.add(threading.get_ident())
+        return contextlib.nullcontext()
+
+    def warm_up(self: Replay) -> None:
+        for _ in range(WARM_UP + 1):
+            self.function()
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(Replay, "prepare", warm_up)
+    for module in (augment, device, feed, lane, loop, replay):
+        if hasattr(module, "on_gpu"):
+            monkeypatch.setattr(module, "on_gpu", lambda device: True)
+        if hasattr(module, "pinned"):
+            monkeypatch.setattr(module, "pinned", lambda shape, dtype: torch.empty(tuple(shape), dtype=dtype))
+    monkeypatch.setattr(loop, "make_deterministic", lambda device: None)
+    monkeypatch.setattr(feed, "_free", lambda device: 1 << 30)
+    return threads
+
+
+@pytest.fixture(scope="module")
+def plainly() -> list[RowResult]:
+    """The rows of three groups as a CPU trains them."""
+    return rows_of(trainer(tiny()))
+
+
+def rows_of(used: Trainer) -> list[RowResult]:
+    """Rows of three groups that are all started before the first result is asked for."""
+    started = [used.start(group) for group in (2, 0, 1)]
+    results = [result for pending in started for result in pending.result()]
+    assert all(isinstance(result, RowResult) for result in results)
+    return [result for result in results if isinstance(result, RowResult)]
+
+
+@pytest.mark.parametrize(("streams", "resident"), [(1, True), (2, True), (2, False)])
+def test_rows_do_not_depend_on_what_is_in_flight(
+    plainly: list[RowResult], gpu: set[int], streams: int, resident: bool
+) -> None:
+    setting = replace(tiny(), data=Data(train=100, test=60, resident=resident))
+    used = Trainer(setting, load(setting), torch.device("cpu"), streams=streams)
+    assert used.ahead == streams
+    found = rows_of(used)
+    assert len(gpu) == streams + 1, "a thread a stream, beside this one, which prepares them"
+    for row, expected in zip(found, plainly, strict=True):
+        assert row.row == expected.row
+        assert row.seconds > 0
+        for name, array in expected.arrays.items():
+            np.testing.assert_allclose(
+                row.arrays[name].astype(np.float64), array.astype(np.float64), rtol=2e-3, atol=2e-3
+            )
+
+
+def test_a_stop_ends_the_groups_in_flight(gpu: set[int]) -> None:
+    used, asked = trainer(tiny()), threading.Event()
+    pending = [used.start(group, asked.is_set) for group in range(2)]
+    assert len(pending[0].result()) == 8
+    asked.set()
+    stopped = used.start(2, asked.is_set)
+    with pytest.raises(Interrupted):
+        stopped.result()
+
+
+class Ahead(MadeUp):
+    """A trainer of made-up rows that has a group in flight while the next one is started."""
+
+    ahead = 1
+
+    def __init__(self, store: Store, trained: Callable[[int], None] = lambda group: None) -> None:
+        super().__init__(store)
+        self.trained = trained
+        self.pool = ThreadPoolExecutor(1)
+
+    def start(self, group: int, stop: Callable[[], bool]) -> Any:
+        self.groups.append(group)
+        return self.pool.submit(self.result_of, group, stop)
+
+    def result_of(self, group: int, stop: Callable[[], bool]) -> list[Any]:
+        self.trained(group)
+        if stop():
+            raise Interrupted
+        return [self.result(row) for row in range(4 * group, 4 * group + 4)]
+
+
+def test_the_next_group_is_started_before_the_one_before_is_trained(store: Store) -> None:
+    def trained(group: int) -> None:
+        deadline = time.monotonic() + 60
+        while group == 0 and len(made_up.groups) < 2 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert group != 0 or made_up.groups == [0, 1]
+
+    made_up = Ahead(store, trained)
+    assert train(store, made_up) == list(range(14))
+    assert made_up.groups == [0, 1, 2, 3]
+    assert check(store.layout.root) == 14
+
+
+def test_what_is_in_flight_when_a_commit_fails_is_committed(store: Store) -> None:
+    real = Writer.commit
+
+    def commit(writer: Writer, group: int, results: Any) -> None:
+        if group == 0:
+            raise WorkError("cannot write row 0 of x")
+        real(writer, group, results)
+
+    made_up = Ahead(store)
+    with mock.patch.object(Writer, "commit", commit), pytest.raises(WorkError, match="cannot write row 0"):
+        train(store, made_up)
+    assert made_up.groups[:2] == [0, 1]
+    store.refresh()
+    done = set(np.flatnonzero(store.completed()).tolist())
+    assert {4, 5, 6, 7} <= done
+    assert not done & {0, 1, 2, 3}
+    assert train(store, MadeUp(store)) == sorted(set(range(14)) - done)
+
+
+def test_a_stop_commits_what_was_trained_by_then(store: Store) -> None:
+    asked = threading.Event()
+    made_up = Ahead(store, lambda group: asked.set() if group == 1 else None)
+    with pytest.raises(Interrupted):
+        train(store, made_up, asked.is_set)
+    store.refresh()
+    assert np.flatnonzero(store.completed()).tolist() == [0, 1, 2, 3]
