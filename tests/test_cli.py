@@ -161,7 +161,7 @@ def test_what_torch_raises_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     options = ["--root", tmp_path, *TINY]
     assert in_process(capsys, "init", DIGITS, *options).code == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.loop.build", out_of_memory)
+        patch.setattr("train.lane.build", out_of_memory)
         done = in_process(capsys, "train", DIGITS, *options, "--workers=1")
     assert (done.code, done.err) == (1, "error: training on cpu failed: out of memory\n")
     with pytest.MonkeyPatch.context() as patch:
