@@ -108,7 +108,7 @@ def train(request: Request) -> int:
 
 def _train(request: Request, store: Store, rows: range, stop: Stop) -> int:
     from launch.local import train_here
-    from train.create import check_data
+    from train.manifest import check_data
 
     if request.options.get("retry_failed"):
         _retry_failed(store, rows)

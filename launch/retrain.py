@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train.create import check_data
 from train.data import load
+from train.manifest import check_data
 from train.store import Store
 
 MIN_CORRELATION = 0.8

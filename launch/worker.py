@@ -12,10 +12,10 @@ from typing import Any
 
 from launch.stop import Stop, code_of, handling, raise_interrupt
 from train.config import Setting, from_dict
-from train.create import check_data
 from train.data import load
 from train.errors import Interrupted, UserError, WorkError
 from train.layout import Layout
+from train.manifest import check_data
 from train.store import open_own
 
 

@@ -22,7 +22,8 @@ from train.errors import UserError, WorkError
 from train.journal import RECORD, Kind, encode_header, seal
 from train.manifest import _digest, read_manifest
 from train.npy import HEADER_BYTES
-from train.store import PublishedStore, Store, open_own, open_store
+from train.published import PublishedStore
+from train.store import Store, open_own, open_store
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from train.data import Dataset
 from train.errors import UserError, WorkError
 from train.layout import ARRAY_NAMES, UNFINISHED, Layout, temporary
 from train.locks import LockFile, store_lock
-from train.manifest import Array, Manifest, array_list, check_identity, new_manifest, read_manifest
+from train.manifest import Array, Manifest, array_list, check_data, check_identity, new_manifest, read_manifest
 from train.masks import Masks
 from train.npy import Notice, header, rename_new, reserve, sync_folder, write_all, write_file
 from train.state import RowStates
@@ -57,20 +57,6 @@ def create_store(layout: Layout, setting: Setting, dataset: Dataset, notice: Not
             _create(layout, setting, manifest, arrays, notice)
         sync_folder(layout.data)
     return open_own(layout, setting)
-
-
-def check_data(manifest: Manifest, dataset: Dataset) -> None:
-    """Raises UserError where the data set is not the one the store was created with."""
-    if len(dataset.classes) != len(manifest.classes):
-        raise UserError(
-            f"the data set in {dataset.where} has {len(dataset.classes)} classes, but the store was created with "
-            f"{len(manifest.classes)}"
-        )
-    found = dataset.sha256()
-    if found != manifest.data_sha256:
-        raise UserError(
-            f"the data set in {dataset.where} has sha256 {found}, but the store was created with {manifest.data_sha256}"
-        )
 
 
 def _refuse_others(layout: Layout) -> None:

@@ -10,7 +10,7 @@ import re
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from train.config import Setting, identity
 from train.errors import UserError, WorkError
 from train.masks import Era
 from train.npy import file_bytes, write_file
+
+if TYPE_CHECKING:
+    from train.data import Dataset
 
 FORMAT = "datamodels-store-1"
 
@@ -209,4 +212,18 @@ def check_identity(manifest: Manifest, setting: Setting, path: Path) -> None:
         raise UserError(
             f"models is {setting.models}, but {path} holds a setting with {manifest.models}: "
             "`datamodels grow` lengthens it"
+        )
+
+
+def check_data(manifest: Manifest, dataset: "Dataset") -> None:
+    """Raises UserError where the data set is not the one the store was created with."""
+    if len(dataset.classes) != len(manifest.classes):
+        raise UserError(
+            f"the data set in {dataset.where} has {len(dataset.classes)} classes, but the store was created with "
+            f"{len(manifest.classes)}"
+        )
+    found = dataset.sha256()
+    if found != manifest.data_sha256:
+        raise UserError(
+            f"the data set in {dataset.where} has sha256 {found}, but the store was created with {manifest.data_sha256}"
         )

@@ -1,164 +1,31 @@
-"""Stores opened for reading: our own, and roots that hold nothing but published files."""
+"""Stores opened for reading: those with a manifest, and what a root holds in general."""
 
 import errno
 import hashlib
 import re
-import tokenize
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from train.config import Setting
 from train.errors import UserError, WorkError
-from train.layout import ARRAY_NAMES, Layout
+from train.layout import Layout
 from train.locks import LockFile, store_lock
-from train.manifest import Array, Manifest, check_identity, read_manifest
-from train.masks import Era, Masks, mask_index
+from train.manifest import Array, Manifest, check_data, check_identity, read_manifest
+from train.masks import Masks
 from train.npy import HEADER_BYTES, RowFile, header, new_file, write_header
+from train.published import PublishedStore
+from train.readable import ReadableStore, Records
 from train.state import RowState, RowStates
 
-
-class ReadableStore:
-    """What fitting and evaluation need of a setting's rows, whoever wrote them.
-
-    Rows [0, models) are for estimation, rows [models, rows) for evaluation.
-    """
-
-    def __init__(self, layout: Layout, setting: Setting, arrays: Sequence[Array], eras: tuple[Era, ...]) -> None:
-        self.layout = layout
-        self.derived = layout.folder
-        """Folder of what is made from the rows: datamodels and reports. Another one where the root is read-only."""
-        self.setting = setting
-        self.arrays = {array.name: array for array in arrays}
-        self.eras = eras
-        self.n_train = self.arrays["train_masks"].shape[1]
-        self.n_test = self.arrays["test_margins"].shape[1]
-
-    @property
-    def models(self) -> int:
-        return self.eras[-1].models
-
-    @property
-    def eval_models(self) -> int:
-        return self.eras[-1].eval_models
-
-    @property
-    def rows(self) -> int:
-        return self.eras[-1].rows
-
-    def array(self, name: str) -> np.memmap:
-        """A whole array as a read-only map of its file, shapes as in the published format."""
-        array = self.arrays[name]
-        path = self.layout.array(name)
-        try:
-            return np.memmap(path, array.dtype, "r", self._offset(path), array.shape)
-        except (OSError, ValueError) as error:
-            raise WorkError(f"cannot read {path}: {error}") from None
-
-    def _offset(self, path: Path) -> int:
-        return HEADER_BYTES
-
-    def mask_index(self, row: int) -> int:
-        """Rows with the same index share a mask."""
-        return mask_index(row, list(self.eras), self.setting.runs_per_mask)
-
-    def completed(self) -> NDArray[np.bool_]:
-        """Which rows [M] are done."""
-        raise NotImplementedError
-
-    def failed(self) -> NDArray[np.bool_]:
-        """Which rows [M] failed for good."""
-        raise NotImplementedError
-
-    def bad_rows(self, names: Sequence[str], start: int, stop: int) -> NDArray[np.bool_]:
-        """Which of the rows [start, stop) are done but hold other bytes than were recorded. Reads them."""
-        raise NotImplementedError
-
-    def check_files(self) -> None:
-        """Raises WorkError where damaged files put in doubt which rows are done; never for published files."""
-
-    def bad_masks(self, start: int, masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which of the rows from `start` on, their masks [n, N_train] read, are done but have another mask than the
-        seed gives; none of published files, whose seed is not known.
-        """
-        return np.zeros(len(masks), bool)
-
-    def row_stamp(self, rows: NDArray[np.int64]) -> str:
-        """A digest of which rows these are and which time they were made, to see whether a fit is stale."""
-        raise NotImplementedError
-
-
-class PublishedStore(ReadableStore):
-    """Published files without a manifest: M, N_train, N_test come from the arrays, and every row counts as done."""
-
-    def __init__(self, layout: Layout, setting: Setting, explicit_models: bool) -> None:
-        arrays = [_published_array(layout, name) for name in ARRAY_NAMES if layout.array(name).exists()]
-        rows = arrays[0].shape[0]
-        for array in arrays:
-            if array.shape[0] != rows:
-                raise UserError(
-                    f"{layout.array(array.name)} has {array.shape[0]} rows, but {layout.array('train_masks')} {rows}"
-                )
-        models = rows - setting.eval_models
-        if models < 1:
-            raise UserError(f"eval_models is {setting.eval_models}, but {layout.data} holds {rows} rows in all")
-        if explicit_models and setting.models != models:
-            raise UserError(
-                f"models is {setting.models}, but {layout.data} holds {rows} rows, {models} without the evaluation rows"
-            )
-        eras = (Era(models, setting.eval_models),)
-        super().__init__(layout, replace(setting, models=models, seed=0), arrays, eras)
-
-    def _offset(self, path: Path) -> int:
-        return _read_header(path)[2]
-
-    def completed(self) -> NDArray[np.bool_]:
-        return np.ones(self.rows, bool)
-
-    def failed(self) -> NDArray[np.bool_]:
-        return np.zeros(self.rows, bool)
-
-    def bad_rows(self, names: Sequence[str], start: int, stop: int) -> NDArray[np.bool_]:
-        return np.zeros(stop - start, bool)
-
-    def row_stamp(self, rows: NDArray[np.int64]) -> str:
-        digest = hashlib.sha256(np.ascontiguousarray(rows, "<i8").data)
-        for name in self.arrays:
-            status = self.layout.array(name).stat()
-            digest.update(f"{name} {status.st_size} {status.st_mtime_ns}".encode())
-        return digest.hexdigest()
-
-
-def _read_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
-    try:
-        with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(file)
-            if fortran:
-                raise UserError(f"{path} is in Fortran order, expected C order")
-            return shape, dtype, file.tell()
-    except (OSError, ValueError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError) as error:
-        raise UserError(f"{path} is not a readable .npy file: {error}") from None
-
-
-def _published_array(layout: Layout, name: str) -> Array:
-    path = layout.array(name)
-    shape, dtype, offset = _read_header(path)
-    expected, dimensions = (bool, 2) if name == "train_masks" else (np.float16, 3 if name.endswith("logits") else 2)
-    if dtype != expected or len(shape) != dimensions or min(shape) < 1:
-        raise UserError(
-            f"{path} holds {dtype} of shape {shape}, expected {np.dtype(expected)} with {dimensions} dimensions above 0"
-        )
-    array = Array(name, shape, np.dtype(dtype))
-    if path.stat().st_size < offset + array.bytes - HEADER_BYTES:
-        raise UserError(f"{path} is shorter than its shape {shape} says: it was cut short")
-    return array
+if TYPE_CHECKING:
+    from train.data import Dataset
 
 
 class Store(ReadableStore):
@@ -241,7 +108,8 @@ class Store(ReadableStore):
             raise WorkError(f"{self.states.readers[index].path}: {told}: run `datamodels repair`")
 
     @cached_property
-    def masks(self) -> Masks:
+    def seeded_masks(self) -> Masks:
+        """The masks that the seed gives, whatever lies in the file."""
         return Masks(self.setting, self.n_train, list(self.eras))
 
     @cached_property
@@ -270,6 +138,17 @@ class Store(ReadableStore):
     def failed(self) -> NDArray[np.bool_]:
         return self.states.state == RowState.FAILED
 
+    def records(self) -> Records:
+        done, states = self.completed(), self.states
+        device = np.array([str(reader.provenance.get("device", "")) for reader in states.readers] or [""])
+        known = np.where(done, device[states.journal], "")
+        return Records(np.where(done, states.accuracy, np.nan), np.where(done, states.seconds, np.nan), known)
+
+    def dataset(self, root: str | Path | None = None) -> "Dataset":
+        dataset = super().dataset(root)
+        check_data(self.manifest, dataset)
+        return dataset
+
     def missing(self, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
         """The rows in [start, stop) that training still has to do."""
         state = self.states.state[start:stop]
@@ -292,7 +171,7 @@ class Store(ReadableStore):
         done = self._done(slice(start, start + len(masks)))
         pairs = zip(range(start, start + len(masks)), masks, done, strict=True)
         return np.fromiter(
-            (d and not np.array_equal(mask, self.masks[row]) for row, mask, d in pairs), bool, len(masks)
+            (d and not np.array_equal(mask, self.seeded_masks[row]) for row, mask, d in pairs), bool, len(masks)
         )
 
     def bad_rows(self, names: Sequence[str], start: int, stop: int) -> NDArray[np.bool_]:

@@ -138,7 +138,7 @@ class _Check:
         """What is wrong with a row's values; empty where they may be right."""
         if name != "train_masks":
             return "" if is_finite(content) else "has a value that is not finite"
-        if np.array_equal(content, self.store.masks[row]):
+        if np.array_equal(content, self.store.seeded_masks[row]):
             return ""
         return f"is not the mask that the seed gives ({np.count_nonzero(content)} of {content.size} examples)"
 
