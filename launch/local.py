@@ -37,7 +37,8 @@ def train_here(
         notice(f"nothing to train: rows {rows.start} to {rows.stop - 1} are all done")
         return 0
     places = _places(store, devices, workers, missing)
-    task = Task(root, store.setting.to_dict(), (rows.start, rows.stop), places[0])
+    streams = (workers or 1) if places[0] != "cpu" else 1
+    task = Task(root, store.setting.to_dict(), (rows.start, rows.stop), places[0], streams)
     with Progress("rows", missing) as progress:
         try:
             if len(places) == 1:
@@ -53,13 +54,13 @@ def train_here(
 
 
 def _places(store: Store, devices: Sequence[str] | None, workers: int | None, missing: int) -> list[str]:
-    """The device of each worker; no more workers than groups that are missing."""
+    """The device of each process: one a GPU, or several on a CPU; no more than groups that are missing."""
     recipe = store.setting.recipe
     found = _gpus(devices) if recipe.device == "cuda" else []
     if devices and not found:
         raise UserError(f"--devices is {','.join(devices)}: no such GPU here, or recipe.device is cpu")
     if found:
-        places = [place for place in found for _ in range(workers or 1)]
+        places = found
     else:
         if recipe.device == "cuda":
             notice("no GPU here: training on the CPU")

@@ -42,7 +42,11 @@ def _rows(parser: Any) -> None:
 
 def _training(parser: Any) -> None:
     parser.add_argument("--devices", metavar="0,1", help="GPUs to use; default all that are visible")
-    parser.add_argument("--workers", type=int, help="processes a GPU, or in all on a CPU; default 1, or cores/threads")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="groups of rows in training at once on each GPU, default 1; or processes on a CPU, default cores/threads",
+    )
     parser.add_argument("--retry-failed", action="store_true", help="retry rows that failed for good as well")
 
 

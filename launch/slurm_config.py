@@ -93,7 +93,8 @@ class Slurm:
     gpus: int | None = None
     """GPUs of a training task; null for 1 where recipe.device is cuda, and none otherwise."""
     workers: int | None = None
-    """Worker processes a GPU; null for 1. Without GPUs a task has cpus / recipe.threads of them."""
+    """Groups of rows in training at once on a GPU; null for 1. Without GPUs, cpus / recipe.threads processes train one
+    each."""
     minutes: float = 30.0
     """Duration that a task's rows are chosen for, where the rate is known."""
     rows_per_hour: float | None = None
@@ -139,7 +140,7 @@ class Slurm:
         return self.gpus if self.gpus is not None else int(setting.recipe.device == "cuda")
 
     def workers_for(self, setting: Setting) -> int:
-        """Worker processes that a training task runs."""
+        """Groups of rows that a training task has in training at a time."""
         gpus = self.gpus_for(setting)
         return gpus * (self.workers or 1) if gpus else max(1, self.cpus // setting.recipe.threads)
 

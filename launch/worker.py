@@ -28,6 +28,8 @@ class Task:
     rows: tuple[int, int]
     device: str
     """`cpu`, or `cuda:0`, `cuda:1`, ..."""
+    streams: int = 1
+    """Groups of rows that a GPU has in training at a time."""
 
     @property
     def setting(self) -> Setting:
@@ -56,7 +58,7 @@ def work(task: Task, stop: Stop, finished: Callable[[int], None] = lambda rows: 
         dataset = load(store.setting)
         check_data(store.manifest, dataset)
         device = torch.device(task.device)
-        trainer = Trainer(store.setting, dataset, device, store.eras)
+        trainer = Trainer(store.setting, dataset, device, store.eras, task.streams)
         writer = Writer(store, {**environment(store.setting.recipe, device), **whereabouts(), "on": task.device})
         try:
             with stop:

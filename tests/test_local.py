@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launch import local
-from launch.local import _places
+from launch.local import _places, train_here
 from launch.progress import Progress
 from launch.stop import Stop
 from launch.worker import Task
@@ -37,16 +38,26 @@ def gpus(monkeypatch: pytest.MonkeyPatch, store: Store) -> Store:
 
 
 @pytest.mark.parametrize(
-    ("devices", "workers", "expected"),
-    [
-        *((None, None, [0, 1, 2]), (["1"], None, [1]), (["2", "0"], None, [2, 0])),
-        *((["1"], 2, [1, 1]), (None, 2, [0, 0, 1, 1])),  # no more than the 4 groups
-    ],
+    ("devices", "missing", "expected"),
+    [(None, 32, [0, 1, 2]), (["1"], 32, [1]), (["2", "0"], 32, [2, 0]), (None, 9, [0, 1])],
 )
-def test_each_gpu_gets_its_workers(
-    gpus: Store, devices: list[str] | None, workers: int | None, expected: list[int]
+def test_each_gpu_gets_a_process_while_there_are_groups(
+    gpus: Store, devices: list[str] | None, missing: int, expected: list[int]
 ) -> None:
-    assert _places(gpus, devices, workers, 32) == [f"cuda:{number}" for number in expected]
+    assert _places(gpus, devices, None, missing) == [f"cuda:{number}" for number in expected]
+
+
+@pytest.mark.parametrize(("device", "streams"), [("cuda", 3), ("cpu", 1)])
+def test_workers_of_a_gpu_are_streams_of_one_process(
+    gpus: Store, monkeypatch: pytest.MonkeyPatch, device: str, streams: int
+) -> None:
+    gpus.setting = dataclasses.replace(gpus.setting, recipe=dataclasses.replace(gpus.setting.recipe, device=device))
+    tasks: list[Any] = []
+    monkeypatch.setattr(local, "work", lambda task, stop, progress: tasks.append(task))
+    monkeypatch.setattr(local, "_supervise", lambda given, *others: tasks.extend(given))
+    train_here(gpus, "", range(32), ["1"] if device == "cuda" else None, 3, Stop())
+    assert {task.streams for task in tasks} == {streams}
+    assert len(tasks) == (1 if device == "cuda" else 3)
 
 
 @pytest.mark.parametrize("device", ["3", "-1", "cuda:0", "", "١"])
