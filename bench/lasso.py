@@ -29,9 +29,11 @@ from pathlib import Path
 import numpy as np
 
 from bench import lasso_peers as peers
-from lasso import descent, fit
+from lasso import fit
+from lasso import path as kernels
 from lasso.design import GramCounts, Scale, correlations
 from lasso.moments import Gram
+from lasso.workspace import Workspace
 from train.config import Fit, Setting
 from train.layout import Layout
 from train.store import open_store
@@ -128,6 +130,7 @@ def make(rows: int, options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray
             np.put_along_axis(masks[piece], np.argpartition(keys, inside, axis=1)[:, :inside], True, axis=1)
         else:
             masks[piece] = keys < alpha
+        masks[piece][rng.random(len(keys)) < options.empty] = False
         z = (masks[piece] - np.float32(alpha)) / np.float32(np.sqrt(alpha * (1 - alpha)))
         margins[piece] = 3 + z @ weights.astype(np.float32) + rng.normal(size=(len(z), options.targets))
     return masks, margins
@@ -144,12 +147,12 @@ def path(options: argparse.Namespace) -> None:
 
 
 def compare(problem: Problem, options: argparse.Namespace) -> None:
-    work = descent.Workspace.empty(options.examples)
+    work = Workspace.empty(options.examples)
     print(f"{'solver':34} {'ms/target':>10} {'ratio':>7} {'targets':>7}  largest gap (float64)")
 
     def ours(target: int) -> np.ndarray:
         weights = np.empty((len(RATIOS), options.examples))
-        descent.path(
+        kernels.path(
             problem.corr, problem.cov[target], problem.y[:, target].var(), problem.lams(target), 1e-4, work, weights
         )
         return weights
@@ -246,6 +249,7 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, nargs="+", default=[0.5])
     parser.add_argument("--small", type=float, nargs="+", default=[0.05])
     parser.add_argument("--mask", choices=["exact", "bernoulli"], default="bernoulli")
+    parser.add_argument("--empty", type=float, default=0.0, help="share of rows without examples: masks much alike")
     parser.add_argument("--eps", type=float, default=1e-3)
     parser.add_argument("--patience", type=int, default=5)
     parser.add_argument("--limit", type=float, default=20.0, help="stop a solver after this many seconds")

@@ -220,7 +220,7 @@ class _Path:
     var: float
     lams: NDArray[np.float64]
     heldout: Any
-    """descent.Heldout"""
+    """heldout.Heldout"""
 
 
 class Lot:
@@ -264,7 +264,7 @@ class Lot:
 
     def each(self, work: Callable[[int, Any], None], progress: Callable[[int], None]) -> None:
         """Do some work for every target, in threads that have a workspace each."""
-        from lasso.descent import Workspace
+        from lasso.workspace import Workspace
 
         def run(targets: range) -> None:
             if not hasattr(self.own, "work"):
@@ -283,12 +283,12 @@ class Lot:
 
     def choose(self, target: int, work: Any) -> None:
         """Record a target's lambda of least held-out error, and its weights on the training rows."""
-        from lasso import descent
+        from lasso import path as kernels
 
         if (path := self.begin(target)) is None:
             return
         weights = np.zeros(self.matrices.n_train)
-        chosen, tried, squares, gap = descent.choose(
+        chosen, tried, squares, gap = kernels.choose(
             self.matrices.corr, path.cov, path.var, path.heldout, path.lams, 100 * self.fit.tol, self.fit.patience,
             self.fit.min_lambdas, _PATH_SWEEPS, work, weights,
         )  # fmt: skip
@@ -317,7 +317,7 @@ class Lot:
 
     def _heldout(self, target: int, mean: float) -> Any:
         """One target on the held-out rows, standardised by the training rows, `mean` being its mean over these."""
-        from lasso.descent import Heldout
+        from lasso.heldout import Heldout
 
         at = self.matrices
         total, squares = float(self.heldout.sums[target]), float(self.heldout.squares[target])

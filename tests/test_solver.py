@@ -6,12 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Lasso
 
-from lasso import descent
-from lasso.descent import Workspace
 from lasso.design import GramCounts
+from lasso.face import descend_face
 from lasso.moments import Cross, Gram
+from lasso.path import path
 from lasso.popcount import pack
-from lasso.solver import Matrices, solve
+from lasso.solver import Lot, Matrices, solve
+from lasso.workspace import Workspace
 from tests.fake_store import linear_data
 from train.config import Fit
 from train.errors import WorkError
@@ -161,7 +162,7 @@ def test_lambda_and_end_of_the_path_are_those_of_paths_solved_sharply(rows, n_tr
         cross = sums[1]
         mean, var, cov = sums[0].scale.target(cross.cross[target], cross.sums[target], cross.squares[target])
         lams = np.abs(cov).max() * np.geomspace(1, fit.eps, fit.k)[: found.tried[target] + 5]
-        descent.path(sums[0].corr, cov, var, lams, 1e-11, work, weights)
+        path(sums[0].corr, cov, var, lams, 1e-11, work, weights)
         errors = ((y[held] - mean - weights[: len(lams)] @ z_held.T) ** 2).sum(axis=1)
         ends = (i for i in range(9, len(lams)) if i - np.argmin(errors[: i + 1]) >= 5 or i == fit.k - 1)
         end = next(ends)
@@ -271,3 +272,54 @@ def test_a_looser_tolerance_is_still_met():
     masks, margins, held = make(rows=100, n_train=60, sparse=30)
     fit = replace(Fit(), tol=1e-3)
     assert solve(*sums_of(masks, margins, held), fit).gap.max() <= 1e-3
+
+
+def with_empty_rows(rows, n_train, targets):
+    """`make`, after which rows without examples follow, ten times as many: they make all masks alike."""
+    masks, margins, held = make(rows, n_train, targets, sparse=n_train // 4)
+    none = np.random.default_rng(2).normal(2, 0.3, size=(10 * rows, targets)).astype(np.float16)
+    masks = np.concatenate([masks, np.zeros((10 * rows, n_train), bool)])
+    return masks, np.concatenate([margins, none]), np.concatenate([held, np.arange(10 * rows) % 5 == 0])
+
+
+def test_masks_that_are_much_alike_are_fitted_as_sharply_as_others():
+    masks, margins, held = with_empty_rows(rows=600, n_train=100, targets=3)
+    fit = Fit(k=30, eps=1e-2)
+    lot = Lot(*sums_of(masks, margins, held), fit)
+    lot.follow_paths(lambda done: None)
+    lot.refit(lambda done: None)
+    assert lot.refit_gap.max() <= 1e-11
+    found = lot.solution
+    assert found.gap.max() <= 1e-6
+    for target in range(3):
+        weights, _ = sklearn_lasso(masks, margins[:, target], float(found.lam[target]))
+        np.testing.assert_allclose(found.weight[target], weights, atol=1e-5)
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_a_step_on_a_face_lowers_the_objective_and_ends_at_the_minimum_where_signs_stay(near):
+    masks, margins, held = with_empty_rows(rows=400, n_train=60, targets=10)
+    matrices, cross, _ = sums_of(masks, margins, held)
+    rng, hessian = np.random.default_rng(0), matrices.corr.astype(np.float64) + np.eye(60)
+    for target in range(10):
+        _, var, cov = matrices.scale.target(cross.cross[target], cross.sums[target], cross.squares[target])
+        lam, work, weights = 0.1 * np.abs(cov).max(), Workspace.empty(60), np.zeros((1, 60))
+        path(matrices.corr, cov, var, np.array([lam]), 1e-9, work, weights)
+        w = weights[0] * (1 + 0.2 * rng.normal(size=60)) if near else rng.normal(size=60) * (rng.random(60) < 0.5)
+
+        def objective(w, cov=cov, lam=lam):
+            return w @ hessian @ w / 2 - cov @ w + lam * np.abs(w).sum()
+
+        work.w[:], work.h[:] = w, matrices.corr @ w
+        descend_face(matrices.corr, cov, work, lam, 100)
+        assert objective(work.w) < objective(w)
+        assert (work.w * w >= 0).all()
+        np.testing.assert_allclose(work.h, matrices.corr @ work.w, atol=1e-6)
+        if near:
+            np.testing.assert_allclose(work.w, weights[0], atol=2e-3 * np.abs(weights).max())
+
+
+def test_kept_code_is_taken_as_old_when_any_module_with_kernels_changed():
+    from lasso import compiled, descent
+
+    assert descent.minimise._cache._cache_file._source_stamp == compiled._sources()

@@ -144,7 +144,7 @@ def test_held_out_masks_are_packed_without_gaps_that_matter(store, monkeypatch):
 
 
 MEMORY = """import resource, sys
-import numpy as np, torch, numba, lasso.solver, lasso.descent, lasso.popcount
+import numpy as np, torch, numba, lasso.solver, lasso.path, lasso.popcount
 from pathlib import Path
 from lasso import fit
 from tests.fake_store import FakeStore
