@@ -42,11 +42,8 @@ def _rows(parser: Any) -> None:
 
 def _training(parser: Any) -> None:
     parser.add_argument("--devices", metavar="0,1", help="GPUs to use; default all that are visible")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        help="groups of rows in training at once on each GPU, default 1; or processes on a CPU, default cores/threads",
-    )
+    workers = "groups of rows in training at once on each GPU, default 1; or processes on a CPU, default cores/threads"
+    parser.add_argument("--workers", type=int, help=workers)
     parser.add_argument("--retry-failed", action="store_true", help="retry rows that failed for good as well")
 
 
