@@ -1,32 +1,20 @@
-"""The command line: commands, their options, and the YAML files."""
+"""The command line: commands and their options."""
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jsonargparse
-import yaml
 
 from launch import commands
 from launch.commands import Request
 from launch.slurm_config import Slurm
-from train.config import Setting, from_dict
+from train.config_file import Parser, load_yaml
 from train.errors import UserError
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
-
-class _Parser(jsonargparse.ArgumentParser):
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(_one_line(message)) from ex
-
-
-def _one_line(message: str) -> str:
-    """jsonargparse's reasons span lines and begin with the whole option; the first lines say what matters."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    return " ".join(line for line in lines if not line.startswith("usage:"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,32 +140,25 @@ def _overview() -> str:
     )
 
 
-def _parser(name: str, command: Command) -> _Parser:
+def _parser(name: str, command: Command) -> Parser:
     usage = f"datamodels {name} CONFIG [--root DIR] [options] [--KEY VALUE ...]"
-    parser = _Parser(prog=f"datamodels {name}", usage=usage, description=command.help, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help=argparse.SUPPRESS)
+    parser = Parser(prog=f"datamodels {name}", usage=usage, description=command.help, allow_abbrev=False)
     parser.add_argument("--root", metavar="DIR", help="where the store lies; default runs/<name of CONFIG>")
     command.options(parser)
-    parser.add_class_arguments(Setting, as_group=True)
+    parser.add_setting()
     return parser
 
 
-def _request(parser: _Parser, rest: list[str]) -> Request:
+def _request(parser: Parser, rest: list[str]) -> Request:
     config, others = _split_config(rest)
     path = Path(config)
-    _check_config(path)
     others = _files_first(others)
-    values = parser.parse_args(["--config", str(path), *others])
-    options = {key: value for key, value in vars(values).items() if key not in _SETTING_KEYS}
-    content = {key: value for key, value in values.as_dict().items() if key in _SETTING_KEYS}
+    setting, options = parser.parse(path, others)
     explicit = any(argument.split("=")[0] == "--models" for argument in others)
     root = options.pop("root")
     if root == "":
         raise UserError("--root is '', expected a folder")
-    return Request(from_dict(content), Path(root or f"runs/{path.stem}").expanduser(), path, options, explicit)
-
-
-_SETTING_KEYS = {field.name for field in dataclasses.fields(Setting)}
+    return Request(setting, Path(root or f"runs/{path.stem}").expanduser(), path, options, explicit)
 
 
 def _split_config(rest: list[str]) -> tuple[str, list[str]]:
@@ -200,46 +181,11 @@ def _files_first(arguments: list[str]) -> list[str]:
     for option in options:
         name, equals, value = option[0].partition("=")
         if name == "--slurm" and (equals or len(option) > 1):
-            _check_duplicates(Path(value if equals else option[1]))
+            _refuse_duplicates(Path(value if equals else option[1]))
     options.sort(key=lambda option: option[0].partition("=")[0].count("."))
     return [argument for option in options for argument in option]
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain YAML in which no key is given twice; YAML's own reader takes the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set[str]()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise ValueError(f"line {key.start_mark.line + 1} gives {key.value!r} a second time")
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _check_config(path: Path) -> None:
-    """Raises UserError unless the file is plain YAML with keys of a setting at its top."""
-    content = _load(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds {type(content).__name__}, expected keys and values")
-    if unknown := [str(key) for key in content if key not in _SETTING_KEYS]:
-        raise UserError(f"{path}: {unknown[0]!r} is no key of a config, expected one of {_listed(_SETTING_KEYS)}")
-
-
-def _check_duplicates(path: Path) -> None:
+def _refuse_duplicates(path: Path) -> None:
     if path.is_file():
-        _load(path)
-
-
-def _load(path: Path) -> Any:
-    try:
-        return yaml.load(path.read_text(), _Loader)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not plain YAML: {error}") from None
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names))
+        load_yaml(path)

@@ -1,0 +1,79 @@
+"""Config files: plain YAML with the keys of a setting, none of them twice."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jsonargparse
+import yaml
+
+from train.config import Setting, from_dict
+from train.errors import UserError
+
+SETTING_KEYS = {field.name for field in dataclasses.fields(Setting)}
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """Raises UserError, in one line, for what it cannot take."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(_one_line(message)) from ex
+
+    def add_setting(self) -> None:
+        """Every key of a setting as an option, after those of a file."""
+        self.add_argument("--config", action="config", help=argparse.SUPPRESS)
+        self.add_class_arguments(Setting, as_group=True)
+
+    def parse(self, config: Path, options: list[str]) -> tuple[Setting, dict[str, Any]]:
+        """The setting of a config file and options, and what the options say that is no part of a setting."""
+        check_config(config)
+        values = self.parse_args(["--config", str(config), *options])
+        others = {key: value for key, value in vars(values).items() if key not in SETTING_KEYS}
+        return from_dict({key: value for key, value in values.as_dict().items() if key in SETTING_KEYS}), others
+
+
+def _one_line(message: str) -> str:
+    """jsonargparse's reasons span lines and begin with the whole option; the first lines say what matters."""
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
+    return " ".join(line for line in lines if not line.startswith("usage:"))
+
+
+def read_setting(path: Path) -> Setting:
+    """The setting of a config file. Raises UserError."""
+    parser = Parser()
+    parser.add_setting()
+    return parser.parse(path, [])[0]
+
+
+def check_config(path: Path) -> None:
+    """Raises UserError unless the file is plain YAML with keys of a setting at its top."""
+    content = load_yaml(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds {type(content).__name__}, expected keys and values")
+    if unknown := [str(key) for key in content if key not in SETTING_KEYS]:
+        expected = ", ".join(sorted(SETTING_KEYS))
+        raise UserError(f"{path}: {unknown[0]!r} is no key of a config, expected one of {expected}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML in which no key is given twice; YAML's own reader takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set[str]()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise ValueError(f"line {key.start_mark.line + 1} gives {key.value!r} a second time")
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(path: Path) -> Any:
+    """What a YAML file holds. Raises UserError, for a key that is given twice too."""
+    try:
+        return yaml.load(path.read_text(), _Loader)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not plain YAML: {error}") from None
