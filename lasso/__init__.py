@@ -3,9 +3,10 @@
 Importing this package imports neither torch nor numba.
 """
 
+from lasso.bootstrap import Interval
 from lasso.curve import Curve, curve
+from lasso.datamodels import Datamodels, Top, load, path_of, read_report
 from lasso.evaluate import Evaluation, evaluate
-from lasso.files import Datamodels, load, path_of, read_report
 from lasso.fit import assemble, fit, is_current
 from lasso.foresee import foresee
 
@@ -13,6 +14,8 @@ __all__ = [
     "Curve",
     "Datamodels",
     "Evaluation",
+    "Interval",
+    "Top",
     "assemble",
     "curve",
     "evaluate",

@@ -1,5 +1,6 @@
-"""The matrices of the solver, from the exact counts of the training rows and of the held-out rows."""
+"""Masks as a design matrix: standardised columns, the solver's matrices from exact counts, products with weights."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from lasso.moments import Gram
 
 _STRIP = 256
+_SPARSE = 0.05
+"""Share of nonzero weights below which they are multiplied one by one."""
 
 
 @dataclass(frozen=True)
@@ -106,3 +109,13 @@ def moments(scale: Scale, counts: Counts) -> NDArray[np.float32]:
         values *= scale.inv[strip, None] * scale.inv
         found[strip] = values
     return found
+
+
+def product_with(weight: NDArray[np.float64]) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """masks -> masks @ weight, which skips weights of 0 where most of them are."""
+    if np.count_nonzero(weight) > _SPARSE * weight.size:
+        return lambda masks: masks @ weight
+    from scipy.sparse import csr_array
+
+    sparse = csr_array(weight.T)
+    return lambda masks: (sparse @ np.ascontiguousarray(masks.T)).T

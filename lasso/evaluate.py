@@ -150,8 +150,7 @@ def _from_file(store: Store, split: str, weights: str | Path | None) -> _Source:
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path} cannot be read as .npy: {error}") from None
     datamodels = files.load(path)
-    units = (files.read_report(path) or {}).get("weight_units", "mask")
-    return _Source(str(path), datamodels.weight.numpy(), datamodels.bias.numpy(), units, path)
+    return _Source(str(path), datamodels.weight.numpy(), datamodels.bias.numpy(), datamodels.units, path)
 
 
 def _as_scores(name: str, scores: NDArray[Any], path: Path | None = None) -> _Source:

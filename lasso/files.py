@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from lasso.datamodels import load, path_of, read_report
 from lasso.design import Scale, divide
 from train.errors import UserError, WorkError
 from train.store import ReadableStore as Store
 
 if TYPE_CHECKING:  # torch is slow to import
-    import torch
-
     from lasso.solver import Solution
 
 VECTORS = {
@@ -48,16 +47,6 @@ EXAMPLES = ("mean", "deviation")
 
 _BAND_BYTES = 2**27
 """Weights that are in memory at a time while pieces are joined."""
-
-
-def folder_of(store: Store) -> Path:
-    return store.derived / "datamodels"
-
-
-def path_of(store: Store, split: str, targets: tuple[int, int] | None = None) -> Path:
-    """The .pt of a split, or of the piece with targets [A, B)."""
-    piece = f".{targets[0]}-{targets[1]}" if targets else ""
-    return folder_of(store) / f"{split}_{store.setting.pct}pct{piece}.pt"
 
 
 def prepare(store: Store, split: str) -> None:
@@ -85,61 +74,6 @@ def _is_ours(path: Path) -> bool:
         return "stamp" in json.loads(path.with_suffix(".json").read_bytes())
     except (OSError, ValueError):
         return False
-
-
-@dataclass(frozen=True)
-class Datamodels:
-    """Fitted datamodels: mask @ weight + bias is the predicted margin, unless they were fitted with
-    `fit.weight_units: standardised`. The tensors are mapped, not read."""
-
-    weight: "torch.Tensor"
-    """float32 [N_train, T]"""
-    bias: "torch.Tensor"
-    """float32 [T]"""
-    tensors: "dict[str, torch.Tensor]"
-    """Everything the file holds: `lam` [T], the diagnostics in VECTORS, and EXAMPLES."""
-
-    def columns(self, targets: NDArray[np.int64], units: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """weight [N_train, t] and bias [t] of some targets in mask units, `units` being those of the file."""
-        weight = self.weight[:, targets].numpy().astype(np.float64)
-        bias = self.bias[targets].numpy().astype(np.float64)
-        if units == "standardised":
-            deviation = self.tensors["deviation"].numpy()
-            weight *= divide(np.ones_like(deviation), deviation)[:, None]
-            bias -= self.tensors["mean"].numpy() @ weight
-        return weight, bias
-
-
-def load(path: Path) -> Datamodels:
-    """Map a .pt in the format of the contract; raises UserError for anything else."""
-    import torch
-
-    try:
-        tensors = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except Exception as error:  # torch raises many kinds for a file that is not one of its own
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} cannot be read as datamodels: {reason}") from None
-    for key in ("weight", "bias"):
-        tensor = tensors.get(key) if isinstance(tensors, dict) else None
-        if not isinstance(tensor, torch.Tensor) or tensor.dtype not in (torch.float16, torch.float32, torch.float64):
-            raise UserError(f"{path} holds no floating-point tensor `{key}`, expected weight [N_train, T] and bias [T]")
-    weight, bias = tensors["weight"].detach(), tensors["bias"].detach()
-    if weight.ndim != 2 or bias.shape != weight.shape[1:]:
-        found = f"weight of shape {tuple(weight.shape)} and bias of shape {tuple(bias.shape)}"
-        raise UserError(f"{path} holds {found}, expected [N_train, T] and [T]")
-    return Datamodels(weight, bias, tensors)
-
-
-def read_report(path: Path) -> dict[str, Any] | None:
-    """The .json beside a .pt, or None where there is none or the pair does not belong together."""
-    try:
-        report = json.loads(path.with_suffix(".json").read_bytes())
-        stamp = bytes(load(path).tensors["stamp"].tolist()).hex()
-    except (OSError, ValueError, KeyError, UserError):
-        return None
-    return report if isinstance(report, dict) and report.get("stamp") == stamp else None
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """The evaluation rows of a store, and how well predictions fit them, target by target."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from itertools import combinations
 from typing import Any, Self
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from lasso.bootstrap import Bootstrap
 from lasso.correlation import pearson, spearman
+from lasso.design import product_with
 from lasso.rows import Progress, blocks, check_rows, evaluation_rows, margin_array, read_margins, read_masks, silent
 from train.errors import UserError
 from train.store import ReadableStore as Store
@@ -17,8 +17,6 @@ from train.store import ReadableStore as Store
 Columns = slice | NDArray[np.int64]
 LEAST_MASKS = 3
 """Evaluation masks that a rank correlation needs."""
-_SPARSE = 0.05
-"""Share of nonzero weights below which they are multiplied one by one."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ class Holdout:
     def _predict(self, weight: NDArray[np.float64]) -> NDArray[np.float64]:
         """mask @ weight for one row of every group: [masks, t]."""
         order = np.argsort(self.first)
-        product = _product_with(weight)
+        product = product_with(weight)
         parts = [
             product(read_masks(self.store, block, True).astype(np.float64))
             for block in blocks(self.store, self.rows[self.first[order]])
@@ -117,13 +115,3 @@ class Holdout:
         ]
         rho = np.clip(np.mean(between, axis=0), 0.0, 1.0)
         return np.sqrt(runs * rho / (1 + (runs - 1) * rho))
-
-
-def _product_with(weight: NDArray[np.float64]) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """masks -> masks @ weight, which skips weights of 0 where most of them are."""
-    if np.count_nonzero(weight) > _SPARSE * weight.size:
-        return lambda masks: masks @ weight
-    from scipy.sparse import csr_array
-
-    sparse = csr_array(weight.T)
-    return lambda masks: (sparse @ np.ascontiguousarray(masks.T)).T

@@ -39,7 +39,7 @@ _COLUMNS = 8 * TILE
 
 
 def folder_of(store: Store) -> Path:
-    return files.folder_of(store) / f"statistics_{store.setting.pct}pct"
+    return store.derived / "datamodels" / f"statistics_{store.setting.pct}pct"
 
 
 class Statistics:

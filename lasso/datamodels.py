@@ -1,0 +1,169 @@
+"""Fitted datamodels as their users have them: read from a file, asked for predictions and influences."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lasso.design import divide, product_with
+from train.errors import UserError
+from train.store import ReadableStore as Store
+
+if TYPE_CHECKING:  # torch is slow to import
+    import torch
+
+_TILE_VALUES = 2**23
+"""Weights, and mask entries, that are in memory at a time: 64 MiB as float64."""
+
+
+def path_of(store: Store, split: str, targets: tuple[int, int] | None = None) -> Path:
+    """The .pt of a split, or of the piece with targets [A, B)."""
+    piece = f".{targets[0]}-{targets[1]}" if targets else ""
+    return store.derived / "datamodels" / f"{split}_{store.setting.pct}pct{piece}.pt"
+
+
+class Top(NamedTuple):
+    """The largest of many weights, largest first."""
+
+    indices: NDArray[np.int64]
+    """[k]: of training examples, or of targets"""
+    weights: NDArray[np.float64]
+    """[k]: how much the example raises the target's margin where it is trained on, in logits"""
+
+
+Sign = Literal["both", "positive", "negative"]
+
+
+@dataclass(frozen=True)
+class Datamodels:
+    """Fitted datamodels: mask @ weight + bias is the predicted margin, unless they were fitted with
+    `fit.weight_units: standardised`. The tensors are mapped, not read."""
+
+    weight: "torch.Tensor"
+    """float32 [N_train, T]"""
+    bias: "torch.Tensor"
+    """float32 [T]"""
+    tensors: "dict[str, torch.Tensor]"
+    """Everything the file holds: `lam` [T], the diagnostics in files.VECTORS, and those in files.EXAMPLES."""
+    report: dict[str, Any] | None = None
+    """The .json beside the file, None where there is none that belongs to it."""
+
+    @property
+    def units(self) -> str:
+        """What the weights of the file are of: `mask` or `standardised` (the methods always speak of masks)."""
+        return str((self.report or {}).get("weight_units", "mask"))
+
+    def columns(
+        self, targets: NDArray[np.int64] | slice, units: str | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """weight [N_train, t] and bias [t] of some targets in mask units, `units` being those of the file."""
+        weight = self.weight[:, targets].numpy().astype(np.float64)
+        bias = self.bias[targets].numpy().astype(np.float64)
+        if (units or self.units) == "standardised":
+            deviation = self.tensors["deviation"].numpy()
+            weight *= divide(np.ones_like(deviation), deviation)[:, None]
+            bias -= self.tensors["mean"].numpy() @ weight
+        return weight, bias
+
+    def predict(self, masks: ArrayLike) -> NDArray[np.float32]:
+        """Margins [m, T] of models that would be trained on the subsets `masks` [m, N_train]; [T] for a single mask.
+
+        Raises UserError for masks of another width.
+        """
+        given = np.asarray(masks)
+        n_train, targets = self.weight.shape
+        if given.ndim not in (1, 2) or given.shape[-1] != n_train:
+            raise UserError(f"the masks have shape {given.shape}, expected [m, {n_train}]")
+        rows = np.atleast_2d(given)
+        margins = np.empty((len(rows), targets), np.float32)
+        step = max(1, _TILE_VALUES // n_train)
+        for first in range(0, targets, step):
+            weight, bias = self.columns(slice(first, first + step))
+            product = product_with(weight)
+            for row in range(0, len(rows), step):
+                part = rows[row : row + step].astype(np.float64)
+                margins[row : row + step, first : first + step] = product(part) + bias
+        return margins[0] if given.ndim == 1 else margins
+
+    def top_examples(self, target: int, k: int = 10, sign: Sign = "both") -> Top:
+        """The k training examples that move a target's margin most, up or down or (`both`) whichever way.
+
+        Fewer where fewer have a weight. Reads the whole file where it is mapped. Raises UserError for no such target.
+        """
+        _require(target, self.weight.shape[1], "target")
+        return _top(self.columns(np.array([target]))[0][:, 0], k, sign)
+
+    def top_targets(self, example: int, k: int = 10, sign: Sign = "both") -> Top:
+        """The k targets whose margin a training example moves most, as `top_examples`."""
+        _require(example, self.weight.shape[0], "training example")
+        weight = self.weight[example].numpy().astype(np.float64)
+        if self.units == "standardised":
+            deviation = float(self.tensors["deviation"][example])
+            weight = weight / deviation if deviation else np.zeros_like(weight)
+        return _top(weight, k, sign)
+
+
+def _require(index: int, count: int, what: str) -> None:
+    if not 0 <= index < count:
+        raise UserError(f"there is no {what} {index}, expected one of 0 to {count - 1}")
+
+
+def _top(weight: NDArray[np.float64], k: int, sign: Sign) -> Top:
+    sizes = {"both": np.abs(weight), "positive": weight, "negative": -weight}
+    if sign not in sizes:
+        raise UserError(f"sign is {sign!r}, expected one of {', '.join(sizes)}")
+    order = np.argsort(-sizes[sign], kind="stable")[: max(0, k)]
+    order = order[sizes[sign][order] > 0]
+    return Top(order, weight[order])
+
+
+def load(source: str | Path | Store, split: str = "test") -> Datamodels:
+    """Map the datamodels of a store's split, or a .pt in the format of the contract; raises UserError for others."""
+    if isinstance(source, str | Path):
+        return _load(Path(source))
+    path = path_of(source, split)
+    if not path.exists():
+        raise UserError(f"{path} does not exist: run `datamodels fit`")
+    return _load(path)
+
+
+def _load(path: Path) -> Datamodels:
+    import torch
+
+    try:
+        tensors = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except Exception as error:  # torch raises many kinds for a file that is not one of its own
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} cannot be read as datamodels: {reason}") from None
+    for key in ("weight", "bias"):
+        tensor = tensors.get(key) if isinstance(tensors, dict) else None
+        if not isinstance(tensor, torch.Tensor) or tensor.dtype not in (torch.float16, torch.float32, torch.float64):
+            raise UserError(f"{path} holds no floating-point tensor `{key}`, expected weight [N_train, T] and bias [T]")
+    weight, bias = tensors["weight"].detach(), tensors["bias"].detach()
+    if weight.ndim != 2 or bias.shape != weight.shape[1:]:
+        found = f"weight of shape {tuple(weight.shape)} and bias of shape {tuple(bias.shape)}"
+        raise UserError(f"{path} holds {found}, expected [N_train, T] and [T]")
+    return Datamodels(weight, bias, tensors, _report_of(path, tensors))
+
+
+def _report_of(path: Path, tensors: "dict[str, torch.Tensor]") -> dict[str, Any] | None:
+    """The .json beside a .pt, or None where there is none or the pair does not belong together."""
+    try:
+        report = json.loads(path.with_suffix(".json").read_bytes())
+        stamp = bytes(tensors["stamp"].tolist()).hex()
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+    return report if isinstance(report, dict) and report.get("stamp") == stamp else None
+
+
+def read_report(path: Path) -> dict[str, Any] | None:
+    """How the datamodels in a .pt were fitted; None where nothing tells."""
+    try:
+        return load(path).report
+    except UserError:
+        return None

@@ -1,0 +1,291 @@
+"""What a notebook sees: `train.open`, `lasso.load`, `lasso.evaluate`, from a checkout and from a wheel."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from scipy import stats
+
+import lasso
+import train
+from tests.conftest import DIGITS, PROJECT, TINY, datamodels
+from tests.fake_store import FakeStore, linear_data
+from train.config import Fit
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny digits setting with logits, trained and fitted."""
+    folder = tmp_path_factory.mktemp("api") / "root"
+    done = datamodels("run", DIGITS, "--root", folder, *TINY, "--outputs.test_logits=true")
+    assert done.code == 0, done.err
+    return folder
+
+
+def test_a_store_is_opened_by_its_root_alone(root: Path) -> None:
+    store = train.open(root)
+    assert (store.setting.dataset, store.setting.alpha, store.setting.recipe.width) == ("digits", 0.5, 4)
+    assert (store.masks.shape, store.masks.dtype) == ((32, 100), bool)
+    assert (store.margins().shape, store.margins("train").shape, store.logits().shape) == (
+        (32, 60),
+        (32, 100),
+        (32, 60, 10),
+    )
+    for array in (store.masks, store.margins(), store.margins("train"), store.logits("test")):
+        assert not array.flags.writeable
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+    folder = root / "digits" / "data"
+    np.testing.assert_array_equal(store.masks, np.load(folder / "train_masks_50pct.npy"))
+    np.testing.assert_array_equal(store.margins("train"), np.load(folder / "train_margins_50pct.npy"))
+
+
+def test_rows_and_records_are_those_of_the_store(root: Path) -> None:
+    store = train.open(root, "digits", 0.5)
+    assert store.completed().all()
+    np.testing.assert_array_equal(store.estimation_rows(), np.arange(24))
+    np.testing.assert_array_equal(store.evaluation_rows(), np.arange(24, 32))
+    records = store.records()
+    labels = store.dataset().test.labels
+    found = (store.logits().argmax(axis=2) == labels).mean(axis=1)
+    np.testing.assert_allclose(records.accuracy, found, atol=1e-6)
+    assert (records.seconds > 0).all()
+    assert len(set(records.device)) == 1
+    assert records.device[0]
+
+
+def test_rows_that_are_not_done_have_no_record(root: Path, tmp_path: Path) -> None:
+    assert datamodels("init", DIGITS, "--root", tmp_path, *TINY).code == 0
+    store = train.open(tmp_path)
+    assert not store.completed().any()
+    assert len(store.estimation_rows()) == len(store.evaluation_rows()) == 0
+    records = store.records()
+    assert np.isnan(records.accuracy).all()
+    assert np.isnan(records.seconds).all()
+    assert set(records.device) == {""}
+
+
+def test_a_config_file_stands_for_its_setting(root: Path, tmp_path: Path) -> None:
+    config = write(tmp_path / "mine.yaml", yaml.safe_dump(train.open(root).setting.to_dict()))
+    store = train.open(config, root=root)
+    assert (store.models, store.eval_models) == (24, 8)
+    with pytest.raises(train.UserError, match=r"seed is 1, but .* holds a setting with 0"):
+        train.open(write(tmp_path / "other.yaml", config.read_text().replace("seed: 0", "seed: 1")), root=root)
+    with pytest.raises(train.UserError, match="'sead' is no key of a config"):
+        train.open(write(tmp_path / "wrong.yaml", "sead: 1\n"), root=root)
+    with pytest.raises(train.UserError, match="expected no other beside it"):
+        train.open(config, "cifar", root=root)
+    with pytest.raises(train.UserError, match=r"runs/mine/digits/data/store_50pct\.json does not exist"):
+        train.open(config)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def published(root: Path, folder: Path, alphas: list[str]) -> Path:
+    data = folder / "digits" / "data"
+    data.mkdir(parents=True)
+    for pct in alphas:
+        for name in ("train_masks", "test_margins"):
+            shutil.copy(root / "digits" / "data" / f"{name}_50pct.npy", data / f"{name}_{pct}pct.npy")
+    return folder
+
+
+def test_published_files_are_opened_with_their_evaluation_rows(root: Path, tmp_path: Path) -> None:
+    store = train.open(published(root, tmp_path, ["50"]), eval_models=8)
+    assert (store.models, store.eval_models) == (24, 8)
+    np.testing.assert_array_equal(store.evaluation_rows(), np.arange(24, 32))
+    assert np.isnan(store.records().accuracy).all()
+    with pytest.raises(train.UserError, match=r"train_margins_50pct\.npy does not exist"):
+        store.margins("train")
+    with pytest.raises(train.UserError, match=r"eval_models is 10000, but .* holds 32 rows"):
+        train.open(tmp_path)
+
+
+def test_which_of_several_settings_is_asked_for(root: Path, tmp_path: Path) -> None:
+    published(root, tmp_path, ["50", "12.5"])
+    assert train.open(tmp_path, alpha=0.125, eval_models=8).setting.alpha == 0.125
+    with pytest.raises(train.UserError, match=r"2 settings \(digits 12.5pct, digits 50pct\): say which"):
+        train.open(tmp_path, eval_models=8)
+    for arguments in (("cifar",), ("digits", 0.3)):
+        with pytest.raises(train.UserError, match="holds no setting"):
+            train.open(tmp_path, *arguments)
+    with pytest.raises(train.UserError, match="holds no setting: expected"):
+        train.open(tmp_path / "nowhere")
+    with pytest.raises(train.UserError, match="is not a config file"):
+        train.open(tmp_path, root=tmp_path)
+
+
+def test_what_a_store_lacks_is_named(root: Path) -> None:
+    store = train.open(root)
+    with pytest.raises(train.UserError, match=r"train_logits_50pct\.npy does not exist"):
+        store.logits("train")
+    with pytest.raises(train.UserError, match="split is 'val'"):
+        store.margins("val")
+
+
+def test_images_are_those_that_the_store_was_made_of(root: Path) -> None:
+    store = train.open(root)
+    dataset = store.dataset()
+    assert (len(dataset.train.images), len(dataset.test.labels), dataset.classes[3]) == (100, 60, "3")
+    store.setting = replace(store.setting, data=replace(store.setting.data, test=61))
+    with pytest.raises(train.UserError, match=r"has \(100, 61\) examples, but the store \(100, 60\)"):
+        store.dataset()
+
+
+def test_predictions_are_the_published_formula(root: Path) -> None:
+    store = train.open(root)
+    fitted = lasso.load(store)
+    saved = torch.load(root / "digits" / "datamodels" / "test_50pct.pt", weights_only=True)
+    expected = torch.tensor(store.masks[:5], dtype=torch.float32) @ saved["weight"] + saved["bias"]
+    np.testing.assert_allclose(fitted.predict(store.masks[:5]), expected, atol=1e-4)
+    np.testing.assert_allclose(fitted.predict(store.masks[0]), expected[0], atol=1e-4)
+    np.testing.assert_allclose(fitted.predict(store.masks[:5].tolist()), expected, atol=1e-4)
+    with pytest.raises(train.UserError, match=r"shape \(5, 60\), expected \[m, 100\]"):
+        fitted.predict(store.margins()[:5])
+
+
+@pytest.fixture
+def linear(tmp_path: Path) -> FakeStore:
+    masks, margins = linear_data(700, 10, 6)
+    return FakeStore(tmp_path, masks, margins, eval_models=200, fit=Fit(k=30))
+
+
+def test_predictions_do_not_depend_on_units_or_tiles(linear: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    lasso.fit(linear)
+    expected = lasso.load(linear).predict(linear.array("train_masks"))
+    monkeypatch.setattr("lasso.datamodels._TILE_VALUES", 30)
+    np.testing.assert_allclose(lasso.load(linear).predict(linear.array("train_masks")), expected, atol=1e-5)
+    lasso.fit(linear.with_fit(weight_units="standardised"))
+    fitted = lasso.load(linear)
+    assert fitted.units == "standardised"
+    np.testing.assert_allclose(fitted.predict(linear.array("train_masks")), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("units", ["mask", "standardised"])
+def test_top_influences_are_the_largest_weights(linear: FakeStore, units: str) -> None:
+    lasso.fit(linear.with_fit(weight_units=units))
+    fitted = lasso.load(linear)
+    weight = fitted.columns(np.arange(6))[0]
+    for found, column in (
+        (fitted.top_examples(2, 3), weight[:, 2]),
+        (fitted.top_targets(4, 3), weight[4]),
+    ):
+        assert list(found.indices) == list(np.argsort(-np.abs(column))[:3])
+        np.testing.assert_allclose(found.weights, column[found.indices], rtol=1e-6)
+    up, down = (fitted.top_examples(2, 100, sign) for sign in ("positive", "negative"))
+    assert (np.diff(up.weights) <= 0).all()
+    assert (up.weights > 0).all()
+    assert (np.diff(down.weights) >= 0).all()
+    assert (down.weights < 0).all()
+    assert len(up.weights) + len(down.weights) == np.count_nonzero(weight[:, 2])
+
+
+def test_what_has_no_influences_is_refused(linear: FakeStore) -> None:
+    with pytest.raises(train.UserError, match=r"test_50pct\.pt does not exist: run `datamodels fit`"):
+        lasso.load(linear)
+    fitted = lasso.load(lasso.fit(linear))
+    for ask, words in (
+        (lambda: fitted.top_examples(6), "no target 6, expected one of 0 to 5"),
+        (lambda: fitted.top_targets(-1), "no training example -1, expected one of 0 to 9"),
+        (lambda: fitted.top_examples(0, 3, "up"), "sign is 'up', expected one of both, positive, negative"),
+    ):
+        with pytest.raises(train.UserError, match=words):
+            ask()
+
+
+def test_scores_of_another_method_are_judged_on_the_same_rows(root: Path) -> None:
+    store = train.open(root)
+    fitted = lasso.load(store)
+    found = lasso.evaluate(store, scores=fitted.weight)
+    assert found.lds == pytest.approx(lasso.evaluate(store).lds, abs=1e-6)
+    rows = store.evaluation_rows()
+    margins = store.margins()[rows].astype(float).reshape(4, 2, 60).mean(axis=1)
+    scores = np.random.default_rng(0).normal(size=(100, 60))
+    expected = stats.spearmanr(store.masks[rows[::2]] @ scores, margins).statistic[:60, 60:].diagonal()
+    np.testing.assert_allclose(lasso.evaluate(store, scores=scores).target_lds, expected, atol=1e-9)
+
+
+def test_the_packages_fronts_are_light() -> None:
+    program = (
+        "import sys, train, lasso\n"
+        "assert callable(train.open) and callable(lasso.load)\n"
+        "assert not {'torch', 'numba', 'matplotlib', 'pandas', 'scipy'} & sys.modules.keys(), sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=True)
+
+
+def test_every_name_of_the_fronts_is_there() -> None:
+    for package in (train, lasso):
+        assert set(package.__all__) <= set(dir(package))
+        for name in package.__all__:
+            assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = train.nothing
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packages as a wheel brings them, unpacked."""
+    pytest.importorskip("setuptools", "77", reason="a wheel is built with setuptools 77 or newer")
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()  # a build leaves files where it builds
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(PROJECT / name, source)
+    for name in ("train", "fmow", "lasso", "launch"):
+        shutil.copytree(PROJECT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*command, "--wheel-dir", folder, source], check=True, capture_output=True)
+    (file,) = folder.glob("*.whl")
+    with zipfile.ZipFile(file) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+def test_the_wheel_brings_types_and_all_modules(wheel: Path) -> None:
+    for name in ("train", "fmow", "lasso", "launch"):
+        assert (wheel / name / "py.typed").exists()
+        modules = {path.relative_to(PROJECT) for path in (PROJECT / name).rglob("*.py")}
+        assert modules == {path.relative_to(wheel) for path in (wheel / name).rglob("*.py")}
+
+
+NOTEBOOK = """
+import sys
+import train, lasso
+assert all(module.__file__.startswith(sys.argv[1]) for module in (train, lasso))
+store = train.open("runs/mine")
+fitted = lasso.load(store)
+rows = store.evaluation_rows()
+assert fitted.predict(store.masks[rows]).shape == store.margins()[rows].shape == (8, 60)
+dataset = store.dataset()
+scores = dataset.train.labels[:, None] == dataset.test.labels
+print(lasso.evaluate(store).lds, lasso.evaluate(store, scores=scores).lds, len(fitted.top_examples(0).indices))
+"""
+
+
+def test_the_wheel_works_outside_the_checkout(wheel: Path, root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "runs" / "mine")
+    shutil.copy(DIGITS, tmp_path / "mine.yaml")
+    status = ["-m", "launch.cli", "status", "mine.yaml", *TINY, "--outputs.test_logits=true"]
+    for command in (status, ["-c", NOTEBOOK, str(wheel)]):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", *command],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(wheel)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    found = float(done.stdout.split()[0])
+    assert found == pytest.approx(lasso.evaluate(train.open(root)).lds)
