@@ -25,7 +25,7 @@ _SMALLEST = 1 / 32
 """Share of the rows at the first point."""
 _FEWEST_PARTS = 4
 """Parts of the statistics that are enough for a curve without reading rows again."""
-_FITTED = 7
+FITTED = 7
 """Points, from the largest, that the law is fitted to: at few models the LASSO leaves out more than noise explains."""
 _SHARES = (0.9, 0.95, 0.99)
 """Shares of the law's limit for which the number of models is told."""
@@ -48,6 +48,8 @@ class Law:
     """LDS that ever more models approach, 1 / sqrt(a)."""
     power: float
     """p"""
+    weakening: float
+    """b"""
     error: float
     """Root mean square deviation of the points from the law."""
     enough: dict[str, int]
@@ -56,7 +58,7 @@ class Law:
     @classmethod
     def of(cls, points: list[Point]) -> "Law | None":
         """The law of the largest points, at least four with a positive LDS, or None where no limit is in sight."""
-        points = [point for point in points if point.lds > 0][-_FITTED:]
+        points = [point for point in points if point.lds > 0][-FITTED:]
         models = np.array([point.models for point in points], np.float64)
         lds = np.array([point.lds for point in points])
         if len(lds) < 4:
@@ -75,7 +77,11 @@ class Law:
         enough = {
             f"{share:.0%}": int(np.ceil(models[-1] * (b / (a * (share**-2 - 1))) ** (1 / power))) for share in _SHARES
         }
-        return cls(1 / np.sqrt(a), power, error, enough)
+        return cls(1 / np.sqrt(a), power, float(b * models[-1] ** power), error, enough)
+
+    def at(self, models: NDArray[np.float64]) -> NDArray[np.float64]:
+        """LDS at numbers of models."""
+        return 1 / np.sqrt(self.limit**-2 + self.weakening * models**-self.power)
 
 
 @dataclass(frozen=True)
