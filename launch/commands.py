@@ -18,8 +18,8 @@ from train.errors import UserError, WorkError
 from train.layout import Layout
 from train.store import ReadableStore, Store, open_own, open_store
 
-if TYPE_CHECKING:
-    from lasso import Evaluation
+if TYPE_CHECKING:  # they take a while to import
+    from lasso import Curve, Evaluation
 
 T = TypeVar("T")
 
@@ -278,8 +278,10 @@ def _curve(request: Request) -> int:
 
     if request.options["weights"]:
         raise UserError("--curve fits datamodels of its own, expected no --weights beside it")
+    store, split = request.store(), request.options["split"]
     with Stages() as progress:
-        found = curve(request.store(), request.options["split"], progress=progress)
+        found = curve(store, split, progress=progress)
+    _keep_curve(store, split, found)
     if request.options["json"]:
         print(json.dumps(found.to_json()))
         return 0
@@ -290,11 +292,24 @@ def _curve(request: Request) -> int:
     return 0
 
 
-def report(request: Request) -> int:
-    from launch.report import write_report
+def _keep_curve(store: ReadableStore, split: str, found: "Curve") -> None:
+    from launch.report.growth import keep
 
-    store = request.store()
-    print(write_report(store, request.options["split"], _dataset_of(store, request.setting)))
+    try:
+        keep(store, split, found)
+    except OSError as error:
+        notice(f"the curve is not kept for the report: cannot write {error.filename}: {error.strerror}")
+
+
+def report(request: Request) -> int:
+    from launch.report import refuse_unfitted, write_report
+
+    store, split = request.store(), request.options["split"]
+    refuse_unfitted(store, split)
+    dataset = _dataset_of(store, request.setting)
+    with Stages() as progress:
+        path = write_report(store, split, dataset, progress=progress)
+    print(path)
     return 0
 
 
@@ -335,7 +350,7 @@ def run(request: Request) -> int:
     if not trained and path.exists() and path.stat().st_mtime >= path_of(store, "test").stat().st_mtime:
         notice("nothing to report: the page is up to date")
     else:
-        _timed(timings, "report", lambda: _report(store, dataset))
+        _timed(timings, "report", lambda: _report(store, dataset, quality))
     print(_table(store, trained, timings, quality))
     print(path)
     return code
@@ -372,10 +387,11 @@ def submit(request: Request) -> int:
     return slurm_submit.submit(store, layout, cluster, split)
 
 
-def _report(store: Store, dataset: Dataset) -> None:
+def _report(store: Store, dataset: Dataset, quality: "Evaluation | None") -> None:
     from launch.report import write_report
 
-    write_report(store, "test", dataset)
+    with Stages() as progress:
+        write_report(store, "test", dataset, quality, progress)
 
 
 def _timed(timings: dict[str, float], stage: str, work: Callable[[], T]) -> T:

@@ -98,7 +98,7 @@ COMMANDS = {
     "grow": Command(commands.grow, "lengthen a setting to --models rows"),
     "fit": Command(commands.fit, "fit the datamodels", _all(_split, _out, _fit)),
     "eval": Command(commands.evaluate, "judge the datamodels on the evaluation rows", _all(_split, _out, _json, _eval)),
-    "report": Command(commands.report, "write an HTML page with plots", _all(_split, _out)),
+    "report": Command(commands.report, "write an HTML page with plots and images", _all(_split, _out)),
     "run": Command(commands.run, "init, train, fit, eval and report in one go", _training),
     "submit": Command(commands.submit, "the same on SLURM, as arrays of tasks", _all(_split, _submit)),
     "data": Command(commands.data, "fetch or check the data set, and say where it lies"),

@@ -1,15 +1,69 @@
-"""The page is whole: one file, well-formed, without any reference outside itself."""
+"""The page is whole, one file that loads nothing, whatever there is to report on."""
 
+import base64
+import io
+import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from launch import plots
+from lasso import fit
 from launch.progress import duration
-from tests.conftest import DIGITS, TINY, datamodels
+from launch.report import growth, html, plots, write_report
+from tests.conftest import DIGITS, TINY, datamodels, in_process
+from tests.published import images, published, stored
+from train.config import Fit
+from train.layout import Layout
+from train.store import PublishedStore
+
+
+class Tags(HTMLParser):
+    """Checks that tags nest, and gathers names, text, and what the page would load."""
+
+    VOID = frozenset(("meta", "link", "img", "br"))
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loaded: list[str] = []
+        self.links: list[str] = []
+        self.names: list[str] = []
+        self.unnamed: list[str] = []
+        self.pieces: list[str] = []
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "a":
+            self.links.append(values["href"] or "")
+        else:
+            self.loaded += [values[name] or "" for name in ("src", "href", "xlink:href") if name in values]
+        if (tag == "img" and not values.get("alt")) or (tag == "svg" and not values.get("aria-label")):
+            self.unnamed.append(str(attrs)[:200])
+        self.names += [values["id"] or ""] if "id" in values else []
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.pieces.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.pieces)
 
 
 @pytest.fixture(scope="module")
@@ -19,61 +73,187 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     return Path(done.out.splitlines()[-1]).read_text()
 
 
-class Tags(HTMLParser):
-    """Checks that tags nest, and gathers what the page would load."""
-
-    VOID = frozenset(("meta", "link", "img", "br"))
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.loaded: list[str] = []
-        self.text: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in self.VOID:
-            self.open.append(tag)
-        self.loaded += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-
 def test_the_page_loads_nothing_from_elsewhere(page: str) -> None:
-    tags = Tags()
-    tags.feed(page)
-    assert not tags.open
+    tags = Tags(page)
     assert tags.loaded
     assert all(reference.startswith(("data:", "#")) for reference in tags.loaded)
     assert "<script" not in page
     assert not re.search(r"url\((?!#)", page)
 
 
-def test_the_page_shows_quality_plots_and_images(page: str) -> None:
-    tags = Tags()
-    tags.feed(page)
-    text = " ".join(tags.text)
-    for expected in ("LDS", "ceiling of LDS", "MSE", "test accuracy", "recipe.lr", "float32, 1 threads"):
+def test_everything_that_is_referred_to_is_there_once(page: str) -> None:
+    tags = Tags(page)
+    assert len(tags.names) == len(set(tags.names))
+    references = [reference for reference in [*tags.loaded, *tags.links] if reference.startswith("#")]
+    references += re.findall(r"url\((#[^)]+)\)", page)
+    assert {reference[1:] for reference in references} <= set(tags.names)
+
+
+def test_the_page_tells_what_was_run_and_how_well_it_went(page: str) -> None:
+    text = Tags(page).text
+    for expected in (
+        *("Ceiling of LDS", "95% interval", "Pearson", "MSE", "Test accuracy", "worker-hours", "recipe.lr", "sha256"),
+        *("float32, 1 threads", "24 to fit datamodels, 8 to judge them, 2 runs of each mask", "torch "),
+        *("32 done, 0 missing, 0 failed", "duality gap", "Column sums of the masks", "Chosen lambdas"),
+    ):
         assert expected in text
-    assert page.count("<svg") == 5
-    assert page.count('class="row"') == 10
-    titles = [entry for entry in tags.text if "(n = " in entry]
-    assert len(titles) == 5, "every plot says n"
 
 
-def test_thumbnails_are_the_images() -> None:
-    import base64
-    import io
+def test_every_plot_says_n_and_has_a_text_alternative(page: str) -> None:
+    tags = Tags(page)
+    plots_shown = page.count('<figure class="plot">')
+    assert plots_shown == page.count("<svg") == 13
+    assert len(re.findall(r"<small>n = [^<]+</small>", page)) == plots_shown
+    assert not tags.unnamed
 
-    from PIL import Image
 
+def test_the_page_shows_images_of_either_side(page: str) -> None:
+    assert page.count('class="case"') == 16
+    assert 'alt="test image 0, ' in page
+    assert re.search(r'alt="training image \d+, \d, weight [+−]', page)
+
+
+def test_published_files_are_reported_on_without_and_withimages(tmp_path: Path) -> None:
+    store = published(tmp_path)
+    fit(store)
+    text = Tags(write_report(store, "test", None).read_text()).text
+    assert "not recorded: these are published files" in text
+    assert "images are not at hand" in text
+    page = write_report(store, "test", images(24, 30)).read_text()
+    assert "&lt;class&gt; &amp; 0" in page
+    assert "<class>" not in page
+    assert not Tags(page).unnamed
+
+
+@pytest.mark.parametrize(("side", "channels"), [(8, 1), (224, 3)])
+def test_images_of_any_size_make_a_page_of_bounded_size(tmp_path: Path, side: int, channels: int) -> None:
+    store = published(tmp_path)
+    fit(store)
+    page = write_report(store, "test", images(24, 30, side, channels)).read_bytes()
+    assert len(page) < 5e6
+    sizes = {Image.open(io.BytesIO(base64.b64decode(found))).size for found in re.findall(rb"base64,([^\"]+)", page)}
+    assert max(max(size) for size in sizes if size[0] == size[1]) == min(side, html.LARGEST_THUMBNAIL)
+
+
+def test_training_examples_as_targets_are_not_shown_as_their_own_neighbours(tmp_path: Path) -> None:
+    masks = np.random.default_rng(0).random((300, 12)) < 0.5
+    weight = 0.3 * np.random.default_rng(1).normal(size=(12, 12)) + 5 * np.eye(12)
+    margins = (masks @ weight).astype(np.float16)
+    store = stored(tmp_path, masks, {"train": margins, "test": margins})
+    fit(store, "train")
+    page = write_report(store, "train", images(12, 12)).read_text()
+    behind = page[page.index('id="behind"') : page.index('id="moved"')]
+    for case in behind.split('class="case"')[1:]:
+        target = re.search(r'alt="train image (\d+),', case)
+        assert target
+        assert not re.search(rf'alt="training image {target[1]},', case)
+        assert re.search(r"self \+[45]\.", case)
+    assert "+5.0" not in page[page.index('id="moved"') : page.index('id="fit"')], "nor in the other galleries"
+
+
+def test_without_evaluation_rows_the_page_says_so(tmp_path: Path) -> None:
+    store = published(tmp_path, eval_models=0)
+    fit(store)
+    tags = Tags(write_report(store, "test", images(24, 30)).read_text())
+    assert "eval_models is 0" in tags.text
+    assert "not evaluated" in tags.text
+
+
+def test_too_few_evaluation_masks_are_told_not_refused(tmp_path: Path) -> None:
+    store = published(tmp_path, eval_models=2)
+    fit(store)
+    assert "Not evaluated: the evaluation rows have 2 masks" in write_report(store, "test", None).read_text()
+
+
+def test_what_is_fitted_so_far_is_reported_on(tmp_path: Path) -> None:
+    store = published(tmp_path)
+    fit(store, targets=(4, 10))
+    fit(store, targets=(8, 20))
+    text = Tags(write_report(store, "test", images(24, 30)).read_text()).text
+    assert "16 of 30 targets are fitted so far" in text
+    assert "over 16 targets" in text
+
+
+def test_a_single_target_and_masks_drawn_one_by_one(tmp_path: Path) -> None:
+    store = published(tmp_path, targets=1, mask="bernoulli")
+    fit(store)
+    assert "n = 1 targets" in write_report(store, "test", images(24, 1)).read_text()
+
+
+def test_pages_of_other_alphas_and_splits_are_linked(tmp_path: Path) -> None:
+    store = published(tmp_path, split="train", n_train=30)
+    fit(store)
+    fit(store, "train")
+    first = write_report(store, "test", None)
+    assert Tags(write_report(store, "train", None).read_text()).links.count(first.name) == 1
+
+
+def test_a_planted_duplicate_and_a_planted_wrong_label_come_first(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    dataset = images(24, 30)
+    masks = rng.random((600, 24)) < 0.5
+    same = dataset.train.labels[:, None] == dataset.test.labels
+    weight = 0.1 * rng.normal(size=(24, 30)) + 0.3 * same
+    weight[:, 17] += 4 * (np.arange(24) == 5)
+    weight[11] -= 0.6 * same[11]
+    margins = (masks @ weight + 0.1 * rng.normal(size=(600, 30))).astype(np.float16)
+    store = stored(tmp_path, masks, {"test": margins})
+    fit(store)
+    page = write_report(store, "test", dataset).read_text()
+    duplicates, harmful = page.index('id="duplicates"'), page.index('id="harmful"')
+    assert re.findall(r'alt="(\w+ image \d+),', page[duplicates:])[:2] == ["test image 17", "training image 5"]
+    assert re.findall(r'alt="training image (\d+), labelled', page[harmful:])[0] == "11"
+
+
+def test_a_curve_that_eval_has_kept_is_shown_where_a_new_one_would_take_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = published(tmp_path)
+    fit(store)
+    found = growth.growth_of(store, "test", lambda *_: None)
+    assert isinstance(found, growth.Curve)
+    monkeypatch.setattr(growth, "_QUICK", 10)
+    assert "eval CONFIG --curve" in write_report(store, "test", None).read_text()
+    path = growth.keep(store, "test", found)
+    assert growth.growth_of(store, "test", lambda *_: None) == found
+    assert "LDS against number of models" in write_report(store, "test", None).read_text()
+    store.setting = replace(store.setting, fit=Fit(k=50))
+    assert isinstance(growth.growth_of(store, "test", lambda *_: None), str), "of other options, it is stale"
+    path.write_text(json.dumps({"stamp": 1}))
+    assert isinstance(growth.growth_of(store, "test", lambda *_: None), str)
+
+
+def test_bad_input_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = published(tmp_path)
+    options = ("--dataset", "digits", "--root", tmp_path, "--eval_models", 40)
+    (tmp_path / "made-up").rename(tmp_path / "digits")
+    assert "run `datamodels fit`" in in_process(capsys, "report", DIGITS, *options).error
+    store = PublishedStore(Layout(tmp_path, "digits", "50"), replace(store.setting, dataset="digits"), False)
+    fit(store)
+    (tmp_path / "digits" / "report_test_50pct.html").mkdir()
+    refused = in_process(capsys, "report", DIGITS, *options)
+    assert refused.code == 1
+    assert "report_test_50pct.html" in refused.err.splitlines()[-1]
+    assert "Traceback" not in refused.err
+
+
+def test_thumbnails_are_theimages() -> None:
     for channels in (1, 3):
         image = np.random.default_rng(0).integers(0, 256, (8, 6, channels), dtype=np.uint8)
-        content = base64.b64decode(plots.thumbnail(image).partition(",")[2])
+        content = base64.b64decode(html.data_url(image).partition(",")[2])
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))).reshape(8, 6, channels), image)
+
+
+def test_bars_hold_every_value_and_tell_how_many() -> None:
+    values = np.array([1, 1, 2, 5])
+    svg = plots.histogram("some", values, "x", "things", edges=plots.whole_edges(values))
+    assert re.findall(r"<title>([^<]+)</title>", svg) == [
+        "2 of 4 things from 0.5 to 1.5",
+        "1 of 4 things from 1.5 to 2.5",
+        "1 of 4 things from 4.5 to 5.5",
+    ]
+    assert "#0000" not in svg, "all colours are the page's"
+    assert "DejaVu" not in svg
 
 
 @pytest.mark.parametrize(

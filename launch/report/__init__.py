@@ -1,0 +1,105 @@
+"""One self-contained HTML page about a setting: what was run, how good the datamodels are, and what they point at."""
+
+from html import escape
+from pathlib import Path
+
+from lasso import Evaluation
+from lasso.rows import Progress, silent
+from launch.progress import duration
+from launch.report import html
+from launch.report.fit import fit
+from launch.report.gallery import behind, moved
+from launch.report.models import accuracy_of, models
+from launch.report.quality import quality
+from launch.report.run import what_was_run, work_of
+from launch.report.subject import Subject, gather
+from launch.report.suspects import duplicates, harmful
+from launch.report.weights import Fitted
+from launch.status import report_path
+from train.data import Dataset
+from train.errors import UserError, WorkError
+from train.npy import write_file
+from train.store import ReadableStore
+
+__all__ = ["refuse_unfitted", "write_report"]
+
+
+def refuse_unfitted(store: ReadableStore, split: str) -> None:
+    """Raises UserError where there are no datamodels to report on."""
+    Fitted(store, split)
+
+
+def write_report(
+    store: ReadableStore,
+    split: str,
+    dataset: Dataset | None,
+    found: Evaluation | None = None,
+    progress: Progress = silent,
+) -> Path:
+    """Write ROOT/{dataset}/report_{split}_{pct}pct.html and return its path. Raises UserError, WorkError.
+
+    dataset: for the images; None where they are not at hand. found: what `evaluate` gives, where that is known already.
+    """
+    subject = gather(store, split, dataset, found, progress)
+    images = [behind(subject, dataset), moved(subject, dataset)] if dataset else []
+    suspects = [duplicates(subject), *([harmful(subject, dataset)] if dataset else [])]
+    sections = [quality(subject), *images, *suspects, fit(subject), models(subject), what_was_run(subject)]
+    title = f"{store.setting.dataset}, alpha {store.setting.pct} %, {split} targets"
+    page = html.page(title, "Datamodels", _lead(subject), html.figures(_headline(subject)), _links(subject), sections)
+    path = report_path(store, split)
+    try:
+        write_file(path, page.encode())
+    except PermissionError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    except OSError as error:
+        raise WorkError(f"cannot write {path}: {error.strerror}") from None
+    return path
+
+
+def _lead(subject: Subject) -> str:
+    store, recipe = subject.store, subject.store.setting.recipe
+    network = "" if work_of(store) is None else f" ({recipe.network}, {recipe.epochs} epochs)"
+    return (
+        f"{store.models + store.eval_models:,} models{network} were trained on random subsets of "
+        f"{store.setting.pct} % of {store.n_train:,} training examples. For each of {len(subject.fitted.targets):,} "
+        f"{subject.split} examples a linear datamodel, fitted by LASSO to {store.models:,} of the models, predicts the "
+        "margin from which training examples a model has seen."
+    )
+
+
+def _headline(subject: Subject) -> list[tuple[str, str, str]]:
+    store, found, accuracy = subject.store, subject.quality, accuracy_of(subject.store)
+    entries = []
+    if found is None:
+        entries.append(("LDS", "–", "not evaluated"))
+    else:
+        entries.append(("LDS", f"{found.lds:.3f}", _uncertainty(found)))
+        if found.ceiling is not None:
+            share = f"; LDS is {found.lds / found.ceiling:.0%} of it" if found.ceiling > 0 else ""
+            entries.append(("Ceiling of LDS", f"{found.ceiling:.3f}", f"perfect predictions{share}"))
+    entries.append(("Models", f"{store.rows:,}", f"{store.models:,} to fit, {store.eval_models:,} to judge"))
+    if len(accuracy):
+        entries.append(("Test accuracy", f"{accuracy.mean():.1%}", f"± {accuracy.std():.1%} over models"))
+    if work := work_of(store):
+        entries.append(("Training", duration(work.seconds), f"of one worker, {work.per_row:.3g} s a model"))
+    return entries
+
+
+def _uncertainty(found: Evaluation) -> str:
+    n = f"{found.targets:,} targets, {found.masks:,} masks"
+    interval = found.lds_interval
+    return f"{interval.low:.3f} to {interval.high:.3f} ({interval.level:.0%} interval); {n}" if interval else n
+
+
+def _links(subject: Subject) -> str:
+    """To the reports of other alphas, splits and data sets beside this one."""
+    own = report_path(subject.store, subject.split)
+    others = sorted(path for path in own.parent.glob("report_*pct.html") if path != own)
+    if not others:
+        return ""
+    links = []
+    for path in others:
+        split, _, pct = path.stem.removeprefix("report_").rpartition("_")
+        text = f"alpha {pct.removesuffix('pct')} %, {split} targets"
+        links.append(f'<a href="{escape(path.name)}">{escape(text)}</a>')
+    return f'<p class="links">Beside this page: {", ".join(links)}</p>'

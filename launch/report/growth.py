@@ -1,0 +1,63 @@
+"""LDS against the number of models: computed where that is quick, else taken from what `eval --curve` has kept."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lasso import Curve, curve, path_of
+from lasso.curve import Law, Point
+from lasso.rows import Progress
+from train.errors import UserError
+from train.npy import write_file
+from train.store import ReadableStore
+
+_QUICK = 2500
+"""Training examples up to which a curve takes a minute at most."""
+
+
+def growth_of(store: ReadableStore, split: str, progress: Progress) -> Curve | str:
+    """The curve, or why there is none. Raises WorkError for damaged rows."""
+    kept = _kept(store, split)
+    if kept is not None:
+        return kept
+    if store.n_train > _QUICK:
+        return (
+            f"No curve of LDS against the number of models: with {store.n_train:,} training examples it takes as long "
+            "as a fit. `datamodels eval CONFIG --curve` computes and keeps it, `datamodels report` then shows it."
+        )
+    try:
+        return curve(store, split, progress=progress)
+    except UserError as error:
+        return f"No curve of LDS against the number of models: {error}."
+
+
+def keep(store: ReadableStore, split: str, found: Curve) -> Path:
+    """Write a curve beside the datamodels, for the report; returns its path. Raises OSError."""
+    path = _path(store, split)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, (json.dumps({**_basis(store), **found.to_json()}, indent=1) + "\n").encode())
+    return path
+
+
+def _path(store: ReadableStore, split: str) -> Path:
+    return path_of(store, split).with_suffix(".curve.json")
+
+
+def _basis(store: ReadableStore) -> dict[str, Any]:
+    """What a curve is made from: one made from anything else is stale."""
+    return {"stamp": store.row_stamp(np.flatnonzero(store.completed())), "options": asdict(store.setting.fit)}
+
+
+def _kept(store: ReadableStore, split: str) -> Curve | None:
+    """The curve that `keep` wrote for today's rows and options, if it did."""
+    try:
+        content = json.loads(_path(store, split).read_bytes())
+        if {key: content[key] for key in ("stamp", "options")} != _basis(store):
+            return None
+        law = Law(**content["law"]) if content["law"] else None
+        return Curve([Point(**point) for point in content["points"]], content["targets"], content["ceiling"], law)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,125 @@
+"""What the page is built from: sections, tables, plots with captions, thumbnails. Text is escaped here."""
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+
+from launch.report.style import CSS
+
+LARGEST_THUMBNAIL = 96
+"""Side in pixels that larger images are scaled down to."""
+_LOSSLESS = 48
+"""Side in pixels up to which thumbnails are the images' own pixels."""
+
+
+@dataclass(frozen=True)
+class Section:
+    name: str
+    """In links to it."""
+    title: str
+    body: str
+
+
+def page(title: str, kicker: str, lead: str, figures: str, links: str, sections: Sequence[Section]) -> str:
+    """The whole document."""
+    contents = "".join(f'<li><a href="#{section.name}">{escape(section.title)}</a></li>' for section in sections)
+    bodies = "".join(
+        f'<section id="{section.name}" aria-labelledby="{section.name}-title">'
+        f'<h2 id="{section.name}-title">{escape(section.title)}</h2>{section.body}</section>'
+        for section in sections
+    )
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(kicker)}: {escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
+        f'<style>{CSS}</style></head><body><header><p class="kicker">{escape(kicker)}</p><h1>{escape(title)}</h1>'
+        f'<p class="lead">{escape(lead)}</p>{links}{figures}</header>'
+        f'<nav aria-label="Contents"><ul>{contents}</ul></nav><main>{bodies}</main></body></html>\n'
+    )
+
+
+def figures(entries: Iterable[tuple[str, str, str]]) -> str:
+    """The headline: (what, figure, what more there is to say)."""
+    cells = "".join(
+        f"<div><dt>{escape(what)}</dt><dd><b>{escape(figure)}</b><span>{escape(more)}</span></dd></div>"
+        for what, figure, more in entries
+    )
+    return f'<dl class="figures">{cells}</dl>'
+
+
+def paragraph(text: str, kind: str = "") -> str:
+    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+
+
+def heading(text: str) -> str:
+    return f"<h3>{escape(text)}</h3>"
+
+
+def table(label: str, rows: Iterable[tuple[str, str]]) -> str:
+    """Names and values; it scrolls within itself where it is too wide."""
+    cells = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in rows)
+    return _scrolling(label, f'<table class="facts"><tbody>{cells}</tbody></table>')
+
+
+def grid(label: str, names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table with named columns."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return _scrolling(label, f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+
+
+def _scrolling(label: str, content: str) -> str:
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{content}</div>'
+
+
+def plot(title: str, n: str, svg: str, caption: str) -> str:
+    """A plot with its title, what it is of how many of, and how to read it; the title is its text alternative."""
+    named = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(f"{title}, {n}. {caption}")}" ', 1)
+    return (
+        f'<figure class="plot"><h3>{escape(title)} <small>{escape(n)}</small></h3>{named}'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def plots(found: Iterable[str]) -> str:
+    return f'<div class="plots">{"".join(found)}</div>'
+
+
+def folded(title: str, content: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{content}</details>"
+
+
+def thumbnail(
+    image: NDArray[np.uint8], alt: str, lines: Sequence[str], kind: str = "", share: float | None = None
+) -> str:
+    """An image [H, W, C] over lines of text. share: length of the bar between the two, of its width."""
+    bar = "" if share is None else f'<i style="--share:{max(0.0, min(1.0, share)):.2f}"></i>'
+    soft = ' class="soft"' if min(image.shape[:2]) > LARGEST_THUMBNAIL else ""
+    caption = "".join(f"<span>{escape(line)}</span>" for line in lines)
+    source = f'src="{data_url(image)}" alt="{escape(alt)}" width="72" height="72"'
+    return (
+        f'<figure class="thumb {kind}" title="{escape(alt)}"><img{soft} {source}>{bar}'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def data_url(image: NDArray[np.uint8]) -> str:
+    """An image [H, W, C] of 1 or 3 channels as a data URL: its own pixels as PNG, or where it is large a small JPEG."""
+    from PIL import Image
+
+    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    lossless = max(picture.size) <= _LOSSLESS
+    if not lossless:
+        picture.thumbnail((LARGEST_THUMBNAIL, LARGEST_THUMBNAIL))
+    buffer = io.BytesIO()
+    if lossless:
+        picture.save(buffer, "PNG", optimize=True)
+    else:
+        picture.save(buffer, "JPEG", quality=82)
+    kind = "png" if lossless else "jpeg"
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode()

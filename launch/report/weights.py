@@ -1,0 +1,251 @@
+"""The fitted weights as the report needs them: which there are, and what one pass over all of them finds.
+
+A .pt holds weights row after row, a row for each training example; the pass goes down them in bands, so that memory
+does not grow with the file and every byte is read once. At CIFAR-10's size (50,000 x 60,000, 12 GB) that is minutes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lasso import Datamodels, is_current, load, path_of, read_report
+from lasso.design import divide
+from lasso.files import VECTORS, pieces
+from lasso.rows import Progress, target_count
+from train.errors import UserError
+from train.store import ReadableStore
+
+_BAND_VALUES = 2**22
+"""Weights of a band: 16 MiB."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Datamodels of the targets [first, last), which are the file's columns from `skip` on."""
+
+    datamodels: Datamodels
+    report: dict[str, Any]
+    """The .json beside the .pt; empty where there is none."""
+    first: int
+    last: int
+    skip: int = 0
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.skip, self.skip + self.last - self.first)
+
+    @property
+    def inverse(self) -> NDArray[np.float32] | None:
+        """What makes the weights of each example those of its mask: 1 / deviation, or None where they are."""
+        if self.report.get("weight_units", "mask") == "mask":
+            return None
+        deviation = self.datamodels.tensors["deviation"].numpy()
+        return divide(np.ones_like(deviation), deviation).astype(np.float32)
+
+    def weight(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        """Weights [rows, targets] of some training examples, in mask units."""
+        found = self.datamodels.weight.numpy()[rows, self.columns].astype(np.float32)
+        inverse = self.inverse
+        return found if inverse is None else found * inverse[rows, None]
+
+    def bands(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """All weights, from the first training example to the last: which they are of, and weights [rows, targets]."""
+        n_train = len(self.datamodels.weight)
+        height = max(1, _BAND_VALUES // (self.last - self.first))
+        for start in range(0, n_train, height):
+            rows = slice(start, min(start + height, n_train))
+            yield rows, self.weight(rows)
+
+
+class Fitted:
+    """The datamodels of a split: of all targets, or of those that are fitted by now."""
+
+    def __init__(self, store: ReadableStore, split: str) -> None:
+        """Raises UserError where none is fitted."""
+        self.parts = _whole(store, split) or _pieces(store, split)
+        if not self.parts:
+            raise UserError(f"{path_of(store, split)} does not exist: run `datamodels fit`")
+        self.n_train, self.width = store.n_train, target_count(store, split)
+        shape = {len(part.datamodels.weight) for part in self.parts}, self.parts[-1].last
+        if shape[0] != {self.n_train} or shape[1] > self.width:
+            raise UserError(
+                f"{path_of(store, split)} is of {shape[0].pop()} training examples and {shape[1]} targets, expected "
+                f"{self.n_train} and {self.width}: run `datamodels fit`"
+            )
+        self.targets = np.concatenate([np.arange(part.first, part.last) for part in self.parts])
+        """[t] columns of the margins, ascending"""
+
+    @property
+    def report(self) -> dict[str, Any]:
+        return self.parts[0].report
+
+    def vectors(self) -> dict[str, NDArray[Any]]:
+        """What a fit keeps of each target [t] beside its weights, by name; nothing where the files are not of a fit."""
+        if not all(VECTORS.keys() <= part.datamodels.tensors.keys() for part in self.parts):
+            return {}
+        return {
+            name: np.concatenate([part.datamodels.tensors[name].numpy()[part.columns] for part in self.parts])
+            for name in VECTORS
+        }
+
+    def example(self, name: str) -> NDArray[Any] | None:
+        """A value a training example [N_train], or None."""
+        tensor = self.parts[0].datamodels.tensors.get(name)
+        return None if tensor is None else tensor.numpy()
+
+    def rows(self, examples: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Weights [examples, t] of some training examples, in mask units."""
+        return np.concatenate([part.weight(examples) for part in self.parts], axis=1)
+
+    def bias(self, columns: NDArray[np.float32], positions: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[c] for targets at some positions, whose weights [N_train, c] are `columns`."""
+        bias = np.concatenate([part.datamodels.bias.numpy()[part.columns] for part in self.parts])[positions]
+        if self.parts[0].inverse is None:
+            return bias.astype(np.float64)
+        return bias - self.parts[0].datamodels.tensors["mean"].numpy() @ columns.astype(np.float64)
+
+
+def _whole(store: ReadableStore, split: str) -> list[Part]:
+    path = path_of(store, split)
+    if not path.exists():
+        return []
+    datamodels = load(path)
+    return [Part(datamodels, read_report(path) or {}, 0, datamodels.weight.shape[1])]
+
+
+def _pieces(store: ReadableStore, split: str) -> list[Part]:
+    """Pieces of today's rows and options, each from where the one before it ends."""
+    parts: list[Part] = []
+    reached = 0
+    for (first, last), report in sorted(pieces(store, split).items()):
+        if last > reached and is_current(store, split, (first, last)):
+            start = max(first, reached)
+            parts.append(Part(load(path_of(store, split, (first, last))), report, start, last, start - first))
+            reached = last
+    return parts
+
+
+@dataclass
+class Survey:
+    """What one pass over the weights of N_train examples and t targets finds, all of it in mask units.
+
+    Where the targets are the training examples themselves, an example's weight for itself is left out of everything
+    but `own`.
+    """
+
+    first: NDArray[np.float32]
+    """[t] a target's largest weight"""
+    strongest: NDArray[np.int64]
+    """[t] whose that is"""
+    second: NDArray[np.float32]
+    """[t] its second largest"""
+    squares: NDArray[np.float64]
+    """[t] sum of its squared weights"""
+    nonzero: NDArray[np.int64]
+    """[t]"""
+    influence: NDArray[np.float64]
+    """[N_train] mean over targets of an example's absolute weight"""
+    on_class: NDArray[np.float64]
+    """[N_train] mean of an example's weights over the targets of its own class; nan where there is none, or where
+    labels are not known"""
+    columns: NDArray[np.float32]
+    """[N_train, c] weights of the targets asked for"""
+    own: NDArray[np.float32] | None = field(default=None)
+    """[t] weight of each target for itself, where targets are training examples"""
+
+    @property
+    def standout(self) -> NDArray[np.float64]:
+        """[t] how far the largest weight stands out: its lead over the second, over the root mean square of the others
+        (the median target's, where that is larger).
+        """
+        others = np.maximum(0, self.squares - self.first.astype(np.float64) ** 2) / max(1, len(self.columns) - 1)
+        others = np.sqrt(others)
+        scale = np.maximum(others, np.median(others))
+        return divide(np.maximum(0, self.first - self.second).astype(np.float64), scale)
+
+
+def survey(
+    fitted: Fitted,
+    positions: NDArray[np.int64],
+    labels: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
+    own: bool,
+    progress: Progress,
+) -> Survey:
+    """Read all weights once. Raises UserError where one is not finite.
+
+    positions: places in `fitted.targets` of the targets whose columns are kept. labels: of the training examples
+    [N_train] and of the targets [t], where they are known. own: whether the targets are training examples.
+    """
+    width = len(fitted.targets)
+    found = Survey(
+        first=np.full(width, -np.inf, np.float32),
+        strongest=np.zeros(width, np.int64),
+        second=np.full(width, -np.inf, np.float32),
+        squares=np.zeros(width),
+        nonzero=np.zeros(width, np.int64),
+        influence=np.zeros(fitted.n_train),
+        on_class=np.full(fitted.n_train, np.nan if labels is None else 0.0),
+        columns=np.empty((fitted.n_train, len(positions)), np.float32),
+        own=np.zeros(width, np.float32) if own else None,
+    )
+    offset = done = 0
+    for part in fitted.parts:
+        place = slice(offset, offset + part.last - part.first)
+        for rows, band in part.bands():
+            _add(found, part, rows, place, band, positions, labels)
+            done += band.size
+            progress("weights", done, fitted.n_train * width)
+        offset = place.stop
+    if not np.isfinite(found.squares).all():
+        raise UserError("the datamodels hold weights that are not finite: run `datamodels fit`")
+    found.influence /= width
+    if labels is not None:
+        themselves = np.isin(np.arange(fitted.n_train), fitted.targets) if own else np.zeros(fitted.n_train, bool)
+        counts = np.bincount(labels[1], minlength=int(labels[0].max()) + 1)[labels[0]] - themselves
+        found.on_class = np.divide(found.on_class, counts, out=found.on_class * np.nan, where=counts > 0)
+    found.second = np.where(np.isfinite(found.second), found.second, 0)  # of a single training example
+    return found
+
+
+def _add(
+    found: Survey,
+    part: Part,
+    rows: slice,
+    place: slice,
+    band: NDArray[np.float32],
+    positions: NDArray[np.int64],
+    labels: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
+) -> None:
+    """Take in weights `band` of the training examples `rows` for the targets at `place`."""
+    if found.own is not None:
+        themselves = np.arange(max(rows.start, part.first), min(rows.stop, part.last))
+        diagonal = themselves - rows.start, themselves - part.first
+        found.own[place.start + diagonal[1]] = band[diagonal]
+        band[diagonal] = 0
+    kept = np.flatnonzero((positions >= place.start) & (positions < place.stop))
+    found.columns[rows, kept] = band[:, positions[kept] - place.start]
+    found.squares[place] += np.einsum("ij,ij->j", band, band)
+    found.nonzero[place] += np.count_nonzero(band, axis=0)
+    found.influence[rows] += np.abs(band).sum(axis=1)
+    if labels is not None:
+        of_train, of_targets = labels[0][rows], labels[1][place]
+        classes = np.arange(int(of_targets.max()) + 1)
+        sums = band @ (of_targets[:, None] == classes).astype(np.float32)
+        known = np.flatnonzero(of_train < len(classes))
+        found.on_class[rows.start + known] += sums[known, of_train[known]]
+    _lead(found, rows, place, band)
+
+
+def _lead(found: Survey, rows: slice, place: slice, band: NDArray[np.float32]) -> None:
+    """Bring the two largest weights of each target up to date; `band` is spoilt."""
+    columns = np.arange(band.shape[1])
+    best = band.argmax(axis=0)
+    top = band[best, columns]
+    band[best, columns] = -np.inf
+    first, second = found.first[place], found.second[place]
+    found.second[place] = np.maximum(np.minimum(first, top), np.maximum(second, band.max(axis=0)))
+    found.strongest[place] = np.where(top > first, rows.start + best, found.strongest[place])
+    found.first[place] = np.maximum(first, top)
