@@ -37,8 +37,16 @@ def portable(setting: Setting) -> dict[str, object]:
     """The resolved setting with absolute paths, so that it means the same in any folder."""
     content = setting.to_dict()
     for key in ("root", "packed"):
-        content["data"][key] = os.path.abspath(os.path.expanduser(content["data"][key]))
+        content["data"][key] = _absolute(content["data"][key])
+    if setting.data.python:
+        content["data"]["python"] = _absolute(setting.data.python)
+    if setting.recipe.own_network:
+        content["recipe"]["network"] = _absolute(setting.recipe.network)
     return content
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def sbatch_quoted(text: str) -> str:

@@ -1,12 +1,19 @@
 """A user's own data: read from .npy files, refused where they do not fit, and good for every command."""
 
+import gzip
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.conftest import TINY, datamodels, in_process, tiny
+from tests.conftest import DIGITS, PROJECT, TINY, Outcome, in_process, tiny
 from train import own
 from train.config import Data, Setting, identity
 from train.data import load
@@ -144,38 +151,162 @@ def test_labels_beyond_the_class_names_are_refused(folder: Path) -> None:
 def test_a_missing_file_names_all_four_and_the_built_in_data_sets(tmp_path: Path) -> None:
     folder = write(tmp_path / "data", test_labels=None)
     assert refusal(setting(folder)) == (
-        "dataset is 'mine', expected one of cifar, digits, fmow, or a name for your own data in train_images.npy, "
-        f"train_labels.npy, test_images.npy, test_labels.npy in data.root: {folder}/test_labels.npy does not exist"
+        "dataset is 'mine', expected one of cifar, digits, fmow, or a name for your own data from data.python, or in "
+        "train_images.npy, train_labels.npy, test_images.npy, test_labels.npy in data.root: "
+        f"{folder}/test_labels.npy does not exist"
     )
 
 
 def test_a_misspelt_name_points_at_the_built_in_data_sets(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    found = in_process(capsys, "init", "configs/digits_50pct.yaml", "--dataset", "cifar10", "--root", tmp_path)
+    found = in_process(capsys, "init", DIGITS, "--dataset", "cifar10", "--root", tmp_path)
     assert found.error.startswith("error: dataset is 'cifar10', expected one of cifar, digits, fmow, or a name for")
 
 
-def test_every_command_takes_own_data(folder: Path, tmp_path: Path) -> None:
-    options = [*TINY, "--dataset=mine", f"--data.root={folder}", "--data.test=null", "--fit.share=0.3"]
-    config, root = "configs/digits_50pct.yaml", tmp_path / "root"
-    assert f"mine: {folder}" in datamodels("data", config, *options).out
-    done = datamodels("run", config, *options, "--root", root)
-    assert done.code == 0, done.err
-    margins = np.load(root / "mine" / "data" / "test_margins_50pct.npy")
-    again = datamodels("verify", config, *options, "--root", root, "--retrain", 2)
-    assert (again.code, "2 rows trained again byte-equal" in again.out) == (0, True)
-    other = tmp_path / "other"
-    assert datamodels("init", config, *options, "--root", other).code == 0
-    assert datamodels("train", config, *options, "--root", other, "--workers", 2).code == 0
-    np.testing.assert_array_equal(np.load(other / "mine" / "data" / "test_margins_50pct.npy"), margins)
+def test_every_command_takes_own_data(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "root"
+    options = [*TINY, "--dataset=mine", f"--data.root={folder}", "--data.test=null", "--fit.share=0.3", "--root", root]
+
+    def called(name: str, *more: object) -> Outcome:
+        return in_process(capsys, name, DIGITS, *options, *more)
+
+    assert f"mine: {folder}\n40 training and 30 test images of 8x8x1" in called("data").out
+    for name in ("init", "train", "fit", "report", "run"):
+        assert called(name).code == 0, name
+    assert "2 rows trained again byte-equal" in called("verify", "--retrain", 2).out
+    assert "(it was there already)" in called("init").out
     np.save(folder / "test_labels.npy", (np.arange(30) + 1) % 3)
-    assert f"the data set in {folder} has sha256" in datamodels("init", config, *options, "--root", other).error
+    assert f"the data set in {folder} has sha256" in called("init").error
+
+
+FASHION = Path(os.environ.get("DATAMODELS_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
+FASHION_FILE = """
+import gzip
+import numpy as np
+
+FOLDER = {folder!r}
+
+
+def read(name, skip):
+    with gzip.open(f"{{FOLDER}}/{{name}}-ubyte.gz") as file:
+        return np.frombuffer(file.read(), np.uint8, offset=skip)
+
+
+def dataset():
+    print("reading Fashion-MNIST")
+    return {{
+        "train_images": read("train-images-idx3", 16).reshape(-1, 28, 28)[:60],
+        "train_labels": read("train-labels-idx1", 8)[:60],
+        "test_images": read("t10k-images-idx3", 16).reshape(-1, 28, 28)[:40],
+        "test_labels": read("t10k-labels-idx1", 8)[:40],
+        "classes": range(10),
+    }}
+"""
+
+
+@pytest.fixture
+def fashion(tmp_path: Path) -> Path:
+    """A Python file that reads Fashion-MNIST (Debian: dataset-fashion-mnist), or random files of its form."""
+    folder = FASHION if FASHION.exists() else tmp_path
+    random = np.random.default_rng(0)
+    for split in () if FASHION.exists() else ("train", "t10k"):
+        with gzip.open(folder / f"{split}-images-idx3-ubyte.gz", "wb") as file:
+            file.write(bytes(16) + random.bytes(60 * 784))
+        with gzip.open(folder / f"{split}-labels-idx1-ubyte.gz", "wb") as file:
+            file.write(bytes(8) + bytes(range(10)) * 6)
+    path = tmp_path / "fashion.py"
+    path.write_text(FASHION_FILE.format(folder=str(folder)))
+    return path
+
+
+def test_data_from_a_python_file_survive_kills_and_workers(
+    fashion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Groups of 8 rows; the same bytes after a kill of two workers, and from one that was never disturbed."""
+    options = [*TINY, "--dataset=fashion", f"--data.python={fashion}", "--data.test=null", "--recipe.epochs=60"]
+
+    def called(name: str, root: Path) -> Outcome:
+        return in_process(capsys, name, DIGITS, *options, "--root", root, *(["--workers=1"] if name == "train" else []))
+
+    def margins(root: Path) -> bytes:
+        return (root / "fashion" / "data" / "test_margins_50pct.npy").read_bytes()
+
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    assert [called(name, root).code for root in (calm, killed) for name in ("init",)] == [0, 0]
+    trained = called("train", calm)
+    assert (trained.code, trained.out) == (0, "")
+    command = [sys.executable, "-m", "launch.cli", "train", DIGITS, *options, "--workers=2", "--root", killed]
+    process = subprocess.Popen([*map(str, command)], cwd=PROJECT, stderr=subprocess.DEVNULL)
+    flags = killed / "fashion" / "data" / "_completed_50pct.npy"
+    while not np.load(flags).any():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert called("train", killed).code == 0
+    assert margins(killed) == margins(calm)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def dataset(:", ", line 1: SyntaxError: invalid syntax"),
+        ("import nothing_of_that_name", ", line 1: ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+        ("\ndef dataset():\n    return 1 / 0", ", line 3: ZeroDivisionError: division by zero"),
+        ("dataset = 5", " defines no function dataset (data.python)"),
+        ("def dataset(): return 5", ": dataset() returns int, expected a dictionary of train_images, train_labels,"),
+        ("def dataset(): return {'train_images': 5}", ": dataset() returns train_images, expected a dictionary"),
+        (
+            "import numpy as np\ndef dataset():\n    return dict.fromkeys(['train_images', 'train_labels', "
+            "'test_images', 'test_labels'], np.zeros(3))",
+            ": train_images holds float64 [3], expected uint8 [N, height, width]",
+        ),
+        ("raise SystemExit(3)", ", line 1: SystemExit: 3"),
+    ],
+)
+def test_a_python_file_that_fails_is_told_with_its_line(tmp_path: Path, code: str, said: str) -> None:
+    path = tmp_path / "my_data.py"
+    path.write_text(code)
+    assert refusal(setting(tmp_path, python=str(path))).startswith(f"{path}{said}")
+
+
+def test_python_data_is_refused_where_it_has_no_effect(tmp_path: Path) -> None:
+    found = tiny(data=Data(python=str(tmp_path / "x.py")))
+    assert refusal(found) == f"data.python is '{tmp_path}/x.py', expected null for digits, which is built in"
+    found.dataset = "mine"
+    assert refusal(found) == f"data.python is '{tmp_path}/x.py': cannot read it: No such file or directory"
 
 
 def test_other_class_counts_are_refused_on_reopening(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = [*TINY, "--dataset=mine", f"--data.root={folder}", "--data.test=null", "--root", tmp_path / "root"]
-    assert in_process(capsys, "init", "configs/digits_50pct.yaml", *options).code == 0
+    assert in_process(capsys, "init", DIGITS, *options).code == 0
     (folder / "classes.txt").write_text("a\nb\nc\nd\n")
-    found = in_process(capsys, "init", "configs/digits_50pct.yaml", *options)
+    found = in_process(capsys, "init", DIGITS, *options)
     assert found.error.endswith("has 4 classes, but the store was created with 3")
+
+
+def command(line: str, folder: Path) -> Outcome:
+    """A page's command, called in a folder; it must succeed."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "launch.cli", *shlex.split(line)[1:]], capture_output=True, text=True, cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+PAGE = (PROJECT / "docs" / "own_data.md").read_text()
+
+
+def test_the_page_runs_as_it_is(tmp_path: Path) -> None:
+    write_npy, network, data = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    subprocess.run([sys.executable, "-W", "error", "-c", write_npy], cwd=tmp_path, check=True)
+    (tmp_path / "own.yaml").write_text(*re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL))
+    (tmp_path / "my_network.py").write_text(network)
+    (tmp_path / "my_data.py").write_text(data)
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+    assert len(commands) == 3
+    first, verified, again = (command(line, tmp_path) for line in commands)
+    assert "(it was there already)" not in first.out
+    assert "2 rows trained again byte-equal" in verified.out
+    assert "nothing to train" in again.err

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from train.errors import UserError
+from train.user_file import sha256_of
 
 
 def _require(ok: bool, key: str, found: object, expected: str) -> None:
@@ -32,6 +33,9 @@ class Data:
     """Use only the first this many test examples; null uses all."""
     size: int | None = None
     """Side in pixels that FMoW's images are resized to, to try things out; null leaves them as they are."""
+    python: str | None = None
+    """Python file (.py) whose function `dataset()` returns your own data set: a dictionary of the arrays train_images,
+    train_labels, test_images and test_labels, and if you like the names of the classes."""
     mean: list[float] | None = None
     """Mean of each channel in units of 0..255, taken out of the images; null for the data set's usual one, and for your
     own data that of the training images."""
@@ -62,9 +66,12 @@ class Data:
 class Recipe:
     """How one model is trained. The defaults are the published CIFAR-10 recipe."""
 
-    network: Literal["resnet9", "resnet18", "convnet"] = "resnet9"
+    network: str = "resnet9"
     """`resnet9` and `resnet18`: the CIFAR-10 and the FMoW network of the published data; `convnet`: two small
-    convolutions, many models at once."""
+    convolutions, many models at once; or a Python file (.py) whose function `network(shape, classes)` returns a
+    torch.nn.Module, shape being (channels, height, width)."""
+    network_sha256: str | None = None
+    """Digest of the network's Python file; null for the file as it is now."""
     width: int = 64
     """Channels of the first layer of `resnet9` (deeper ones keep their published ratios to it), and of `convnet`'s."""
     epochs: int = 24
@@ -98,7 +105,13 @@ class Recipe:
     eval_batch: int = 1000
     """Images per forward pass when margins and logits are computed."""
 
+    @property
+    def own_network(self) -> bool:
+        """Whether the network is a Python file of the user's."""
+        return self.network.endswith(".py")
+
     def __post_init__(self) -> None:
+        self._check_network()
         for key in ("width", "epochs", "batch", "threads", "group", "eval_batch"):
             _require(getattr(self, key) >= 1, f"recipe.{key}", getattr(self, key), "at least 1")
         for key in ("translate", "cutout"):
@@ -115,6 +128,15 @@ class Recipe:
             self.group,
             f"1 for the network {self.network}: only convnet trains several rows at once",
         )
+
+    def _check_network(self) -> None:
+        names = ("resnet9", "resnet18", "convnet")
+        if self.own_network:
+            self.network_sha256 = self.network_sha256 or sha256_of(self.network, "recipe.network")
+            return
+        expected = f"{', '.join(names)}, or a Python file (.py)"
+        _require(self.network in names, "recipe.network", self.network, expected)
+        _require(self.network_sha256 is None, "recipe.network_sha256", self.network_sha256, "null: no file is named")
 
 
 @dataclass
@@ -245,7 +267,7 @@ class Setting:
 
 _FREE = {
     *("models", "recipe.device", "outputs.preallocate"),
-    *("data.root", "data.form", "data.packed", "data.resident"),
+    *("data.root", "data.python", "data.form", "data.packed", "data.resident"),
 }
 """Keys that may differ between a store and the config it is reopened with (`models` has its own rule)."""
 
@@ -259,8 +281,14 @@ def flatten(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a resolved setting that its rows depend on, as flat dotted keys."""
-    return {key: value for key, value in flatten(config) if key not in _FREE and not key.startswith(("fit.", "eval."))}
+    """The part of a resolved setting that its rows depend on, as flat dotted keys.
+
+    Of a network's Python file that is its digest, wherever it lies.
+    """
+    flat = dict(flatten(config))
+    if flat.get("recipe.network_sha256"):
+        flat["recipe.network"] = "a Python file"
+    return {key: value for key, value in flat.items() if key not in _FREE and not key.startswith(("fit.", "eval."))}
 
 
 def from_dict(config: dict[str, Any]) -> Setting:

@@ -58,7 +58,7 @@ def load(setting: Setting) -> Dataset:
     """
     source, data = _source(setting), setting.data
     if source is None:
-        (*splits,), classes, where = *own.read(data), data.root
+        (*splits,), classes, where = *own.read(data), own.where(data)
     elif data.form == "beton":
         splits, classes, where = _foreign(setting.dataset, source, data)
     elif packs := _packs(source, data):
@@ -106,10 +106,12 @@ def pack(setting: Setting, progress: Progress = lambda what, done, total: None) 
 def _source(setting: Setting) -> Source | None:
     """Where the data set comes from; None where it is the user's own. Raises UserError."""
     data, source = setting.data, SOURCES.get(setting.dataset)
+    if source and data.python is not None:
+        raise UserError(f"data.python is {data.python!r}, expected null for {setting.dataset}, which is built in")
     if source is None and (missing := own.missing(data)):
         raise UserError(
-            f"dataset is {setting.dataset!r}, expected one of {', '.join(SOURCES)}, or a name for your own data in "
-            f"{', '.join(own.FILES)} in data.root: {missing} does not exist"
+            f"dataset is {setting.dataset!r}, expected one of {', '.join(SOURCES)}, or a name for your own data from "
+            f"data.python, or in {', '.join(own.FILES)} in data.root: {missing} does not exist"
         )
     if (source is None or source.stem is None) and data.form not in ("auto", "original"):
         raise UserError(f"data.form is {data.form!r}, expected auto or original: {setting.dataset} has no other form")

@@ -71,7 +71,9 @@ class Lane:
         self._look = Replay(self._one_look, device)
 
     def prepare(self) -> None:
-        """Have a GPU capture what it will replay, on the current stream."""
+        """Have a GPU capture what it will replay, on the current stream: no own network, whose code may branch."""
+        if self.recipe.own_network:
+            return
         self.network.train()
         self._step.prepare()
         self.network.eval()

@@ -65,6 +65,8 @@ class Trainer:
             },
             classes=len(dataset.classes),
         )
+        if recipe.own_network:
+            streams = 1  # it draws from torch's generators, of which a process has one set
         self.lanes = [Lane(self.shared) for _ in range(streams)]
         self._queues = [_Queue(lane, device) for lane in self.lanes] if on_gpu(device) else []
         self.ahead = streams

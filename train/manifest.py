@@ -203,11 +203,17 @@ def check_identity(manifest: Manifest, setting: Setting, path: Path) -> None:
     """
     there, here = identity(Setting().to_dict()) | identity(manifest.config), identity(setting.to_dict())
     for key in sorted(there.keys() | here.keys()):
-        if there.get(key) != here.get(key):
+        if there.get(key) == here.get(key):
+            continue
+        if key == "recipe.network_sha256":
             raise UserError(
-                f"{key} is {here.get(key)!r}, but {path} holds a setting with {repr(there.get(key))[:200]}: "
-                "use another --root, or the store's own value"
+                f"{setting.recipe.network} is not the network that {path} was made with: it has sha256 {here[key]}, "
+                f"expected {there[key]}; use another --root, or that file"
             )
+        raise UserError(
+            f"{key} is {here.get(key)!r}, but {path} holds a setting with {repr(there.get(key))[:200]}: "
+            "use another --root, or the store's own value"
+        )
     if setting.models not in {era.models for era in manifest.eras}:
         raise UserError(
             f"models is {setting.models}, but {path} holds a setting with {manifest.models}: "
@@ -217,13 +223,13 @@ def check_identity(manifest: Manifest, setting: Setting, path: Path) -> None:
 
 def check_data(manifest: Manifest, dataset: "Dataset") -> None:
     """Raises UserError where the data set is not the one the store was created with."""
-    if len(dataset.classes) != len(manifest.classes):
-        raise UserError(
-            f"the data set in {dataset.where} has {len(dataset.classes)} classes, but the store was created with "
-            f"{len(manifest.classes)}"
-        )
     found = dataset.sha256()
     if found != manifest.data_sha256:
         raise UserError(
             f"the data set in {dataset.where} has sha256 {found}, but the store was created with {manifest.data_sha256}"
+        )
+    if len(dataset.classes) != len(manifest.classes):
+        raise UserError(
+            f"the data set in {dataset.where} has {len(dataset.classes)} classes, but the store was created with "
+            f"{len(manifest.classes)}"
         )

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from train.config import Recipe
 from train.errors import UserError
+from train.own_network import OwnNetwork
 from train.vision import torchvision
 
 
@@ -172,6 +173,8 @@ class ConvNet(nn.Module):
 
 def build(recipe: Recipe, shape: tuple[int, ...], classes: int) -> nn.Module:
     """The network of a recipe for images [H, W, C], with undefined parameters."""
+    if recipe.own_network:
+        return OwnNetwork(recipe, shape, classes)
     if recipe.network == "resnet9":
         return ResNet9(recipe.width, shape[2], classes)
     if recipe.network == "resnet18":
@@ -187,9 +190,10 @@ def check(recipe: Recipe, shape: tuple[int, ...], classes: int, batch: int) -> N
     if recipe.cutout > min(shape[:2]):
         raise UserError(f"recipe.cutout is {recipe.cutout}, expected at most the side of the {_size(shape)} images")
     try:
-        network = build(replace(recipe, width=1, group=1), shape, classes).train()
+        network = build(replace(recipe, width=1, group=1), shape, classes)
         with torch.no_grad():
-            network(torch.zeros(1, min(batch, 2), *shape))
+            for training in (True, False):
+                network.train(training)(torch.zeros(1, min(batch, 2), *shape))
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

@@ -1,4 +1,4 @@
-"""A user's own data set: images and labels as .npy files in a folder."""
+"""A user's own data set: four arrays, as .npy files in a folder or from a function of a Python file."""
 
 import math
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from train.config import Data
 from train.errors import UserError
 from train.images import Images, Split, chunks, mapped, nbytes
+from train.user_file import function_of, telling
 
 NAMES = ("train_images", "train_labels", "test_images", "test_labels")
 FILES = [f"{name}.npy" for name in NAMES]
@@ -19,7 +20,7 @@ MAPPED_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
-class Named:
+class _Named:
     """An array, and how it is called in errors."""
 
     array: NDArray
@@ -27,15 +28,23 @@ class Named:
 
 
 def missing(data: Data) -> str | None:
-    """The first of the four files that is not in data.root; None where all are."""
+    """The first of the four files that is not in data.root; None where all are, or a Python file is named."""
+    if data.python is not None:
+        return None
     return next((str(path) for path in map(_folder(data).joinpath, FILES) if not path.exists()), None)
 
 
 def read(data: Data) -> tuple[tuple[Split, Split], tuple[str, ...]]:
-    """Training and test examples and the class names, as the files in data.root hold them. Raises UserError."""
+    """Training and test examples and the class names. Raises UserError."""
+    if data.python is not None:
+        return _from_function(data.python)
     paths = map(_folder(data).joinpath, FILES)
-    arrays = {name: Named(mapped(path), str(path)) for name, path in zip(NAMES, paths, strict=True)}
+    arrays = {name: _Named(mapped(path), str(path)) for name, path in zip(NAMES, paths, strict=True)}
     return _splits(arrays, _class_names(_folder(data) / CLASSES))
+
+
+def where(data: Data) -> str:
+    return data.root if data.python is None else data.python
 
 
 def statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -56,6 +65,18 @@ def statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(total / n for total in totals), tuple(math.sqrt(variance) or 1.0 for variance in variances)
 
 
+def _from_function(path: str) -> tuple[tuple[Split, Split], tuple[str, ...]]:
+    """What `dataset()` in a user's Python file returns: a dictionary with NAMES, and `classes` if it likes."""
+    found = function_of(path, "data.python", "dataset")()
+    if not isinstance(found, dict) or not set(NAMES) <= found.keys() <= {*NAMES, "classes"}:
+        keys = ", ".join(map(str, found)) if isinstance(found, dict) else type(found).__name__
+        raise UserError(f"{path}: dataset() returns {keys}, expected a dictionary of {', '.join(NAMES)} (and classes)")
+    with telling(path):
+        arrays = {name: _Named(np.ascontiguousarray(found[name]), f"{path}: {name}") for name in NAMES}
+        names = tuple(map(str, found["classes"])) if "classes" in found else None
+    return _splits(arrays, names)
+
+
 def _folder(data: Data) -> Path:
     return Path(data.root).expanduser()
 
@@ -69,7 +90,7 @@ def _class_names(path: Path) -> tuple[str, ...] | None:
         raise UserError(f"cannot read {path}: {error}") from None
 
 
-def _splits(arrays: dict[str, Named], names: tuple[str, ...] | None) -> tuple[tuple[Split, Split], tuple[str, ...]]:
+def _splits(arrays: dict[str, _Named], names: tuple[str, ...] | None) -> tuple[tuple[Split, Split], tuple[str, ...]]:
     """The checked data set. Raises UserError naming the array that is not as it should be."""
     images = {name: _images(arrays[f"{name}_images"]) for name in ("train", "test")}
     labels = {name: _labels(arrays[f"{name}_labels"], arrays[f"{name}_images"]) for name in ("train", "test")}
@@ -98,7 +119,7 @@ def _splits(arrays: dict[str, Named], names: tuple[str, ...] | None) -> tuple[tu
     return (Split(images["train"], labels["train"]), Split(images["test"], labels["test"])), names
 
 
-def _images(found: Named) -> NDArray[np.uint8]:
+def _images(found: _Named) -> NDArray[np.uint8]:
     """[N, height, width, channels]. Raises UserError."""
     array = found.array
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or 0 in array.shape or not array.flags.c_contiguous:
@@ -109,10 +130,10 @@ def _images(found: Named) -> NDArray[np.uint8]:
         )
     if array.ndim == 3:
         array = array[..., None]
-    return array if nbytes(array) >= MAPPED_BYTES else np.asarray(array).copy()
+    return array if nbytes(array) >= MAPPED_BYTES and array.flags.writeable else np.array(array)
 
 
-def _labels(found: Named, images: Named) -> NDArray[np.int64]:
+def _labels(found: _Named, images: _Named) -> NDArray[np.int64]:
     """[N]. Raises UserError."""
     array = found.array
     if not np.issubdtype(array.dtype, np.integer) or array.ndim != 1:

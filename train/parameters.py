@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from train.device import sent
+from train.errors import UserError
 from train.model import ConvNet, ResNet18
+from train.own_network import OwnNetwork
 from train.streams import Stream, uniform
 
 
@@ -29,47 +31,72 @@ class Parameters:
     """All parameters of a network for G rows in one flat tensor, with their gradient and momentum likewise.
 
     Parameters lie one after another, each with its G rows together; the weights of ungrouped convolutions lie in
-    channels_last order. Where the network computes in `precision`, its convolutions' weights are that precision's copy
-    of the flat float32 tensor, which every step renews.
+    channels_last order, but in own networks. Where the network computes in `precision`, its convolutions' weights are
+    that precision's copy of the flat float32 tensor, which every step renews.
     """
 
     def __init__(
         self, network: nn.Module, group: int, device: torch.device, precision: torch.dtype = torch.float32
     ) -> None:
-        self.group = group
+        self.network, self.group = network, group
         self.sections = list(_sections(network, group))
         size = sum(section.parameter.numel() for section in self.sections)
         self.value, self.grad, self.momentum = (torch.zeros(size, device=device) for _ in range(3))
         self.copy = None if precision == torch.float32 else torch.zeros(size, device=device, dtype=precision)
-        copied = {id(unit.conv.weight) for unit in getattr(network, "units", ())}
         self.grads: list[Tensor] = []
         """The gradient as the parameters see it, in their order."""
+        self._attach()
+        sizes = torch.tensor([section.stop - section.start for section in self.sections], device=device)
+        rows = torch.arange(group, device=device).repeat(len(sizes))
+        self.row = rows.repeat_interleave(sizes.repeat_interleave(group))
+        """The row in the group that each element belongs to."""
+
+    def _attach(self) -> None:
+        """Have the network's parameters lie in the flat tensors."""
+        copied = {id(unit.conv.weight) for unit in getattr(self.network, "units", ())}
+        view = Tensor.view if isinstance(self.network, OwnNetwork) else _view
+        self.grads.clear()
         at = 0
         for section in self.sections:
             parameter, count = section.parameter, section.parameter.numel()
             shape = parameter.shape
             home = self.copy if self.copy is not None and id(parameter) in copied else self.value
-            parameter.data = _view(home[at : at + count], shape)
-            self.grads.append(_view(self.grad[at : at + count], shape))
+            parameter.data = view(home[at : at + count], shape)
+            self.grads.append(view(self.grad[at : at + count], shape))
             at += count
-        sizes = torch.tensor([section.stop - section.start for section in self.sections], device=device)
-        rows = torch.arange(group, device=device).repeat(len(sizes))
-        self.row = rows.repeat_interleave(sizes.repeat_interleave(group))
-        """The row in the group that each element belongs to."""
 
     @property
     def per_row(self) -> int:
         return self.sections[-1].stop
 
     def reset(self, seed: int, rows: range) -> None:
-        """Start the rows afresh, each from its own initialisation stream; momentum back to zero."""
+        """Start the rows afresh, each from its own initialisation stream; momentum back to zero. Raises UserError."""
+        if isinstance(self.network, OwnNetwork):
+            self._take_over(self.network, seed, rows.start)
+        else:
+            self.value.copy_(sent(self._start(seed, rows), self.value.device))
+        self.momentum.zero_()
+        self._renew_copy()
+
+    def _take_over(self, network: OwnNetwork, seed: int, row: int) -> None:
+        """The parameters of the module that an own network makes for a row, and their values."""
+        network.restart(seed, row, self.value.device)
+        self.sections = list(_sections(network, 1))
+        values = torch.cat([section.parameter.detach().flatten() for section in self.sections])
+        if len(values) != len(self.value):
+            raise UserError(
+                f"{network.path}: network() makes {len(values)} parameters, but made {len(self.value)} before"
+            )
+        self.value.copy_(values)
+        self._attach()
+
+    def _start(self, seed: int, rows: range) -> NDArray[np.float32]:
+        """The rows' initial values, as they lie in the flat tensor."""
         starts = [uniform(seed, row, Stream.INITIALISATION, self.per_row) for row in rows]
         flat = [section.fill(start[section.start : section.stop]) for section in self.sections for start in starts]
         sizes = [section.stop - section.start for section in self.sections for _ in starts]
         values = [np.broadcast_to(np.float32(part), size) for part, size in zip(flat, sizes, strict=True)]
-        self.value.copy_(sent(np.concatenate(values), self.value.device))
-        self.momentum.zero_()
-        self._renew_copy()
+        return np.concatenate(values)
 
     def backward(self, loss: Tensor, scale: float = 1.0) -> None:
         """Put the gradient of a loss in the place of the one before; on its way it is `scale` times as large."""
@@ -101,6 +128,8 @@ def _view(flat: Tensor, shape: torch.Size) -> Tensor:
 def _sections(network: nn.Module, group: int) -> list[Section]:
     sections: list[Section] = []
     for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
         start = sections[-1].stop if sections else 0
         stop = start + parameter.numel() // group
         sections.append(Section(parameter, start, stop, _initialiser(network, name, parameter)))
@@ -111,6 +140,8 @@ def _initialiser(
     network: nn.Module, name: str, parameter: nn.Parameter
 ) -> Callable[[NDArray[np.float32]], NDArray[np.float32] | float]:
     """PyTorch's default: uniform within 1/sqrt(fan_in); 1 and 0 for batch norm; torchvision's own for its ResNet."""
+    if isinstance(network, OwnNetwork):
+        return lambda u: u  # never asked: its module starts them
     owner, _, kind = name.rpartition(".")
     module = network.get_submodule(owner)
     if isinstance(module, nn.BatchNorm2d):

@@ -15,6 +15,8 @@ class Stream(IntEnum):
     ORDER = 2
     AUGMENTATION = 3
     VALIDATION = 4
+    NETWORK = 5
+    """What an own network draws while it trains, such as dropout."""
     RESAMPLE = 5
     """Of a bootstrap replicate, its number in place of the row's."""
 
