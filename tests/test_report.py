@@ -113,7 +113,7 @@ def test_the_page_shows_images_of_either_side(page: str) -> None:
     assert re.search(r'alt="training image \d+, \d, weight [+−]', page)
 
 
-def test_published_files_are_reported_on_without_and_withimages(tmp_path: Path) -> None:
+def test_published_files_are_reported_on_without_and_with_images(tmp_path: Path) -> None:
     store = published(tmp_path)
     fit(store)
     text = Tags(write_report(store, "test", None).read_text()).text

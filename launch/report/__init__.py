@@ -44,7 +44,7 @@ def write_report(
     images = [behind(subject, dataset), moved(subject, dataset)] if dataset else []
     suspects = [duplicates(subject), *([harmful(subject, dataset)] if dataset else [])]
     sections = [quality(subject), *images, *suspects, fit(subject), models(subject), what_was_run(subject)]
-    title = f"{store.setting.dataset}, alpha {store.setting.pct} %, {split} targets"
+    title = f"{store.setting.dataset}, alpha {store.setting.pct}%, {split} targets"
     page = html.page(title, "Datamodels", _lead(subject), html.figures(_headline(subject)), _links(subject), sections)
     path = report_path(store, split)
     try:
@@ -61,7 +61,7 @@ def _lead(subject: Subject) -> str:
     network = "" if work_of(store) is None else f" ({recipe.network}, {recipe.epochs} epochs)"
     return (
         f"{store.models + store.eval_models:,} models{network} were trained on random subsets of "
-        f"{store.setting.pct} % of {store.n_train:,} training examples. For each of {len(subject.fitted.targets):,} "
+        f"{store.setting.pct}% of {store.n_train:,} training examples. For each of {len(subject.fitted.targets):,} "
         f"{subject.split} examples a linear datamodel, fitted by LASSO to {store.models:,} of the models, predicts the "
         "margin from which training examples a model has seen."
     )
@@ -88,7 +88,7 @@ def _headline(subject: Subject) -> list[tuple[str, str, str]]:
 def _uncertainty(found: Evaluation) -> str:
     n = f"{found.targets:,} targets, {found.masks:,} masks"
     interval = found.lds_interval
-    return f"{interval.low:.3f} to {interval.high:.3f} ({interval.level:.0%} interval); {n}" if interval else n
+    return f"{interval.level:.0%} interval {interval.low:.3f} to {interval.high:.3f}; {n}" if interval else n
 
 
 def _links(subject: Subject) -> str:
@@ -100,6 +100,6 @@ def _links(subject: Subject) -> str:
     links = []
     for path in others:
         split, _, pct = path.stem.removeprefix("report_").rpartition("_")
-        text = f"alpha {pct.removesuffix('pct')} %, {split} targets"
+        text = f"alpha {pct.removesuffix('pct')}%, {split} targets"
         links.append(f'<a href="{escape(path.name)}">{escape(text)}</a>')
     return f'<p class="links">Beside this page: {", ".join(links)}</p>'

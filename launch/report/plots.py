@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 _VARIABLES = {name: f"#0000{place:02x}" for place, name in enumerate(("soft", "line", "paper", "blue", "orange"), 1)}
@@ -41,7 +41,7 @@ _STYLE: Any = {
     "legend.fontsize": 8.5,
 }
 
-_PLACE = (0.135, 0.155, 0.86, 0.825)
+_PLACE = (0.135, 0.155, 0.825, 0.825)
 """Left, bottom, width and height of the axes; to let matplotlib find them takes as long as to draw."""
 _FILLED = 0.92
 """Share of its bin that a bar fills."""
@@ -110,7 +110,9 @@ def histogram(
     with _plot(name, xlabel, what, done) as plot:
         if log:
             plot.axes.set_xscale("log")
-        plot.axes.set_xlim(edges[0], edges[-1])
+        ends = [edges[0], edges[-1], *([] if mark is None else [mark[1]])]
+        plot.axes.set_xlim(min(ends), max(ends))
+        plot.axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         plot.bars(counts, edges, what, colours)
         if expected is not None:
             plot.axes.plot(middles, expected, color=_ORANGE, linewidth=1.5, label="expected")

@@ -85,10 +85,11 @@ figure { margin: 0; }
 .case .thumbs { display: grid; grid-template-columns: repeat(6, minmax(0, 4.25rem)); gap: .6rem .5rem; }
 .case .thumbs .thumb, .case .thumbs img { width: 100%; } .case .thumbs img { height: auto; aspect-ratio: 1; }
 .case h3 { margin: 0 0 .4rem; color: var(--soft); font-size: .78rem; font-weight: 400; }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 16rem), 1fr)); gap: 1.75rem 2rem;
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1.75rem 1rem;
   margin-top: 1.25rem; }
-.pair { break-inside: avoid; }
-.pair p { margin: .4rem 0 0; color: var(--soft); font-size: .78rem; line-height: 1.45; }
+.pair { display: flex; gap: 1rem; break-inside: avoid; }
+.pair .thumbs { flex: none; }
+.pair p { margin: 0; color: var(--soft); font-size: .78rem; line-height: 1.5; }
 .pair p b { color: var(--ink); font-weight: 600; }
 
 @media (max-width: 52rem) { .case { grid-template-columns: 1fr; gap: .9rem; } }
@@ -106,7 +107,7 @@ figure { margin: 0; }
   .case { grid-template-columns: 4rem 1fr 1fr; gap: .5rem 1.2rem; padding: .6rem 0; }
   .case > .thumb, .case > .thumb img { width: 4rem; } .case > .thumb img { height: 4rem; }
   .thumbs, tr { break-inside: avoid; } .thumb { font-size: .6rem; } .case .thumbs { gap: .3rem; }
-  .pairs { grid-template-columns: 1fr 1fr 1fr; gap: 1rem 1.5rem; }
+  .pairs { grid-template-columns: 1fr 1fr; gap: 1rem; }
 }
 """
 )

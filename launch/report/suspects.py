@@ -70,8 +70,8 @@ def _pair(subject: Subject, dataset: Dataset, place: int) -> str:
     first, second = (signed(float(value[place])) for value in (found.first, found.second))
     distance, usual = _distance(ours, theirs), _usual(ours, dataset.train)
     return (
-        f'<div class="pair"><div class="thumbs">{images}</div><p><b>{found.standout[place]:.1f}</b> ahead: weight '
-        f"{escape(first)}, next {escape(second)}<br>pixels {distance:.1f} apart, usually {usual:.0f}</p></div>"
+        f'<div class="pair"><div class="thumbs">{images}</div><p><b>{found.standout[place]:.1f}</b> ahead<br>'
+        f"weight {escape(first)}<br>next {escape(second)}<br>pixels {distance:.1f} apart<br>usually {usual:.0f}</p></div>"
     )
 
 
