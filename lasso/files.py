@@ -127,7 +127,7 @@ def write_joined(path: Path, draft: Draft, parts: list[Path], widths: list[int],
     with writing(path), replacing(path) as temporary:
         with torch.serialization.skip_data():
             torch.save(tensors, temporary)
-        places = _storages(temporary)
+        places = storages(temporary)
         with open(temporary, "r+b") as file:
             for name, array in zip(tensors, (None, *arrays.values()), strict=True):
                 file.seek(places[list(tensors).index(name)])
@@ -139,7 +139,7 @@ def write_joined(path: Path, draft: Draft, parts: list[Path], widths: list[int],
 
 
 def _write_bands(file: BinaryIO, parts: list[Path], widths: list[int], n_train: int) -> None:
-    offsets = [_storages(part)[0] for part in parts]
+    offsets = [storages(part)[0] for part in parts]
     stored = [load(part).weight.shape[1] for part in parts]
     height = max(1, _BAND_BYTES // (4 * sum(widths)))
     for start in range(0, n_train, height):
@@ -151,7 +151,7 @@ def _write_bands(file: BinaryIO, parts: list[Path], widths: list[int], n_train: 
         file.write(np.concatenate(bands, axis=1).data)
 
 
-def _storages(path: Path) -> list[int]:
+def storages(path: Path) -> list[int]:
     """Where in a .pt the values of its tensors begin, in the order in which they were saved."""
     found = {}
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:

@@ -327,6 +327,24 @@ def _dataset_of(store: ReadableStore, setting: Setting) -> Dataset | None:
     return dataset
 
 
+def export(request: Request) -> int:
+    from launch.export import TARGETS, write_export
+
+    if request.options["to"] is None:
+        raise UserError(f"--to is missing: expected one of {', '.join(TARGETS)}")
+    store, given = request.store(), _given(request, "split", "margin", "threshold", "k")
+    for key in ("rows", "checkpoints"):
+        if span := request.span(key, store.rows):
+            given[key] = span
+    with Stages() as progress:
+        print(write_export(store, request.options["to"], given, progress))
+    return 0
+
+
+def _given(request: Request, *keys: str) -> dict[str, Any]:
+    return {key: request.options[key] for key in keys if request.options[key] is not None}
+
+
 def run(request: Request) -> int:
     """init, train, fit, eval, report; each step only where something is left to do."""
     from lasso import evaluate as judge

@@ -77,6 +77,19 @@ def _eval(parser: Any) -> None:
     parser.add_argument("--per_target", action="store_true", help="with --json: also lists with a value a target")
 
 
+def _export(parser: Any) -> None:
+    targets = "trak", "dattri", "quanda", "sparse", "parquet"
+    parser.add_argument("--to", choices=targets, help="the library or format to write files for")
+    parser.add_argument("--split", choices=["test", "train"], help="which examples are the targets; default test")
+    parser.add_argument("--rows", metavar="A:B", help="trak, dattri, quanda: these rows; default the evaluation rows")
+    margin = "trak, dattri: margins as stored, or TRAK's, which need logits; default store"
+    parser.add_argument("--margin", choices=["store", "trak"], help=margin)
+    parser.add_argument("--checkpoints", metavar="A:B", help="quanda: these rows, with their networks trained again")
+    parser.add_argument("--threshold", type=float, help="sparse: leave out weights of at most this size; default 0")
+    parser.add_argument("--k", type=int, help="parquet: training examples of each sign for a target; default 50")
+    parser.add_argument("--out", metavar="DIR", help="folder for the export, where the root is read-only")
+
+
 def _submit(parser: Any) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print scripts, bytes and GPU-hours, submit nothing")
     parser.add_argument("--retry-failed", action="store_true", help="retry rows that failed for good as well")
@@ -99,6 +112,7 @@ COMMANDS = {
     "fit": Command(commands.fit, "fit the datamodels", _all(_split, _out, _fit)),
     "eval": Command(commands.evaluate, "judge the datamodels on the evaluation rows", _all(_split, _out, _json, _eval)),
     "report": Command(commands.report, "write an HTML page with plots and images", _all(_split, _out)),
+    "export": Command(commands.export, "write files for other libraries: docs/export.md", _export),
     "run": Command(commands.run, "init, train, fit, eval and report in one go", _training),
     "submit": Command(commands.submit, "the same on SLURM, as arrays of tasks", _all(_split, _submit)),
     "data": Command(commands.data, "fetch or check the data set, and say where it lies"),

@@ -19,7 +19,7 @@ class FakeStore:
             fit=fit or Fit(),
         )  # fmt: skip
         self.folder = self.derived = folder
-        self.layout = SimpleNamespace(array=lambda name: folder / "data" / f"{name}_50pct.npy")
+        self.layout = SimpleNamespace(folder=folder, array=lambda name: folder / "data" / f"{name}_50pct.npy")
         self.models, self.eval_models, self.rows = rows - eval_models, eval_models, rows
         self.n_train, self.n_test = masks.shape[1], test_margins.shape[1]
         self.arrays = {"train_masks": masks, "test_margins": test_margins.astype(np.float16)}

@@ -1,0 +1,63 @@
+"""What dattri.metric.lds(score, ground_truth) takes (dattri 0.3.0), as tensors that torch.load reads.
+
+score.pt         float32 [N, T]                     the datamodels' weights, in mask units
+ground_truth.pt  (float32 [S, T], int64 [S, k])     each model's margins, the mean over the models of one mask, and
+                                                    which k training examples they saw
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lasso.files import storages
+from lasso.rows import read_masks
+from launch.export.folder import append
+from launch.export.job import Job
+from launch.export.rows import Subsets
+from train.errors import UserError
+
+
+def write(job: Job, folder: Path) -> dict[str, Any]:
+    """Raises UserError where masks have different sizes, or rows, logits or datamodels are not there; WorkError."""
+    if job.store.setting.mask == "bernoulli":
+        raise UserError(f"mask is 'bernoulli', expected exact: dattri takes subsets of one size. {_INSTEAD}")
+    weights, subsets = job.weights(), job.subsets()
+    margins = subsets.margins(job.options.split, job.options.margin)
+    (n_train, targets), count = weights.shape, subsets.count
+    size = int(read_masks(job.store, subsets.rows[:1]).sum())
+    indices = _indices(subsets, size)
+    _write(folder / "score.pt", ((n_train, targets), np.float32, weights.bands()))
+    _write(folder / "ground_truth.pt", ((count, targets), np.float32, margins), ((count, size), np.int64, indices))
+    return {"masks": count, "rows": subsets.rows.tolist()}
+
+
+_INSTEAD = "`--to trak` and `--to quanda` take any"
+
+
+def _indices(subsets: Subsets, size: int) -> Iterator[NDArray[np.int64]]:
+    for masks in subsets.masks():
+        sizes = np.count_nonzero(masks, axis=1)
+        if (sizes != size).any():
+            found = f"{min(size, sizes.min())} to {max(size, sizes.max())}"
+            raise UserError(f"masks hold {found} training examples, but dattri takes subsets of one size. {_INSTEAD}")
+        yield np.nonzero(masks)[1].reshape(len(masks), size)
+
+
+def _write(path: Path, *tensors: tuple[tuple[int, ...], type[np.generic], Iterator[NDArray[Any]]]) -> None:
+    """A file that torch.load reads as one tensor, or a tuple of them, written block by block.
+
+    tensors: shape, type, and blocks of rows of each.
+    """
+    import torch
+
+    kinds = [torch.from_numpy(np.empty(0, dtype)).dtype for _, dtype, _ in tensors]
+    empty = [torch.empty(shape, dtype=kind) for (shape, *_), kind in zip(tensors, kinds, strict=True)]  # never touched
+    with torch.serialization.skip_data():
+        torch.save(tuple(empty) if len(empty) > 1 else empty[0], path)
+    with open(path, "r+b") as file:
+        for place, (shape, dtype, blocks) in zip(storages(path), tensors, strict=True):
+            file.seek(place)
+            append(file, dtype, blocks, int(np.prod(shape)))

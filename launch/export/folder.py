@@ -1,0 +1,121 @@
+"""The folder of an export: written aside and put in place as a whole, in place of an earlier export alone."""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from lasso.files import writing
+from train.errors import UserError, WorkError
+
+ABOUT = "export.json"
+"""What an export is made of and which files it consists of; what carries it was written by `datamodels export`."""
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, about: dict[str, Any]) -> Iterator[Path]:
+    """A folder to write files into, which takes its place at `path` once they are durable, with `about` beside them.
+
+    Raises UserError where something that is no export lies there or nothing can be written, WorkError.
+    """
+    _refuse_foreign(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_orphans(path)
+        aside = _aside(path)
+        aside.mkdir()
+    except OSError as error:
+        raise UserError(f"cannot write to {path.parent}: {error.strerror}; --out names another folder") from None
+    try:
+        with writing(path):
+            yield aside
+            names = [str(file.relative_to(aside)) for file in _files(aside)]
+            (aside / ABOUT).write_text(json.dumps({**about, "files": sorted(names)}, indent=1) + "\n")
+            _put_in_place(aside, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raises UserError unless nothing lies at `path`, or an export with nothing added to it."""
+    if not os.path.lexists(path):
+        return
+    try:
+        known = {*json.loads((path / ABOUT).read_bytes())["files"], ABOUT}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{path} was not written by `datamodels export`, which would replace it: move it away"
+        ) from None
+    for file in _files(path):
+        if str(file.relative_to(path)) not in known:
+            raise UserError(f"{file} is no part of the export there, which would be replaced: move it away")
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
+
+
+def _put_in_place(aside: Path, path: Path) -> None:
+    folders = [folder for folder in aside.rglob("*") if folder.is_dir()]
+    for entry in (*_files(aside), *folders, aside):
+        _sync(entry)
+    former = _aside(path)
+    if path.exists():
+        path.rename(former)
+    aside.rename(path)
+    _sync(path.parent)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
+
+
+def _remove_orphans(path: Path) -> None:
+    """Remove what processes of this host that are no more left unfinished."""
+    for folder in path.parent.glob(f".{path.name}.{_host()}.*.tmp"):
+        process = folder.name.split(".")[-3]
+        if process.isdigit() and Path("/proc/self").exists() and not Path(f"/proc/{process}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_npy(path: Path, shape: tuple[int, ...], dtype: DTypeLike, blocks: Iterable[NDArray[Any]]) -> None:
+    """Write an .npy file from blocks of its rows.
+
+    Not through a memory map: there a full disk ends the process.
+    """
+    described = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    with open(path, "xb") as file:
+        np.lib.format.write_array_header_1_0(file, described)
+        append(file, dtype, blocks, int(np.prod(shape)))
+
+
+def append(file: Any, dtype: DTypeLike, blocks: Iterable[NDArray[Any]], values: int) -> None:
+    """Write blocks one after the other. Raises WorkError unless they have so many values in all."""
+    written = 0
+    for block in blocks:
+        file.write(np.ascontiguousarray(block, dtype).data)
+        written += block.size
+    if written != values:
+        raise WorkError(f"{file.name}: {written} values were written, expected {values}")

@@ -1,0 +1,124 @@
+"""The networks of exported checkpoints, as plain modules that need nothing but PyTorch (ResNet-18: and torchvision).
+
+A copy of this file lies beside the checkpoints, with `network.json`, which says what was trained:
+
+    model = load(folder)
+    model.load_state_dict(torch.load(checkpoint, weights_only=True))
+
+A model maps images [B, C, H, W], uint8 or floats from 0 to 1, to logits [B, classes]. It takes out the data set's mean
+and deviation and averages over the test-time views, so that these are the logits that the rows' margins come from.
+`train.model` has the same networks as they are trained.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Network(nn.Module):
+    """What surrounds any of the networks. `about` is the content of network.json."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, about: dict[str, Any]) -> None:
+        super().__init__()
+        self.tta = about["tta"]
+        """Views: `none` (the image), `mirror` (and its mirror image), `legacy_fliplr` (and its channels reversed)."""
+        self.register_buffer("mean", torch.tensor(about["mean"])[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(about["std"])[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = images * 255 if images.is_floating_point() else images.float()
+        shown = (values - self.mean) / self.std
+        if self.tta == "none":
+            return self.logits(shown)
+        other = shown.flip(3 if self.tta == "mirror" else 1)
+        return (self.logits(shown) + self.logits(other)) / 2
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits [B, classes] of normalised images [B, C, H, W]."""
+        raise NotImplementedError
+
+
+class ConvNet(Network):
+    """Two convolutions and a linear layer."""
+
+    def __init__(self, about: dict[str, Any]) -> None:
+        super().__init__(about)
+        width, (height, breadth, channels) = about["width"], about["image"]
+        self.first = nn.Conv2d(channels, width, 3, stride=2, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.head = nn.Linear(width * ((height + 1) // 2) * ((breadth + 1) // 2), about["classes"])
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.head(F.relu(self.second(F.relu(self.first(images)))).flatten(1))
+
+
+def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(conv_bn(channels, channels), conv_bn(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+class ResNet9(Network):
+    """KakaoBrain's torchskeleton's, as in FFCV's CIFAR-10 example."""
+
+    def __init__(self, about: dict[str, Any]) -> None:
+        super().__init__(about)
+        w = about["width"]
+        self.body = nn.Sequential(
+            conv_bn(about["image"][2], w),
+            conv_bn(w, 2 * w, kernel=5, stride=2, padding=2),
+            Residual(2 * w),
+            conv_bn(2 * w, 4 * w),
+            nn.MaxPool2d(2),
+            Residual(4 * w),
+            conv_bn(4 * w, 2 * w, padding=0),
+        )
+        self.head = nn.Linear(2 * w, about["classes"], bias=False)
+
+    def logits(self, images: Tensor) -> Tensor:
+        return 0.2 * self.head(self.body(images).amax((2, 3)))
+
+
+class ResNet18(Network):
+    """torchvision's (He et al. 2016)."""
+
+    def __init__(self, about: dict[str, Any]) -> None:
+        super().__init__(about)
+        from torchvision.models import resnet18
+
+        self.body = resnet18(num_classes=about["classes"])
+        if about["image"][2] != 3:
+            self.body.conv1 = nn.Conv2d(about["image"][2], 64, 7, 2, 3, bias=False)
+        self.head = self.body.fc
+        self.body.fc = nn.Identity()
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.head(self.body(images))
+
+
+NETWORKS = {"convnet": ConvNet, "resnet9": ResNet9, "resnet18": ResNet18}
+
+
+def build(about: dict[str, Any]) -> Network:
+    """The model that `network.json` describes, in evaluation mode; its parameters are yet to be loaded."""
+    return NETWORKS[about["network"]](about).eval()
+
+
+def load(folder: str | Path) -> Network:
+    """The model of an export's folder."""
+    return build(json.loads((Path(folder) / "network.json").read_text()))
