@@ -1,10 +1,11 @@
 # make demo   sets up .venv and runs the embedded default setting, about a minute after installation
 # make test   sets up .venv with everything the tests need, and runs them
+# make test-extern   has the libraries that exports are for read them, in an environment of their own
 # make check  style and types        make bench  speed against named peers        make clean  removes .venv and runs
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench faults clean
+.PHONY: demo test test-extern check bench faults clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -15,6 +16,9 @@ demo: .venv/.core
 
 test: .venv/.test
 	$(BIN)/python -m pytest $(ARGS)
+
+test-extern: .venv/.test .venv-extern/.done
+	.venv-extern/bin/python -m pytest tests/extern $(ARGS)
 
 check: .venv/.test
 	$(BIN)/ruff check .
@@ -43,5 +47,11 @@ faults: .venv/.test
 	bash .ci/ffcv $(BIN)/pip
 	touch $@
 
+.venv-extern/.done: tests/extern/requirements.txt constraints.txt .venv/bin/pip
+	rm -rf .venv-extern
+	$(PYTHON) -m venv .venv-extern
+	.venv-extern/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r $<
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-extern runs

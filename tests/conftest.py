@@ -13,6 +13,8 @@ import pytest
 from launch.cli import main
 from train.config import Data, Recipe, Setting
 
+collect_ignore = ["extern"]  # for another environment: `make test-extern`
+
 hypothesis.settings.register_profile("busy", deadline=None)  # machines that run tests are shared
 hypothesis.settings.load_profile("busy")
 
