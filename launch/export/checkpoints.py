@@ -54,7 +54,8 @@ def write_checkpoints(store: ReadableStore, rows: NDArray[np.int64], folder: Pat
         results = {result.row: result for result in trainer(group)}
         for row in rows[rows // store.group == group].tolist():
             _require_same(store, results[row], trainer)
-            plain.load_state_dict(row_state(trainer.network.state_dict(), plain.state_dict(), store.group, row))
+            trained = trainer.lanes[0].network.state_dict()
+            plain.load_state_dict(row_state(trained, plain.state_dict(), store.group, row))
             _require_margins(store, plain, dataset, row, trainer)
             names.append(f"checkpoints/row_{row}.pt")
             _save(plain, folder / names[-1])
@@ -89,6 +90,8 @@ def row_state(
     for name, like in plain.items():
         source = name if name in trained else _GROUPED[name]
         values = trained[source].detach().cpu()
+        if values.is_floating_point():  # convolutions in half precision have their weights in it too
+            values = values.float()
         if values.ndim:
             values = values.reshape(group, -1)[row % group]
         if source == "weight":  # [inputs, outputs], where a linear layer has [outputs, inputs]
@@ -126,12 +129,12 @@ def _require_margins(store: Store, plain: network.Network, dataset: Dataset, row
 
     plain = plain.to(trainer.device)
     with torch.inference_mode():
-        batches = trainer.feeds["test"].all(store.setting.recipe.eval_batch)
+        batches = trainer.shared.feeds["test"].all(store.setting.recipe.eval_batch)
         logits = torch.cat([plain(batch.permute(0, 3, 1, 2)) for batch in batches])
-        margins = margin(logits, trainer.labels["test"]).cpu().numpy()
+        margins = margin(logits, trainer.shared.labels["test"]).cpu().numpy()
     stored = store.read("test_margins", row, row + 1)[0].astype(np.float32)
     deviation = np.sqrt(((margins - stored) ** 2).mean() / (stored**2).mean())
-    allowed = LARGEST_DEVIATION[str(trainer.precision).removeprefix("torch.")]
+    allowed = LARGEST_DEVIATION[str(trainer.lanes[0].precision).removeprefix("torch.")]
     if not deviation <= allowed:
         raise WorkError(f"row {row}: its plain network's margins deviate by {deviation:.2%}, expected {allowed:.2%}")
 

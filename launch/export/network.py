@@ -10,6 +10,7 @@ and deviation and averages over the test-time views, so that these are the logit
 `train.model` has the same networks as they are trained.
 """
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -59,39 +60,29 @@ class ConvNet(Network):
         return self.head(F.relu(self.second(F.relu(self.first(images)))).flatten(1))
 
 
-def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
-
-
-class Residual(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.inner = nn.Sequential(conv_bn(channels, channels), conv_bn(channels, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.inner(x)
-
-
 class ResNet9(Network):
     """KakaoBrain's torchskeleton's, as in FFCV's CIFAR-10 example."""
 
     def __init__(self, about: dict[str, Any]) -> None:
         super().__init__(about)
         w = about["width"]
-        self.body = nn.Sequential(
-            conv_bn(about["image"][2], w),
-            conv_bn(w, 2 * w, kernel=5, stride=2, padding=2),
-            Residual(2 * w),
-            conv_bn(2 * w, 4 * w),
-            nn.MaxPool2d(2),
-            Residual(4 * w),
-            conv_bn(4 * w, 2 * w, padding=0),
-        )
+        sizes = [about["image"][2], w, 2 * w, 2 * w, 2 * w, 4 * w, 4 * w, 4 * w, 2 * w]
+        pairs = list(itertools.pairwise(sizes))
+        self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, padding=1, bias=False) for pair in pairs)
+        self.convs[1] = nn.Conv2d(*pairs[1], 5, stride=2, padding=2, bias=False)
+        self.convs[7] = nn.Conv2d(*pairs[7], 3, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(outputs) for _, outputs in pairs)
         self.head = nn.Linear(2 * w, about["classes"], bias=False)
 
     def logits(self, images: Tensor) -> Tensor:
-        return 0.2 * self.head(self.body(images).amax((2, 3)))
+        def unit(number: int, x: Tensor) -> Tensor:
+            return F.relu(self.norms[number](self.convs[number](x)))
+
+        x = unit(1, unit(0, images))
+        x = x + unit(3, unit(2, x))
+        x = F.max_pool2d(unit(4, x), 2)
+        x = x + unit(6, unit(5, x))
+        return 0.2 * self.head(unit(7, x).amax((2, 3)))
 
 
 class ResNet18(Network):

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from lasso.evaluate import LEAST_MASKS
+from lasso.holdout import LEAST_MASKS
 from lasso.rows import Progress, evaluation_rows, read_margins, read_rows, target_count
 from launch.export.margins import TrakMargins
 from launch.progress import notice

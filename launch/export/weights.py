@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lasso import Datamodels, is_current, load, path_of, read_report
+from lasso import Datamodels, is_current, load, path_of
 from lasso.design import divide
 from lasso.rows import Progress, target_count
 from launch.progress import notice
@@ -27,8 +27,6 @@ class Weights:
 
     path: Path
     datamodels: Datamodels
-    units: str
-    """Units of the file."""
     progress: Progress
 
     @classmethod
@@ -48,7 +46,7 @@ class Weights:
             raise UserError(f"{path} has shape {tuple(datamodels.weight.shape)}, expected {shape}: [N_train, targets]")
         if not is_current(store, split):
             notice(f"{path} was fitted on other rows or with other options than today's: run `datamodels fit`")
-        return cls(path, datamodels, (read_report(path) or {}).get("weight_units", "mask"), progress)
+        return cls(path, datamodels, progress)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -61,10 +59,10 @@ class Weights:
         n_train, targets = self.shape
         width = max(1, _TILE_VALUES // n_train)
         for start in range(0, targets, width):
-            columns = np.arange(start, min(start + width, targets))
-            weight, bias = self.datamodels.columns(columns, self.units)
+            stop = min(start + width, targets)
+            weight, bias = self.datamodels.columns(slice(start, stop))
             yield start, self._finite(weight), self._finite(bias)
-            self.progress("weights", start + len(columns), targets)
+            self.progress("weights", stop, targets)
 
     def bands(self) -> Iterator[NDArray[np.float32]]:
         """Weights [n, T] of some training examples after the other. Raises UserError."""
@@ -73,7 +71,7 @@ class Weights:
         for start in range(0, n_train, height):
             examples = slice(start, min(start + height, n_train))
             weight = self.datamodels.weight[examples].numpy().astype(np.float64)
-            if self.units == "standardised":
+            if self.datamodels.units == "standardised":
                 deviation = self.datamodels.tensors["deviation"].numpy()[examples]
                 weight *= divide(np.ones_like(deviation), deviation)[:, None]
             yield self._finite(weight)
