@@ -12,9 +12,11 @@ from lasso.design import GramCounts
 from lasso.evaluate import Evaluation, summarise
 from lasso.fit import usable
 from lasso.holdout import Holdout
+from lasso.matrices import Matrices
 from lasso.moments import Cross, Gram
 from lasso.rows import Progress, Split, enough_memory, read_margins, read_masks, silent, target_count
-from lasso.solver import Matrices, Solution, solve
+from lasso.solution import Solution
+from lasso.solver import device_for, solve
 from lasso.statistics import Statistics, folder_of
 from train.errors import UserError
 from train.store import ReadableStore as Store
@@ -128,10 +130,12 @@ def curve(
         raise UserError(f"the curve's targets are not all within 0:{width} ({split} split), or there are none")
     rows = usable(store)
     holdout = Holdout(store, split, progress)
+    device = device_for(store.setting.fit, store.n_train, len(columns))
     results: list[tuple[int, Evaluation]] = []
     with enough_memory(store.n_train):
         for size, matrices, crosses in _prefixes(store, split, rows, columns, points):
-            weight, bias = _mask_units(matrices, solve(matrices, *crosses, store.setting.fit), store)
+            solution = solve(matrices, *crosses, store.setting.fit, device=device)
+            weight, bias = _mask_units(matrices, solution, store)
             results.append((size, summarise(holdout, holdout.score(columns, weight, bias))))
             progress("curve", len(results), points)
     found = [Point(size, result.lds, result.mse, result.r2) for size, result in results]

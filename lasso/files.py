@@ -27,7 +27,7 @@ from train.errors import UserError, WorkError
 from train.store import ReadableStore as Store
 
 if TYPE_CHECKING:  # torch is slow to import
-    from lasso.solver import Solution
+    from lasso.solution import Solution
 
 VECTORS = {
     "bias": np.float32,
@@ -40,7 +40,7 @@ VECTORS = {
     "kkt": np.float64,
     "path_gap": np.float64,
 }
-"""What a .pt holds per target beside `weight`; the fields of solver.Solution."""
+"""What a .pt holds per target beside `weight`; the fields of Solution."""
 
 EXAMPLES = ("mean", "deviation")
 """What a .pt holds per example beside `weight`: the masks' mean and deviation over the rows fitted, float64."""

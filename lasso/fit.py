@@ -8,16 +8,22 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lasso import files
+from lasso.lot import Lot
+from lasso.matrices import Matrices
 from lasso.rows import Progress, Split, enough_memory, estimation_rows, silent, target_count
-from lasso.solver import Lot, Matrices, Solution, device_of
+from lasso.solution import Solution
+from lasso.solver import device_for, device_name
 from lasso.statistics import Statistics, slabs
 from train.errors import UserError, WorkError
 from train.store import ReadableStore as Store
+
+if TYPE_CHECKING:
+    import torch
 
 
 def fit(
@@ -53,8 +59,9 @@ class Fitting:
     ) -> None:
         self.store, self.split, self.rows, self.targets, self.path = store, split, rows, targets, path
         self.progress, self.clock = progress, _Clock()
-        self.statistics = Statistics(store, rows, progress)
         self.lots = slabs(store, split, *targets)
+        self.device = device_for(store.setting.fit, store.n_train, target_count(store, split))
+        self.statistics = Statistics(store, rows, progress, _sums_device(self.device))
 
     def run(self) -> Path:
         due = [lot for lot in self.lots if len(self.lots) == 1 or not is_current(self.store, self.split, lot)]
@@ -85,7 +92,8 @@ class Fitting:
 
     def _lot(self, matrices: Matrices, lot: tuple[int, int], solution: Solution | None = None) -> Lot:
         crosses = self.statistics.crosses(self.split, *lot)
-        return Lot(matrices, *crosses, self.store.setting.fit, lot[0], solution=solution)
+        fit = self.store.setting.fit
+        return Lot(matrices, *crosses, fit, lot[0], solution=solution, device=self.device)
 
     def _tell(self, stage: str, lot: tuple[int, int]) -> Callable[[int], None]:
         first, last = self.targets
@@ -114,10 +122,14 @@ class Fitting:
         self.clock.lap("solve")
         work.check()
         draft = files.Draft.of(work.solution, matrices.whole_scale)
-        device = device_of(self.store.setting.fit, self.store.n_train, lot[1] - lot[0])
-        report = _report(self.store, self.split, self.rows, lot, draft, self.clock.take(), device)
+        report = _report(self.store, self.split, self.rows, lot, draft, self.clock.take(), device_name(self.device))
         files.write(path, draft, work.solution.weight.T, report)
         kept.unlink(missing_ok=True)
+
+
+def _sums_device(device: "torch.device | None") -> "torch.device | None":
+    """Where sums are made: population count is the quicker way for a CPU, whatever the solver."""
+    return device if device is not None and device.type == "cuda" else None
 
 
 def _write_paths(path: Path, basis: dict[str, Any], solution: Solution) -> None:

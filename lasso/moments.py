@@ -8,10 +8,15 @@ that this division never matters.
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+    from lasso.device_sums import Counter
 
 TILE = 128
 """Targets whose margins are summed together."""
@@ -37,19 +42,27 @@ def quickest_route(n_train: int) -> Route:
 class Gram:
     """Counts [N_train, N_train] of the rows that hold both example i and example j; the diagonal counts example i.
 
-    Rows may be added before and after `finish`; `counts` are whole after it alone.
+    Rows may be added before and after `finish`; `counts` are whole after it alone. They are made on a device of torch
+    where one is given.
     """
 
-    def __init__(self, n_train: int, route: Route | None = None) -> None:
+    def __init__(self, n_train: int, route: Route | None = None, device: "torch.device | None" = None) -> None:
         self.rows = 0
         self.counts: NDArray[np.int32] = np.zeros((n_train, n_train), np.int32)
         self._route = route or quickest_route(n_train)
         self._pending: list[NDArray[np.bool_]] = []
+        self._counter: Counter | None = None
+        if device is not None:
+            from lasso import device_sums
+
+            self._counter = device_sums.Counter(n_train, device)
 
     def add(self, masks: NDArray[np.bool_]) -> None:
         """Add masks [rows, N_train]."""
         self.rows += len(masks)
-        if self._route == "product":
+        if self._counter:
+            self._counter.add(masks)
+        elif self._route == "product":
             for start in range(0, len(masks), 2**20):  # float32 counts are exact below 2**24
                 self._multiply(masks[start : start + 2**20].astype(np.float32))
         elif len(masks):
@@ -65,6 +78,8 @@ class Gram:
 
     def flush(self) -> None:
         """Count what is pending."""
+        if self._counter:
+            self._counter.move_into(self.counts)
         if not self._pending:
             return
         from lasso.popcount import add_counts, pack
@@ -139,6 +154,13 @@ class Cross:
             self._cross[tile] += margins_RT.T @ masks
             self._sums[tile] += margins_RT.sum(axis=0)
             self._squares[tile] += (margins_RT * margins_RT).sum(axis=0)
+
+    def add_packed(self, packed: NDArray[np.uint8], margins: NDArray[np.float64]) -> None:
+        """Add masks [rows, N_train / 8] of 8 examples to a byte, and margins [rows, T]."""
+        self.add(np.unpackbits(packed, axis=1, count=self._cross.shape[1]).astype(np.float64), margins)
+
+    def finish(self) -> None:
+        """To be called after rows were added, before the sums are read."""
 
     def absorb(
         self, at: int, cross: NDArray[np.float64], sums: NDArray[np.float64], squares: NDArray[np.float64]

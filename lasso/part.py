@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from lasso.moments import Cross, Gram
 from lasso.rows import Progress, Split, read_margins, read_masks
 from train.errors import UserError, WorkError
 from train.store import ReadableStore as Store
+
+if TYPE_CHECKING:
+    import torch
 
 GROUPS = ("training", "heldout")
 HEADER = 128
@@ -47,6 +50,8 @@ class Part:
     split: Split
     stem: Path
     """Beginning of the names of its files."""
+    device: "torch.device | None" = None
+    """Where sums are made that are lacking, if not on the CPU."""
 
     def file(self, what: str) -> Path:
         return self.stem.with_name(f"{self.stem.name}.{what}")
@@ -88,26 +93,26 @@ class Part:
             half.replace(self.masks)
             half.with_suffix(".reached").unlink()
 
-    def read_masks(self, start: int, stop: int) -> NDArray[np.bool_]:
-        """Masks of the rows at places [start, stop) of `split`."""
+    def read_packed(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Masks of the rows at places [start, stop) of `split`, 8 examples to a byte."""
         width = (self.store.n_train + 7) // 8
         check(self.masks, (len(self.split.rows), width), np.dtype(np.uint8))
-        packed = read(self.masks, np.uint8, start * width, (stop - start, width))
-        return np.unpackbits(packed, axis=1, count=self.store.n_train).view(bool)
+        return read(self.masks, np.uint8, start * width, (stop - start, width))
 
     def masks_of(self, group: int, done: int = 0) -> Iterator[tuple[int, NDArray[np.bool_]]]:
         """(place reached, masks) of the rows of a group, some thousands at a time, from place `done` on."""
         height = max(512, _AT_ONCE // self.store.n_train // 512 * 512)
         for start in range(done, len(self.split.rows), height):
             stop = min(start + height, len(self.split.rows))
-            yield stop, self.read_masks(start, stop)[self.split.heldout[start:stop] == bool(group)]
+            packed = self.read_packed(start, stop)[self.split.heldout[start:stop] == bool(group)]
+            yield stop, np.unpackbits(packed, axis=1, count=self.store.n_train).view(bool)
 
     def make_counts(self, progress: Progress) -> None:
         """Count both groups, one after the other in one matrix."""
         gram: Gram | None = None
         for group in (0, 1):
             if not self.gram(group).exists():
-                gram = gram.clear() if gram else Gram(self.store.n_train)
+                gram = gram.clear() if gram else Gram(self.store.n_train, device=self.device)
                 self._count(gram, group, progress)
                 write(self.gram(group), gram.finish().counts)
                 self.file(f"{GROUPS[group]}.partial").unlink(missing_ok=True)
@@ -157,14 +162,16 @@ class Part:
         self, split: str, ranges: list[tuple[int, int]], margins: Iterator[NDArray[np.float64]], progress: Progress
     ) -> None:
         n_train, (first, last) = self.store.n_train, (ranges[0][0], ranges[-1][1])
-        crosses = Cross(n_train, last - first, first), Cross(n_train, last - first, first)
+        crosses = self._cross(first, last), self._cross(first, last)
         done = 0
         for block, values in zip(self.split.blocks(self.store), margins, strict=True):
-            masks = self.read_masks(done, done + len(values)).astype(np.float64)
+            packed = self.read_packed(done, done + len(values))
             for cross, group in zip(crosses, (~block.heldout, block.heldout), strict=True):
-                cross.add(masks[group], values[group])
+                cross.add_packed(packed[group], values[group])
             done += len(values)
             progress(f"margins {first}:{last}", self.first + done, self.last)
+        for cross in crosses:
+            cross.finish()
         for start, stop in ranges:
             targets = slice(start - first, stop - first)
             sums = np.empty((2, stop - start, n_train + 2))
@@ -172,6 +179,13 @@ class Part:
                 page[:, :-2] = cross.cross[targets]
                 page[:, -2], page[:, -1] = cross.sums[targets], cross.squares[targets]
             write(self.cross(split, start, stop), sums)
+
+    def _cross(self, first: int, last: int) -> Cross:
+        if self.device is None:
+            return Cross(self.store.n_train, last - first, first)
+        from lasso.device_sums import DeviceCross
+
+        return DeviceCross(self.store.n_train, last - first, first, self.device)
 
     def _sort_margins(self, split: str, ranges: list[tuple[int, int]], progress: Progress) -> Path:
         """A file with the float16 margins of range after range, [rows, targets] each."""

@@ -13,18 +13,22 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lasso import files
 from lasso.design import GramCounts
+from lasso.matrices import Matrices, is_small
 from lasso.moments import TILE, Cross, Gram
 from lasso.part import HEADER, Part, check, read
 from lasso.rows import Progress, Split, silent
-from lasso.solver import Matrices, is_small
 from train.errors import UserError
 from train.store import ReadableStore as Store
+
+if TYPE_CHECKING:
+    import torch
 
 _POINTS, _SMALLEST = 10, 1 / 32
 """Parts that the first rows are divided into where disk space allows, and the share of the smallest."""
@@ -48,13 +52,17 @@ class Statistics:
     Raises UserError for files of another store, or files cut short; WorkError for damaged rows.
     """
 
-    def __init__(self, store: Store, rows: Split, progress: Progress = silent) -> None:
+    def __init__(
+        self, store: Store, rows: Split, progress: Progress = silent, device: "torch.device | None" = None
+    ) -> None:
+        """device: where sums are made that are missing, if not on the CPU."""
         self.store, self.rows, self.progress = store, rows, progress
         self.folder = folder_of(store)
         self._claim()
         cuts = row_cuts(store)
         spans = ((first, last, rows.between(first, last)) for first, last in itertools.pairwise(cuts))
-        self.parts = [Part(store, a, b, split, self.folder / f"{a}-{b}.{self._key(split)}") for a, b, split in spans]
+        stems = ((a, b, split, self.folder / f"{a}-{b}.{self._key(split)}") for a, b, split in spans)
+        self.parts = [Part(store, *stem, device) for stem in stems]
         self.parts = [part for part in self.parts if len(part.split.rows)]
 
     def _claim(self) -> None:

@@ -104,7 +104,7 @@ def test_too_little_memory_is_one_line(store, monkeypatch):
     def empty(*_):
         raise MemoryError("Unable to allocate 9.3 GiB")
 
-    monkeypatch.setattr("lasso.solver.correlations", empty)
+    monkeypatch.setattr("lasso.matrices.correlations", empty)
     with pytest.raises(WorkError, match=r"out of memory \(Unable to allocate 9.3 GiB\): 10 examples need"):
         fit(store)
 

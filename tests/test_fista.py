@@ -2,10 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from lasso import fista
-from lasso.solver import solve, uses_fista
-from tests.test_solver import dense_data, make, sums_of
+from lasso import certificate, fista
+from lasso.correlations import Correlations
+from lasso.solver import device_for, solve
+from tests.test_solver import dense_data, make, sums_of, with_empty_rows
 from train.config import Fit
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -16,12 +19,12 @@ def narrow_tiles(monkeypatch):
 @pytest.mark.parametrize("alpha", [0.1, 0.5])
 def test_fista_and_descent_agree(alpha):
     masks, margins, held = make(rows=400, n_train=30, targets=7, alpha=alpha)
-    sums = sums_of(masks, margins, held)
-    ours, other = solve(*sums, Fit(solver="descent", k=20, eps=1e-2)), solve(*sums, Fit(solver="fista", k=20, eps=1e-2))
-    np.testing.assert_array_equal(ours.chosen, other.chosen)
-    np.testing.assert_array_equal(ours.tried, other.tried)
-    np.testing.assert_allclose(ours.weight, other.weight, atol=1e-6)
-    np.testing.assert_allclose(ours.lam, other.lam, rtol=1e-6)
+    sums, fit = sums_of(masks, margins, held), Fit(k=20, eps=1e-2)
+    ours, other = solve(*sums, fit), solve(*sums, fit, device=CPU)
+    for name in ("chosen", "tried"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(other, name))
+    for name in ("weight", "bias", "lam", "variance", "validation_mse"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(other, name), atol=1e-6, rtol=1e-6)
     assert other.gap.max() <= 1e-6
     assert other.path_gap.max() <= 1e-4
 
@@ -29,43 +32,86 @@ def test_fista_and_descent_agree(alpha):
 @pytest.mark.parametrize(("rows", "alpha", "small", "exact"), [(400, 0.5, 1.0, True), (900, 0.1, 0.05, False)])
 def test_lambdas_that_come_close_are_told_apart(rows, alpha, small, exact):
     sums = sums_of(*dense_data(rows, 60, 8, alpha, small, exact))
-    ours, other = solve(*sums, Fit(solver="descent")), solve(*sums, Fit(solver="fista"))
+    ours, other = solve(*sums, Fit()), solve(*sums, Fit(), device=CPU)
     np.testing.assert_array_equal(ours.chosen, other.chosen)
     np.testing.assert_array_equal(ours.tried, other.tried)
 
 
-@pytest.mark.parametrize("available", [10**9, 10**12])
-def test_a_gpu_without_the_memory_is_left_alone(monkeypatch, available):
+@pytest.mark.parametrize("units", ["mask", "standardised"])
+def test_certificates_are_those_of_the_counts(units):
+    masks, margins, held = make(rows=300, n_train=40, targets=5, sparse=20)
+    masks[:, 3], margins[:, 2] = True, 1
+    sums = sums_of(masks, margins, held)
+    found = solve(*sums, Fit(weight_units=units), device=CPU)
+    matrices, scale, grad = sums[0], sums[0].whole_scale, np.zeros(40)
+    assert (found.lam[2], found.bias[2]) == (0, 1)
+    assert not found.weight[:, 3].any()
+    for target in np.flatnonzero(found.lam):
+        cross, total, squares = (
+            getattr(sums[1], n)[target] + getattr(sums[2], n)[target] for n in ("cross", "sums", "squares")
+        )
+        _, var, cov = scale.target(cross, total, squares)
+        spread = np.divide(1, scale.inv, out=np.zeros(40), where=scale.inv > 0)
+        w = found.weight[target].astype(np.float64) * (spread if units == "mask" else 1)
+        certificate.exact_gradient(matrices.counts, scale.rows, scale.mean, scale.inv, cov, w, grad)
+        gap, kkt = certificate.certify(cov, var, float(found.lam[target]), w, grad)
+        assert found.gap[target] == pytest.approx(gap, abs=1e-13)
+        assert found.kkt[target] == pytest.approx(kkt, abs=1e-8)
+
+
+@pytest.mark.parametrize("base", [8, 2048])
+@pytest.mark.parametrize("whole", [False, True])
+def test_products_with_correlations(monkeypatch, base, whole):
+    monkeypatch.setattr("lasso.correlations._BASE", base)
+    monkeypatch.setattr("lasso.correlations._STRIP", 16)
+    masks, margins, held = make(rows=500, n_train=50, targets=1, alpha=0.3)
+    masks[:, 7] = False
+    matrices = sums_of(masks, margins, held)[0]
+    scale, groups = (matrices.whole_scale, (0, 1)) if whole else (matrices.scale, (0,))
+    rows = masks if whole else masks[~held]
+    z = np.divide(rows - rows.mean(axis=0), rows.std(axis=0), out=np.zeros(rows.shape), where=rows.std(axis=0) > 0)
+    exact = z.T @ z / len(rows)
+    np.fill_diagonal(exact, 0)
+    corr = Correlations(scale, matrices.counts, groups, CPU)
+    assert (corr._high is not None) == (base == 8)
+    w = np.random.default_rng(0).normal(size=(50, 4)) * [1e-6, 1, 1e6, 0]
+    error = np.abs(corr.exactly(torch.from_numpy(w)).numpy() - exact @ w).max(axis=0)
+    assert (error <= 1e-12 * np.abs(w).max(axis=0)).all()
+    error = np.abs(corr(torch.from_numpy(w)).numpy() - exact @ w).max(axis=0)
+    assert (error <= 1e-6 * np.abs(w).max(axis=0)).all()
+    assert np.linalg.eigvalsh(exact).max() + 1 <= corr.lipschitz <= 1.1 * np.linalg.eigvalsh(exact).max() + 1.1
+
+
+def test_a_device_is_chosen_by_size_memory_and_wish(monkeypatch):
+    assert device_for(Fit(), 20_000, 1_000) is None
+    assert device_for(Fit(solver="fista"), 20, 1) == CPU
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (available, 10**12))
-    assert uses_fista(Fit(), 20_000, 1_000) == (available > 10**10)
-    assert not uses_fista(Fit(), 2_000, 1_000)
-    assert not uses_fista(Fit(solver="descent"), 20_000, 1_000)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    for available, expected in ((10**9, None), (10**12, torch.device("cuda", 0))):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda available=available: (available, 10**12))
+        assert device_for(Fit(), 20_000, 1_000) == expected
+        assert device_for(Fit(), 2_000, 1_000) is None
+        assert device_for(Fit(), 20_000, 10) is None
+        assert device_for(Fit(solver="descent"), 20_000, 1_000) is None
 
 
 def test_fista_does_not_depend_on_how_targets_are_divided():
     masks, margins, held = make(rows=300, n_train=25, targets=6)
-    whole = solve(*sums_of(masks, margins, held), Fit(solver="fista", k=12), first=5)
-    part = solve(*sums_of(masks, margins[:, 2:5], held), Fit(solver="fista", k=12), first=7)
+    whole = solve(*sums_of(masks, margins, held), Fit(k=12), first=5, device=CPU)
+    part = solve(*sums_of(masks, margins[:, 2:5], held), Fit(k=12), first=7, device=CPU)
     np.testing.assert_array_equal(whole.weight[2:5], part.weight)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_gap_is_met_at_every_lambda(dtype):
-    masks, margins, held = make(rows=300, n_train=60, targets=3, sparse=60)
-    matrices, training, _ = sums_of(masks, margins, held)
+def test_the_gap_is_met_at_every_lambda():
+    matrices, training, _ = sums_of(*make(rows=300, n_train=60, targets=3, sparse=60))
     targets = [matrices.scale.target(training.cross[t], training.sums[t], training.squares[t]) for t in range(3)]
     cov, var = np.stack([target[2] for target in targets], axis=1), np.array([target[1] for target in targets])
-    tile = fista.Tile(fista.Correlations(matrices.corr, "cpu", dtype), cov, var)
+    tile = fista.Tile(matrices.on_device(CPU, False), cov, var)
     for ratio in np.geomspace(1, 1e-2, 20):
         assert tile.minimise(np.abs(cov).max(axis=0) * ratio, 1e-5, 1e-5).max() <= 1e-5
 
 
-def test_halves_lose_nothing_and_their_product_is_close_to_float64():
-    rng = np.random.default_rng(0)
-    a, b = (torch.from_numpy(rng.normal(size=(200, 200)).astype(np.float32)) for _ in range(2))
-    high, low = fista.halves(a)
-    assert torch.equal(high + low, a)
-    assert not (high.view(torch.int32) & 8191).any()
-    exact = a.double() @ b.double()
-    assert (fista.split_product((high, low), b) - exact).abs().max() < 1e-4
+def test_masks_that_are_much_alike_are_certified_too():
+    found = solve(*sums_of(*with_empty_rows(rows=200, n_train=20, targets=2)), Fit(k=20, eps=0.05), device=CPU)
+    assert found.gap.max() <= 1e-6
+    assert found.path_gap.max() <= 1e-4

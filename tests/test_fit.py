@@ -118,7 +118,7 @@ def test_an_interrupted_fit_goes_on_at_the_lot_where_it_was(store, lots, monkeyp
     with pytest.raises(Stop):
         fit(store, progress=stop)
     begun = []
-    solver = sys.modules["lasso.solver"].Lot
+    solver = sys.modules["lasso.lot"].Lot
     for name in ("follow_paths", "refit"):
         plain = getattr(solver, name)
         monkeypatch.setattr(
@@ -131,7 +131,7 @@ def test_an_interrupted_fit_goes_on_at_the_lot_where_it_was(store, lots, monkeyp
 
 
 def test_a_target_that_does_not_converge_is_named_and_the_other_lots_are_kept(store, lots, monkeypatch):
-    solver = sys.modules["lasso.solver"].Lot
+    solver = sys.modules["lasso.lot"].Lot
     plain = solver._refined
 
     def refined(lot, *args):

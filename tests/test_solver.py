@@ -8,10 +8,12 @@ from sklearn.linear_model import Lasso
 
 from lasso.design import GramCounts
 from lasso.face import descend_face
+from lasso.lot import Lot
+from lasso.matrices import Matrices
 from lasso.moments import Cross, Gram
 from lasso.path import path
 from lasso.popcount import pack
-from lasso.solver import Lot, Matrices, solve
+from lasso.solver import solve
 from lasso.workspace import Workspace
 from tests.fake_store import linear_data
 from train.config import Fit
@@ -251,7 +253,7 @@ def test_results_do_not_depend_on_threads_or_company():
 
 def test_a_fit_that_misses_its_gap_is_an_error_that_names_the_target(monkeypatch):
     masks, margins, held = make(targets=4)
-    monkeypatch.setattr("lasso.solver.Lot._refined", lambda *args: (args[-1], 0.5))
+    monkeypatch.setattr("lasso.lot.Lot._refined", lambda *args: (args[-1], 0.5))
     with pytest.raises(WorkError, match=r"target 10 has a relative duality gap of 0\.5 at the refit"):
         solve(*sums_of(masks, margins, held), Fit(), first=10)
 

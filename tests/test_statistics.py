@@ -114,7 +114,7 @@ def test_sorting_margins_by_files_changes_nothing_and_an_interrupted_pass_goes_o
 def test_counts_read_from_files_give_the_same_fit_bit_for_bit(tmp_path, monkeypatch):
     store = FakeStore(tmp_path, *linear_data(ROWS, 40, TARGETS), fit=Fit(k=20))
     whole = torch.load(fit(twin(store, tmp_path / "twin")), weights_only=True)
-    monkeypatch.setattr("lasso.solver.SMALL_BYTES", 0)
+    monkeypatch.setattr("lasso.matrices.SMALL_BYTES", 0)
     found = torch.load(fit(store), weights_only=True)
     for key in whole.keys() - {"stamp"}:
         assert torch.equal(whole[key], found[key]), key
@@ -150,7 +150,7 @@ from lasso import fit
 from tests.fake_store import FakeStore
 from train.config import Fit
 n_train = int(sys.argv[2])
-lasso.solver.SMALL_BYTES = 0
+lasso.matrices.SMALL_BYTES = 0
 rng = np.random.default_rng(0)
 masks = rng.random((600, n_train), np.float32) < 0.5
 margins = masks[:, :4] @ rng.normal(size=(4, 3)) + 0.1 * rng.normal(size=(600, 3))
