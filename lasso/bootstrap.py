@@ -17,8 +17,8 @@ from train.streams import Stream, raw
 
 _LEFT_OUT = 200
 """Groups of masks that the jackknife leaves out in turn, at most: each mask by itself where there are no more."""
-_AT_ONCE = 64
-"""Targets of which a thread has the replicates in memory."""
+_AT_ONCE = 32
+"""Targets of which a thread has the replicates in memory; fixed, so that sums over targets are the same anywhere."""
 
 Values = NDArray[np.float64]
 
@@ -39,26 +39,29 @@ class Bootstrap:
         from lasso.resampled import LANES
 
         self.replicates, self.level = replicates, level
-        drawn = [_draw(masks, seed, number) for number in range(replicates)]
-        groups = np.arange(masks) * min(masks, _LEFT_OUT) // masks
-        kept = groups[None] != np.arange(groups[-1] + 1)[:, None]
-        counts = np.concatenate([drawn, kept]).astype(np.float32)
-        self.resamples = len(counts)
-        padded = np.concatenate([counts, np.zeros((-len(counts) % LANES, masks), np.float32)])
-        self._counts = np.ascontiguousarray(padded.reshape(-1, LANES, masks).transpose(0, 2, 1))
+        groups = min(masks, _LEFT_OUT)
+        group = np.arange(masks) * groups // masks
+        self.resamples = replicates + groups
+        counts = np.zeros((-(-self.resamples // LANES) * LANES, masks), np.float32)
+        for number in range(replicates):
+            counts[number] = _draw(masks, seed, number)
+        for number in range(groups):
+            counts[replicates + number] = group != number
+        self._counts = np.ascontiguousarray(counts.reshape(-1, LANES, masks).transpose(0, 2, 1))
 
     def targets(self, estimate: Values, a: Values, b: Values) -> tuple[Values, Values, Values]:
         """Bounds [t] of the interval of each target's Spearman correlation `estimate` [t] of a with b, [masks, t] each,
         and the sum over targets in each resample, for `mean`. A correlation that is undefined is 0.
         """
         pieces = [slice(start, start + _AT_ONCE) for start in range(0, len(estimate), _AT_ONCE)]
-        low, high, total = np.empty(len(estimate)), np.empty(len(estimate)), np.zeros(self.resamples)
+
+        def work(piece: slice) -> tuple[Values, Values, Values]:
+            values = self._correlations(a[:, piece], b[:, piece])
+            return *self._bounds(estimate[piece], values), values.sum(axis=0)
+
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            found = pool.map(lambda piece: self._correlations(a[:, piece], b[:, piece]), pieces)
-            for piece, values in zip(pieces, found, strict=True):
-                low[piece], high[piece] = self._bounds(estimate[piece], values)
-                total += values.sum(axis=0)
-        return low, high, total
+            lows, highs, totals = zip(*pool.map(work, pieces), strict=True)
+        return np.concatenate(lows), np.concatenate(highs), np.sum(totals, axis=0)
 
     def mean(self, estimate: float, total: Values, targets: int) -> Interval:
         """The interval of the mean over targets, from the sum over them in each resample."""

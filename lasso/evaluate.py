@@ -131,7 +131,7 @@ def _source(store: Store, split: str, weights: str | Path | None, scores: ArrayL
     if scores is not None:
         if weights is not None:
             raise UserError("both weights and scores are given, expected one of them")
-        source = _as_scores("scores", np.asarray(scores))
+        source = _as_scores("scores", _as_array(scores))
     else:
         source = _from_file(store, split, weights)
     if source.weight.shape != (store.n_train, targets):
@@ -151,6 +151,13 @@ def _from_file(store: Store, split: str, weights: str | Path | None) -> _Source:
             raise UserError(f"{path} cannot be read as .npy: {error}") from None
     datamodels = files.load(path)
     return _Source(str(path), datamodels.weight.numpy(), datamodels.bias.numpy(), datamodels.units, path)
+
+
+def _as_array(scores: ArrayLike) -> NDArray[Any]:
+    try:
+        return np.asarray(scores)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; tensors on a GPU, or with a gradient
+        raise UserError(f"scores cannot be read as an array: {str(error).splitlines()[0]}") from None
 
 
 def _as_scores(name: str, scores: NDArray[Any], path: Path | None = None) -> _Source:

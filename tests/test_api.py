@@ -122,6 +122,8 @@ def test_which_of_several_settings_is_asked_for(root: Path, tmp_path: Path) -> N
             train.open(tmp_path, *arguments)
     with pytest.raises(train.UserError, match="holds no setting: expected"):
         train.open(tmp_path / "nowhere")
+    with pytest.raises(train.UserError, match=r"cannot read .*nowhere\.yaml: No such file"):
+        train.open(tmp_path / "nowhere.yaml")
     with pytest.raises(train.UserError, match="is not a config file"):
         train.open(tmp_path, root=tmp_path)
 

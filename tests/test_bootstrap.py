@@ -1,3 +1,4 @@
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -93,6 +94,16 @@ def test_groups_left_out_together_give_the_bounds_of_masks_left_out_alone(monkey
     width = (high - low).mean()
     np.testing.assert_allclose(low, alone[0], atol=0.1 * width)
     np.testing.assert_allclose(high, alone[1], atol=0.1 * width)
+
+
+def test_memory_does_not_grow_with_targets_times_resamples():
+    a, b = sample(10, 20_000)
+    bootstrap, estimate = Bootstrap(10, 1000, 0.95, seed=0), spearman(a, b)
+    tracemalloc.start()
+    bootstrap.targets(estimate, a, b)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20_000 * 1010 * 8 / 3
 
 
 @pytest.mark.parametrize(("masks", "noise"), [(50, 3.0), (100, 1.0), (200, 0.5)])

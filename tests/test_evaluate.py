@@ -224,6 +224,8 @@ def test_unfit_scores_are_refused(store, tmp_path):
         (np.zeros((6, 10)), r"scores has shape \(6, 10\), expected \(10, 6\)"),
         (np.full((10, 6), "a"), "scores holds <U1, expected real numbers"),
         (np.full((10, 6), np.inf), "scores holds weights that are not finite"),
+        ([[1, 2], [3]], "scores cannot be read as an array"),
+        (torch.zeros((10, 6), requires_grad=True), "scores cannot be read as an array"),
     ):
         with pytest.raises(UserError, match=words):
             evaluate(store, scores=scores)

@@ -22,13 +22,15 @@ def open(
 ) -> ReadableStore:
     """Open a setting's rows for reading; its arrays are maps that cannot be written.
 
+    What an interrupted command has left half done beside them is put right, where that can be written.
+
     where: the root of a store, with `dataset` and `alpha` where it holds several settings; or a config file, whose
     setting then is that of the store under `root`, by default runs/<name of the file>. eval_models: rows of published
     files, the last ones, that are for evaluation; by default the config's, or 10,000. Raises UserError where there is
     no such setting, or another one.
     """
     where = Path(where).expanduser()
-    if where.is_file():
+    if where.is_file() or where.suffix in (".yaml", ".yml"):
         setting = read_setting(where)
         if (dataset or setting.dataset, alpha or setting.alpha) != (setting.dataset, setting.alpha):
             raise UserError(f"{where} is of {setting.dataset} with alpha {setting.alpha}, expected no other beside it")
