@@ -97,7 +97,8 @@ def steps(trainer: Trainer, peer: Callable[[], None], count: int) -> tuple[float
         return len(pairs) == count
 
     with contextlib.suppress(Interrupted):
-        trainer.lanes[0].train(trainer.plan(range(1), [trainer.masks[0]]), range(1), between)
+        trainer.lanes[0].begin(trainer.plan(range(1), [trainer.masks[0]]), range(1))
+        trainer.lanes[0].train(between)
     return first or 0.0, pairs[1:]
 
 

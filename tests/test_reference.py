@@ -170,7 +170,8 @@ def test_the_gradient_of_every_layer_is_the_references(dataset: Dataset, precisi
     plan = reference.plan
     first = replace(plan, order_GSB=plan.order_GSB[:, :1], draws_GSB=plan.draws_GSB[:, :1], lr_GS=plan.lr_GS[:, :1])
     lane = trainer.lanes[0]
-    lane.train(first, range(3, 4), lambda: False)
+    lane.begin(first, range(3, 4))
+    lane.train(lambda: False)
     for mine, expected, theirs in zip(lane.parameters.grads, exact, cast, strict=True):
         error, bound = (torch.linalg.norm(found - expected) / torch.linalg.norm(expected) for found in (mine, theirs))
         assert error <= 1.5 * bound + 1e-4
@@ -193,7 +194,8 @@ def test_loss_curves_agree_over_the_first_epoch(
 
     monkeypatch.setattr(parameters, "backward", record)
     monkeypatch.setattr(trainer.lanes[0]._step, "graph", None)  # a replayed step records nothing
-    trainer.lanes[0].train(reference.plan, range(1), lambda: False)
+    trainer.lanes[0].begin(reference.plan, range(1))
+    trainer.lanes[0].train(lambda: False)
     found = torch.stack(losses).cpu().numpy()
     expected = np.array(reference.train())
     epoch = reference.steps // 2

@@ -79,8 +79,8 @@ class Lane:
         self.network.eval()
         self._look.prepare()
 
-    def train(self, plan: Tables, rows: range, stop: Stop) -> None:
-        """From the rows' initial state to their last step. Raises Interrupted."""
+    def begin(self, plan: Tables, rows: range) -> None:
+        """Put the rows' initial state and tables in place."""
         self.parameters.reset(self.setting.seed, rows)
         reset_statistics(self.network)
         self.network.train()
@@ -90,13 +90,18 @@ class Lane:
         self._lr[:, :steps] = sent(plan.lr_GS, self.device)
         self._weight.copy_(sent(plan.weight_GB, self.device))
         self._at.zero_()
-        feed = self.shared.feeds["train"]
+        self._plan = plan
+
+    def train(self, stop: Stop) -> None:
+        """From the first step to the last. Raises Interrupted."""
+        order, feed = self._plan.order_GSB, self.shared.feeds["train"]
+        steps = range(order.shape[1])
         if feed.kept is not None:
-            for _ in range(steps):
+            for _ in steps:
                 _check(stop)
                 self._step()
             return
-        for images in feed.sent(plan.order_GSB[:, step].ravel() for step in range(steps)):
+        for images in feed.sent(order[:, step].ravel() for step in steps):
             _check(stop)
             feed.inside(self._images).copy_(images)
             self._step()

@@ -17,6 +17,7 @@ from train.augment import Augment
 from train.config import Setting
 from train.data import Dataset
 from train.device import fetched, keep_freed_memory, make_deterministic, on_gpu
+from train.errors import UserError
 from train.feed import Feed
 from train.lane import Lane, Shared, Stop
 from train.masks import Era, Masks, batch_size
@@ -44,6 +45,8 @@ class Trainer:
         streams: int = 1,
     ) -> None:
         recipe = setting.recipe
+        if streams > 1 and recipe.own_network:
+            raise UserError(f"{streams} groups at once with {recipe.network}: own networks train one at a time")
         torch.set_num_threads(recipe.threads)
         keep_freed_memory()
         make_deterministic(device)
@@ -94,14 +97,16 @@ class Trainer:
         """Train and evaluate rows on a lane; on a GPU, its queue may still have all of it before it."""
         began = _now(self.device)
         masks = [self.masks[row] for row in rows]
-        lane.train(self.plan(rows, masks), rows, stop)
+        lane.begin(self.plan(rows, masks), rows)
+        ready = _now(self.device)
+        lane.train(stop)
         values: dict[str, Tensor] = {}
         for name, labels in self.shared.labels.items():
             logits = lane.evaluate(name, stop)
             values |= {f"{name}_margins": margin(logits, labels), f"{name}_logits": logits}
         largest = {kind: fetched(value.abs().flatten(1).amax(1), self.device) for kind, value in values.items()}
         halves = {kind: fetched(value.half(), self.device) for kind, value in values.items()}
-        return Outcome(rows, masks, halves, largest, began, _now(self.device))
+        return Outcome(rows, masks, halves, largest, (began, ready, _now(self.device)))
 
     def plan(self, rows: range, masks: list[NDArray[np.bool_]]) -> Tables:
         # A row without any example (possible under `bernoulli`) trains on the first and is failed afterwards.
@@ -152,7 +157,7 @@ Moment = float | torch.cuda.Event
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a group left in the host's memory; from a GPU it is there once the moment `ended` has come."""
+    """What a group left in the host's memory; from a GPU it is there once the last moment has come."""
 
     rows: range
     masks: list[NDArray[np.bool_]]
@@ -160,13 +165,14 @@ class Outcome:
     """Margins [G, N] and logits [G, N, K] as float16."""
     largest: dict[str, Tensor]
     """Their largest absolute values [G] before that."""
-    began: Moment
-    ended: Moment
+    moments: tuple[Moment, Moment, Moment]
+    """Its beginning, its first step, its end."""
 
     def results(self) -> Results:
-        if isinstance(self.ended, torch.cuda.Event):
-            self.ended.synchronize()
-        seconds = _between(self.began, self.ended) / len(self.rows)
+        began, _, ended = self.moments
+        if isinstance(ended, torch.cuda.Event):
+            ended.synchronize()
+        seconds = between(began, ended) / len(self.rows)
         return [self._result(g, seconds) for g in range(len(self.rows))]
 
     def _result(self, g: int, seconds: float) -> RowResult | RowFailure:
@@ -196,7 +202,7 @@ def _now(device: torch.device) -> Moment:
     return event
 
 
-def _between(began: Moment, ended: Moment) -> float:
+def between(began: Moment, ended: Moment) -> float:
     """Seconds."""
     if isinstance(began, torch.cuda.Event) and isinstance(ended, torch.cuda.Event):
         return began.elapsed_time(ended) / 1000

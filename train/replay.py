@@ -13,8 +13,8 @@ WARM_UP = 3
 class Replay:
     """A function without arguments that reads and writes the same tensors on every call.
 
-    On a GPU the current stream captures it at the first call, whose effects, like those of the calls before it that
-    warm up, count for nothing: the caller sets its tensors afterwards. Elsewhere calls are calls.
+    On a GPU `prepare` captures it; what its tensors hold afterwards means nothing. Elsewhere, and without `prepare`,
+    calls are calls.
     """
 
     def __init__(self, function: Callable[[], None], device: torch.device) -> None:

@@ -3,12 +3,13 @@
 Philox: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 """
 
-from enum import IntEnum
+from enum import IntEnum, unique
 
 import numpy as np
 from numpy.typing import NDArray
 
 
+@unique
 class Stream(IntEnum):
     MASK = 0
     INITIALISATION = 1
@@ -17,7 +18,7 @@ class Stream(IntEnum):
     VALIDATION = 4
     NETWORK = 5
     """What an own network draws while it trains, such as dropout."""
-    RESAMPLE = 5
+    RESAMPLE = 6
     """Of a bootstrap replicate, its number in place of the row's."""
 
 
