@@ -1,0 +1,21 @@
+"""Tests of kernels, on a GPU or in Triton's interpreter (TRITON_INTERPRET=1, as tests/test_kernels.py starts them)."""
+
+import os
+
+import pytest
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if not (INTERPRETED or torch.cuda.is_available()):
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return torch.device("cpu" if INTERPRETED else "cuda")
+
+
+@pytest.fixture(autouse=True)
+def fresh_numbers() -> None:
+    """Other numbers in every run; a failure shows the seed."""
+    print("seed", torch.seed())

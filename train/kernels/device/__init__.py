@@ -1,0 +1,1 @@
+"""Code that Triton compiles: imported only where Triton is installed and about to be used."""

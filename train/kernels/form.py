@@ -1,0 +1,42 @@
+"""What a batch norm is followed by, and PyTorch's own operations for it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Form:
+    """What follows batch norm: a ReLU, a residual added before or after it, or a pooling."""
+
+    relu: bool = True
+    residual: Literal["before", "after"] | None = None
+    pool: Literal["max2", "amax"] | None = None
+    """`max2`: MaxPool2d(2); `amax`: the maximum of each image and channel, [B, C]."""
+
+    def __post_init__(self) -> None:
+        if self.pool and self.residual:
+            raise ValueError(f"pool={self.pool!r} with residual={self.residual!r}: expected at most one of them")
+
+
+RELU = Form()
+
+
+def composition(x: Tensor, norm: nn.BatchNorm2d, form: Form, residual: Tensor | None = None) -> Tensor:
+    """Batch norm and what `form` says, in PyTorch's operations."""
+    return finish(nn.BatchNorm2d.forward(norm, x), form, residual)
+
+
+def finish(y: Tensor, form: Form, residual: Tensor | None = None) -> Tensor:
+    """What `form` says, from normalised activations."""
+    if residual is not None and form.residual == "before":
+        y = y + residual
+    if form.relu:
+        y = F.relu(y)
+    if residual is not None and form.residual == "after":
+        y = y + residual
+    if form.pool == "max2":
+        return F.max_pool2d(y, 2)
+    return y.amax((2, 3)) if form.pool == "amax" else y
