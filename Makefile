@@ -1,11 +1,12 @@
 # make demo   sets up .venv and runs the embedded default setting, about a minute after installation
 # make test   sets up .venv with everything the tests need, and runs them
 # make test-extern   has the libraries that exports are for read them, in an environment of their own
-# make check  style and types        make bench  speed against named peers        make clean  removes .venv and runs
+# make docs   builds the documentation in build/docs, offline once it is set up
+# make check  style and types        make bench  speed against named peers        make clean  removes .venv*, runs and build
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test test-extern check bench faults clean
+.PHONY: demo test test-extern check docs bench faults clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -24,6 +25,10 @@ check: .venv/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/.docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q docs build/docs
+	@echo build/docs/index.html
 
 bench: .venv/.core
 	$(BIN)/python -m bench.cpu --data-root $(or $(DATA),data)
@@ -53,5 +58,9 @@ faults: .venv/.test
 	.venv-extern/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r $<
 	touch $@
 
+.venv/.docs: .venv/.core
+	$(PIP) -e .[docs]
+	touch $@
+
 clean:
-	rm -rf .venv .venv-extern runs
+	rm -rf .venv .venv-extern runs build
