@@ -10,7 +10,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from lasso.bootstrap import Bootstrap
+from lasso.bootstrap import Bootstrap, Interval
 from lasso.correlation import spearman
 
 Columns = NDArray[np.float64]
@@ -33,7 +33,7 @@ def coverage(masks: int, pearson: float, trials: int) -> str:
         predicted, margins = sample(rng, masks, pearson)
         bootstrap, estimate = Bootstrap(masks, REPLICATES, LEVEL, trial), spearman(predicted, margins)
         low, high, total = bootstrap.targets(estimate, predicted, margins)
-        interval = bootstrap.mean(float(estimate.mean()), total, TARGETS)
+        interval = Interval.of(float(estimate.mean()), total / TARGETS, LEVEL, REPLICATES)
         first, last = np.quantile(total[:REPLICATES] / TARGETS, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         held[0] += interval.low <= truth.mean() <= interval.high
         held[1] += first <= truth.mean() <= last

@@ -31,6 +31,12 @@ class Interval:
     """Share of such intervals that hold the value which ever more evaluation masks would give."""
     replicates: int
 
+    @classmethod
+    def of(cls, estimate: float, resampled: Values, level: float, replicates: int) -> "Interval":
+        """From the estimate's values [resamples]: those of the replicates, then those of the jackknife."""
+        low, high = _bounds(np.array([estimate]), resampled[None], level, replicates)
+        return cls(float(low[0]), float(high[0]), level, replicates)
+
 
 class Bootstrap:
     """Resamples of n masks, the same for every target: `replicates` with replacement, then those of the jackknife."""
@@ -51,22 +57,17 @@ class Bootstrap:
 
     def targets(self, estimate: Values, a: Values, b: Values) -> tuple[Values, Values, Values]:
         """Bounds [t] of the interval of each target's Spearman correlation `estimate` [t] of a with b, [masks, t] each,
-        and the sum over targets in each resample, for `mean`. A correlation that is undefined is 0.
+        and the sum over targets in each resample. A correlation that is undefined is 0.
         """
         pieces = [slice(start, start + _AT_ONCE) for start in range(0, len(estimate), _AT_ONCE)]
 
         def work(piece: slice) -> tuple[Values, Values, Values]:
             values = self._correlations(a[:, piece], b[:, piece])
-            return *self._bounds(estimate[piece], values), values.sum(axis=0)
+            return *_bounds(estimate[piece], values, self.level, self.replicates), values.sum(axis=0)
 
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             lows, highs, totals = zip(*pool.map(work, pieces), strict=True)
         return np.concatenate(lows), np.concatenate(highs), np.sum(totals, axis=0)
-
-    def mean(self, estimate: float, total: Values, targets: int) -> Interval:
-        """The interval of the mean over targets, from the sum over them in each resample."""
-        low, high = self._bounds(np.array([estimate]), total[None] / targets)
-        return Interval(float(low[0]), float(high[0]), self.level, self.replicates)
 
     def _correlations(self, a: Values, b: Values) -> Values:
         """Spearman correlations [t, resamples]."""
@@ -79,23 +80,24 @@ class Bootstrap:
         correlate(order, last, self._counts, *work, found)
         return found[:, : self.resamples].astype(np.float64)
 
-    def _bounds(self, estimate: Values, values: Values) -> tuple[Values, Values]:
-        """BCa bounds [t] for estimates [t] and their values [t, resamples]."""
-        from scipy.special import ndtr, ndtri
 
-        drawn, left_out = values[:, : self.replicates], values[:, self.replicates :]
-        middle = estimate[:, None]
-        below = ((drawn < middle).sum(axis=1) + (drawn <= middle).sum(axis=1)) / 2
-        bias = ndtri(np.clip(below, 0.5, self.replicates - 0.5) / self.replicates)
-        pull = left_out.mean(axis=1, keepdims=True) - left_out
-        spread = (pull**2).sum(axis=1) ** 1.5
-        acceleration = np.divide((pull**3).sum(axis=1), 6 * spread, out=np.zeros_like(spread), where=spread > 0)
-        ascending = np.sort(drawn, axis=1)
-        low, high = (
-            _quantile(ascending, ndtr(bias + (bias + z) / np.maximum(1 - acceleration * (bias + z), 1e-9)))
-            for z in ndtri([(1 - self.level) / 2, (1 + self.level) / 2])
-        )
-        return low, high
+def _bounds(estimate: Values, values: Values, level: float, replicates: int) -> tuple[Values, Values]:
+    """BCa bounds [t] for estimates [t] and their values [t, resamples]."""
+    from scipy.special import ndtr, ndtri
+
+    drawn, left_out = values[:, :replicates], values[:, replicates:]
+    middle = estimate[:, None]
+    below = ((drawn < middle).sum(axis=1) + (drawn <= middle).sum(axis=1)) / 2
+    bias = ndtri(np.clip(below, 0.5, replicates - 0.5) / replicates)
+    pull = left_out.mean(axis=1, keepdims=True) - left_out
+    spread = (pull**2).sum(axis=1) ** 1.5
+    acceleration = np.divide((pull**3).sum(axis=1), 6 * spread, out=np.zeros_like(spread), where=spread > 0)
+    ascending = np.sort(drawn, axis=1)
+    low, high = (
+        _quantile(ascending, ndtr(bias + (bias + z) / np.maximum(1 - acceleration * (bias + z), 1e-9)))
+        for z in ndtri([(1 - level) / 2, (1 + level) / 2])
+    )
+    return low, high
 
 
 def _draw(masks: int, seed: int, number: int) -> NDArray[np.int64]:

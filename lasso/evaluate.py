@@ -10,6 +10,7 @@ the largest correlation that anything else can have with it.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,10 @@ class Evaluation:
     target_mse: NDArray[np.float64]
     target_r2: NDArray[np.float64]
     target_ceiling: NDArray[np.float64] | None
+    lds_resampled: NDArray[np.float64] | None = None
+    """[resamples]: `lds` in each resample of the masks, the same ones wherever `sample` is the same."""
+    sample: str = ""
+    """Digest of the rows, the split and how they are resampled."""
     notices: tuple[str, ...] = ()
     """What somebody who reads the figures should know about the weights, a sentence each."""
 
@@ -69,10 +74,9 @@ class Evaluation:
 
         per_target: with lists per target, `per_target: {lds, lds_low, lds_high, pearson, mse, r2, ceiling}`.
         """
-        values = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "notices"
-        }
-        known = {key: value for key, value in values.items() if value is not None}
+        names = [field.name for field in dataclasses.fields(self)]
+        told = [name for name in names if name not in ("lds_resampled", "sample", "notices")]
+        known = {name: getattr(self, name) for name in told if getattr(self, name) is not None}
         summary = {key: value for key, value in known.items() if not key.startswith("target_")}
         if self.lds_interval:
             summary["lds_interval"] = dataclasses.asdict(self.lds_interval)
@@ -80,6 +84,19 @@ class Evaluation:
             arrays = known.keys() - summary.keys()
             summary["per_target"] = {key.removeprefix("target_"): known[key].tolist() for key in sorted(arrays)}
         return summary
+
+    def better_than(self, other: "Evaluation") -> Interval:
+        """Interval of the difference of two LDS on the same rows, `self.lds - other.lds`.
+
+        Both are resampled together, so that what the masks do to both cancels. Raises UserError where the rows, the
+        split, or the resamples are not the same, or there are none.
+        """
+        if self.lds_interval is None or self.lds_resampled is None or other.lds_resampled is None:
+            raise UserError("an evaluation has no resamples, expected eval.replicates above 0")
+        if self.sample != other.sample:
+            raise UserError("the evaluations are of other rows, another split or other resamples, expected the same")
+        resampled = self.lds_resampled - other.lds_resampled
+        return Interval.of(self.lds - other.lds, resampled, self.lds_interval.level, self.lds_interval.replicates)
 
 
 def evaluate(
@@ -109,7 +126,8 @@ def evaluate(
         scale = column_scale(store) if units == "standardised" else None
         tiles = [holdout.score(*tile, bootstrap) for tile in _tiles(source, len(holdout.rows), scale, progress)]
         found = summarise(holdout, Scores.join(tiles), bootstrap)
-    return dataclasses.replace(found, notices=_notices(store, split, source.path))
+    notices = _notices(store, split, source.path)
+    return dataclasses.replace(found, notices=notices, sample=_sample(store, split, holdout.rows))
 
 
 @dataclass(frozen=True)
@@ -192,6 +210,11 @@ def _bootstrap(store: Store, holdout: Holdout) -> Bootstrap | None:
     return Bootstrap(len(holdout.runs), options.replicates, options.level, store.setting.seed)
 
 
+def _sample(store: Store, split: str, rows: NDArray[np.int64]) -> str:
+    how = f"{store.row_stamp(rows)} {split} {store.setting.seed} {store.setting.eval}"
+    return hashlib.sha256(how.encode()).hexdigest()
+
+
 def _notices(store: Store, split: str, path: Path | None) -> tuple[str, ...]:
     """What speaks against the figures of weights: rows or options that have changed, rows that were fitted on."""
     if path is None:
@@ -217,9 +240,10 @@ def column_scale(store: Store) -> Scale:
 def summarise(holdout: Holdout, scores: Scores, bootstrap: Bootstrap | None = None) -> Evaluation:
     """What the scores of all targets come to; bootstrap: the resamples with which they were made."""
     lds, pearson = np.nan_to_num(scores.spearman), np.nan_to_num(scores.pearson)
-    interval = None
+    resampled = interval = None
     if bootstrap and scores.resampled is not None:
-        interval = bootstrap.mean(float(lds.mean()), scores.resampled, len(lds))
+        resampled = scores.resampled / len(lds)
+        interval = Interval.of(float(lds.mean()), resampled, bootstrap.level, bootstrap.replicates)
     return Evaluation(
         lds=float(lds.mean()),
         lds_interval=interval,
@@ -238,4 +262,5 @@ def summarise(holdout: Holdout, scores: Scores, bootstrap: Bootstrap | None = No
         target_mse=scores.mse,
         target_r2=scores.r2,
         target_ceiling=scores.ceiling,
+        lds_resampled=resampled,
     )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lasso.bootstrap import Bootstrap, _draw
+from lasso.bootstrap import Bootstrap, Interval, _draw
 from lasso.correlation import spearman
 
 
@@ -115,7 +115,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(masks, noise):
         a, b = sample(masks, 20, seed, noise=noise)
         bootstrap, estimate = Bootstrap(masks, 400, 0.9, seed), spearman(a, b)
         low, high, total = bootstrap.targets(estimate, a, b)
-        interval = bootstrap.mean(float(estimate.mean()), total, 20)
+        interval = Interval.of(float(estimate.mean()), total / 20, 0.9, 400)
         held += interval.low <= truth <= interval.high
         each += ((low <= truth) & (truth <= high)).mean()
     assert 0.83 <= held / 200 <= 0.97  # 3 standard errors of 200 trials at 0.9

@@ -62,6 +62,37 @@ def test_intervals_of_targets_and_mean_hold_the_estimates(store):
     assert evaluate(store).lds_interval == interval
 
 
+def test_two_methods_are_compared_on_the_same_resamples(store):
+    fit(store)
+    rng = np.random.default_rng(0)
+    whole = evaluate(store)
+    weight = lasso.load(store).weight.numpy()
+    nearly = evaluate(store, scores=weight + 0.01 * rng.normal(size=weight.shape))
+    worse = evaluate(store, scores=weight + 0.3 * rng.normal(size=weight.shape))
+    gain = whole.better_than(worse)
+    assert 0 < gain.low < whole.lds - worse.lds < gain.high
+    loss = worse.better_than(whole)
+    assert (loss.low, loss.high) == pytest.approx((-gain.high, -gain.low), abs=0.01)
+    width = whole.lds_interval.high - whole.lds_interval.low
+    close = whole.better_than(nearly)
+    assert close.high - close.low < width / 3
+    same = whole.better_than(whole)
+    assert (same.low, same.high) == (0, 0)
+
+
+def test_evaluations_of_other_rows_are_not_compared(store):
+    fit(store)
+    whole = evaluate(store)
+    with pytest.raises(UserError, match="other rows, another split or other resamples"):
+        whole.better_than(evaluate(store, "train", scores=np.ones((10, 6))))
+    store.done[600] = False
+    with pytest.raises(UserError, match="other rows, another split or other resamples"):
+        whole.better_than(evaluate(store))
+    store.setting = replace(store.setting, eval=Eval(replicates=0))
+    with pytest.raises(UserError, match=r"no resamples, expected eval\.replicates above 0"):
+        whole.better_than(evaluate(store))
+
+
 def test_level_and_replicates_are_settings_and_no_part_of_a_settings_identity(store):
     fit(store)
     usual = evaluate(store).lds_interval
