@@ -20,6 +20,7 @@ from launch.cli import main
 from launch.export import TARGETS, parquet, rows, sparse, weights, write_export
 from launch.export.checkpoints import row_state
 from launch.export.network import build as plain_network
+from launch.export.network import load as plain_load
 from tests.conftest import DIGITS, PROJECT, TINY, datamodels, in_process, tiny
 from tests.fake_store import FakeStore, linear_data
 from train.data import load
@@ -252,6 +253,39 @@ REFUSED = {
     "a negative threshold": (["--to=sparse", "--threshold=-1"], "--threshold is -1"),
     "no threshold": (["--to=sparse", "--threshold=.nan"], "--threshold is nan"),
 }
+
+
+OWN = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(shape[0])
+        self.head = nn.Linear(shape[0] * shape[1] * shape[2], classes)
+
+    def forward(self, x):
+        return self.head(self.norm(x).flatten(1))
+
+def network(shape, classes):
+    return Net(shape, classes)
+"""
+
+
+def test_own_networks_are_exported_with_their_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    options = ["--root", tmp_path / "root", *TINY, "--recipe.group=1", f"--recipe.network={tmp_path / 'mine.py'}"]
+    for command in (["init"], ["train", "--rows=0:3", "--workers=1"]):
+        assert in_process(capsys, command[0], DIGITS, *options, *command[1:]).code == 0
+    done = in_process(capsys, "export", DIGITS, *options, "--to=quanda", "--checkpoints=0:3")
+    assert done.code == 0, done.err
+    made, test = Path(done.out.strip()), load(tiny()).test
+    (tmp_path / "mine.py").unlink()
+    model = plain_load(made)
+    model.load_state_dict(torch.load(made / "checkpoints" / "row_2.pt", weights_only=True))
+    margins = margin(model(torch.from_numpy(test.images).permute(0, 3, 1, 2)), torch.from_numpy(test.labels)).detach()
+    stored = np.load(tmp_path / "root" / "digits" / "data" / "test_margins_50pct.npy")[2]
+    np.testing.assert_allclose(margins, stored, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -1,6 +1,7 @@
 """Checkpoints of rows: trained again, compared with the store, and written for a plain module.
 
 network.py, network.json   the module, and what it is built from (launch/export/network.py)
+own_network.py             a user's own network, as its file was
 checkpoints/row_R.pt       its state dict after row R's training
 """
 
@@ -43,11 +44,12 @@ def write_checkpoints(store: ReadableStore, rows: NDArray[np.int64], folder: Pat
         raise UserError(f"{store.layout.manifest} does not exist: rows of published files cannot be trained again")
     recipe, dataset = store.setting.recipe, load(store.setting)
     check_data(store.manifest, dataset)
-    about = _describe(store, dataset)
-    plain = network.build(about)
     trainer = Trainer(store.setting, dataset, pick_device(recipe), store.eras)
     shutil.copyfile(network.__file__, folder / "network.py")
-    (folder / "network.json").write_text(json.dumps(about, indent=1) + "\n")
+    if recipe.own_network:
+        shutil.copyfile(Path(recipe.network).expanduser(), folder / "own_network.py")
+    (folder / "network.json").write_text(json.dumps(_describe(store, dataset), indent=1) + "\n")
+    plain = network.load(folder)
     (folder / "checkpoints").mkdir()
     names = []
     for group in np.unique(rows // store.group).tolist():
@@ -64,12 +66,10 @@ def write_checkpoints(store: ReadableStore, rows: NDArray[np.int64], folder: Pat
 
 
 def _describe(store: Store, dataset: Dataset) -> dict[str, Any]:
-    """network.json. Raises UserError for a network that has no plain module."""
+    """network.json"""
     recipe = store.setting.recipe
-    if recipe.network not in network.NETWORKS:
-        raise UserError(f"recipe.network is {recipe.network!r}, but checkpoints are of {', '.join(network.NETWORKS)}")
     return {
-        "network": recipe.network,
+        "network": "own" if recipe.own_network else recipe.network,
         "width": recipe.width,
         "image": list(dataset.train.images.shape[1:]),
         "classes": len(dataset.classes),

@@ -10,8 +10,10 @@ and deviation and averages over the test-time views, so that these are the logit
 `train.model` has the same networks as they are trained.
 """
 
+import importlib.util
 import itertools
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +104,33 @@ class ResNet18(Network):
         return self.head(self.body(images))
 
 
-NETWORKS = {"convnet": ConvNet, "resnet9": ResNet9, "resnet18": ResNet18}
+class OwnNetwork(Network):
+    """What the function `network(shape, classes)` in `own_network.py`, in the same folder, makes."""
+
+    def __init__(self, about: dict[str, Any]) -> None:
+        super().__init__(about)
+        spec = importlib.util.spec_from_file_location("own_network", Path(about["folder"]) / "own_network.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules["own_network"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        height, breadth, channels = about["image"]
+        self.body = module.network((channels, height, breadth), about["classes"])
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.body(images)
+
+
+NETWORKS = {"convnet": ConvNet, "resnet9": ResNet9, "resnet18": ResNet18, "own": OwnNetwork}
 
 
 def build(about: dict[str, Any]) -> Network:
-    """The model that `network.json` describes, in evaluation mode; its parameters are yet to be loaded."""
+    """The model that `network.json` (and `folder`, where it lies) describes, in evaluation mode, its parameters yet to
+    be loaded.
+    """
     return NETWORKS[about["network"]](about).eval()
 
 
 def load(folder: str | Path) -> Network:
     """The model of an export's folder."""
-    return build(json.loads((Path(folder) / "network.json").read_text()))
+    return build({**json.loads((Path(folder) / "network.json").read_text()), "folder": str(folder)})
