@@ -48,8 +48,8 @@ class Subsets:
         """Raises UserError where the masks are too few for a rank correlation."""
         if self.count < LEAST_MASKS:
             raise UserError(
-                f"the chosen rows have {self.count} masks, expected at least {LEAST_MASKS}: name more with --rows, or "
-                "run `datamodels grow` or `train`"
+                f"the completed rows chosen have {self.count} masks, expected at least {LEAST_MASKS}: name more with "
+                "--rows, or run `datamodels train`"
             )
 
     @cached_property
