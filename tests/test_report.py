@@ -15,6 +15,8 @@ from PIL import Image
 from lasso import fit
 from launch.progress import duration
 from launch.report import growth, html, plots, write_report
+from launch.report.path import paths_of
+from launch.report.weights import Fitted
 from tests.conftest import DIGITS, TINY, datamodels, in_process
 from tests.published import images, published, stored
 from train.config import Fit
@@ -102,7 +104,7 @@ def test_the_page_tells_what_was_run_and_how_well_it_went(page: str) -> None:
 def test_every_plot_says_n_and_has_a_text_alternative(page: str) -> None:
     tags = Tags(page)
     plots_shown = page.count('<figure class="plot">')
-    assert plots_shown == page.count("<svg") == 13
+    assert plots_shown == page.count("<svg") == 14
     assert len(re.findall(r"<small>n = [^<]+</small>", page)) == plots_shown
     assert not tags.unnamed
 
@@ -203,6 +205,19 @@ def test_a_planted_duplicate_and_a_planted_wrong_label_come_first(tmp_path: Path
     duplicates, harmful = page.index('id="duplicates"'), page.index('id="harmful"')
     assert re.findall(r'alt="(\w+ image \d+),', page[duplicates:])[:2] == ["test image 17", "training image 5"]
     assert re.findall(r'alt="training image (\d+), labelled', page[harmful:])[0] == "11"
+
+
+@pytest.mark.parametrize("options", [Fit(), Fit(lambda_max="upstream", validation="last", k=30)])
+def test_the_fit_and_scikit_learn_agree_along_the_path(tmp_path: Path, options: Fit) -> None:
+    store = published(tmp_path, fit=options)
+    fit(store)
+    fitted = Fitted(store, "test")
+    found = paths_of(store, "test", fitted, fitted.vectors())
+    assert found is not None
+    assert len(found.targets) == 6
+    ours = np.take_along_axis(found.errors, found.chosen[:, None], axis=1)[:, 0]
+    np.testing.assert_allclose(ours, found.recorded, rtol=1e-2)
+    assert (found.recorded <= found.errors[:, : options.min_lambdas].min(axis=1) * 1.01).all()
 
 
 def test_a_curve_that_eval_has_kept_is_shown_where_a_new_one_would_take_long(

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from launch.progress import duration
 from launch.report import html, plots
 from launch.report.html import Section
+from launch.report.path import path_plot
 from launch.report.subject import Subject
 
 _SMALLEST_GAP = 1e-12
@@ -33,6 +34,7 @@ def fit(subject: Subject) -> Section:
         return Section("fit", "Fit", body + html.paragraph(text) + html.plots([_sparsity(subject)]))
     body += html.table("Fit", _rows(subject, report, vectors))
     shown = [
+        *path_plot(subject, vectors),
         _lambdas(vectors["chosen"], report["path"]),
         _gaps(vectors["gap"], report["options"]["tol"]),
         _explained(vectors["validation_mse"], vectors["variance"], report["rows"]["validation"]),

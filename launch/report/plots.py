@@ -182,6 +182,20 @@ def growth(
     return done[0]
 
 
+def paths(name: str, ratios: NDArray, errors: NDArray, names: list[str], chosen: tuple[NDArray, NDArray]) -> str:
+    """Errors [p, k] along shares `ratios` [k] of the largest lambda, and dots at those chosen (shares, errors) [p]."""
+    done: list[str] = []
+    styles = [(colour, style) for style in ("-", "--", ":") for colour in (_BLUE, _ORANGE)]
+    with _plot(name, "lambda / largest lambda", "validation error", done) as plot:
+        plot.axes.set_xscale("log")
+        for line, label, at, height, (colour, style) in zip(errors, names, *chosen, styles, strict=False):
+            plot.axes.plot(ratios, line, color=colour, linestyle=style, linewidth=1.3, label=label)
+            plot.axes.plot(at, height, "o", color=colour, markersize=5)
+        plot.axes.set_ylim(0, 1.15 * max(1.0, float(errors[:, 0].max()), float(chosen[1].max())))
+        plot.axes.legend(ncols=2, fontsize=7.5)
+    return done[0]
+
+
 def density(name: str, x: NDArray, y: NDArray, xlabel: str, ylabel: str) -> str:
     """How many pairs fall where, with the diagonal."""
     done: list[str] = []

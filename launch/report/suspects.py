@@ -69,9 +69,10 @@ def _pair(subject: Subject, dataset: Dataset, place: int) -> str:
     images += html.thumbnail(theirs, f"training image {example}, {names[1]}", [names[1], f"train #{example}"])
     first, second = (signed(float(value[place])) for value in (found.first, found.second))
     distance, usual = _distance(ours, theirs), _usual(ours, dataset.train)
+    lines = [f"weight {first}", f"next {second}", f"pixels {distance:.1f} apart", f"usually {usual:.0f}"]
     return (
         f'<div class="pair"><div class="thumbs">{images}</div><p><b>{found.standout[place]:.1f}</b> ahead<br>'
-        f"weight {escape(first)}<br>next {escape(second)}<br>pixels {distance:.1f} apart<br>usually {usual:.0f}</p></div>"
+        f"{'<br>'.join(map(escape, lines))}</p></div>"
     )
 
 
