@@ -4,14 +4,22 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 
 from tests.conftest import PROJECT
-from train.kernels import norm
+from train.augment import Augment
+from train.config import Recipe
+from train.data import Dataset, Split
+from train.kernels import augment, norm, sgd
 from train.kernels.form import Form, composition
 from train.kernels.norm import BatchNormAct
+
+if TYPE_CHECKING:
+    from tests.kernels.compiled import Binary
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
@@ -19,8 +27,8 @@ BLOCKS = {
     "resnet9": [
         ((512, 64, 32, 32), Form()),
         ((512, 128, 16, 16), Form(residual="after")),
-        ((512, 256, 16, 16), Form(pool="max2")),
-        ((512, 128, 6, 6), Form(pool="amax")),
+        ((512, 256, 16, 16), Form(pool="2x2")),
+        ((512, 128, 6, 6), Form(pool="global")),
     ],
     "resnet18": [((512, 64, 56, 56), Form(residual="before")), ((512, 512, 7, 7), Form(relu=False))],
 }
@@ -57,15 +65,55 @@ def test_batch_norm_compiles_well(network: str, dtype: torch.dtype, monkeypatch:
     names = {binary.name for binary in binaries}
     assert names >= {"statistics", "finalise", "normalise", "backward", "total"}
     for binary in binaries:
-        resources = binary.resources()
-        assert resources["STACK"] == resources["LOCAL"] == 0, binary
+        assert _nothing_spilled(binary), binary
         if "BLOCK_P" in binary.constants:
             assert binary.widths("ld") == {16}, binary
         if binary.name.startswith("backward") and binary.constants["APPLY"]:
             assert binary.widths("st") == {16}, binary
 
 
-@pytest.mark.parametrize("form", [Form(), Form(residual="after"), Form(pool="max2"), Form(pool="amax")], ids=str)
+@needs_triton
+@pytest.mark.parametrize(("group", "precision"), [(1, torch.float16), (1, torch.bfloat16), (4, None)], ids=str)
+def test_the_optimisers_step_compiles_well(
+    group: int, precision: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.kernels.compiled import recorded
+
+    monkeypatch.setattr(sgd, "usable", lambda device: True)
+    value, grad, momentum = torch.empty(3, 2_274_880, device="meta").unbind()
+    row = None if group == 1 else torch.empty(2_274_880, device="meta", dtype=torch.int64)
+    copy = None if precision is None else torch.empty_like(value, dtype=precision)
+    with recorded() as binaries:
+        lr = torch.empty(group, device="meta")
+        sgd.sgd_step(value, grad, momentum, lr, keep=0.9, decay=5e-4, row=row, copy=copy)
+    (binary,) = binaries
+    assert binary.widths("st") == {16}
+    assert _nothing_spilled(binary)
+
+
+@needs_triton
+@pytest.mark.parametrize(("dtype", "channels"), [(torch.float16, 8), (torch.bfloat16, 8), (torch.float32, 3)], ids=str)
+def test_augmentation_compiles_well(dtype: torch.dtype, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.kernels.compiled import recorded
+
+    split = Split(np.zeros((2, 32, 32, 3), np.uint8), np.arange(2))
+    data = Dataset(split, split, ("a", "b"), (125.0, 122.0, 113.0), (51.0, 50.0, 51.0), "here")
+    fused = augment.FusedAugment(Augment(data, Recipe(), torch.device("cpu")), dtype, channels)
+    monkeypatch.setattr(augment, "usable", lambda device: True)
+    bordered = torch.empty((50_000, 36, 36, 3), device="meta", dtype=torch.uint8)
+    with recorded() as binaries:
+        fused(bordered, *torch.empty((2, 1, 512), device="meta", dtype=torch.int64))
+    (binary,) = binaries
+    assert binary.widths("st") == {16}
+    assert _nothing_spilled(binary)
+
+
+def _nothing_spilled(binary: "Binary") -> bool:
+    resources = binary.resources()
+    return resources["STACK"] == resources["LOCAL"] == 0
+
+
+@pytest.mark.parametrize("form", [Form(), Form(residual="after"), Form(pool="2x2"), Form(pool="global")], ids=str)
 def test_a_cpu_has_pytorchs_operations(form: Form) -> None:
     x, residual = torch.randn(2, 4, 3, 6, 6)
     inputs = (x, residual) if form.residual else (x,)
@@ -81,4 +129,4 @@ def test_evaluation_has_the_running_statistics() -> None:
 
 def test_a_form_with_a_pool_and_a_residual_is_refused() -> None:
     with pytest.raises(ValueError, match="expected at most one of them"):
-        Form(residual="after", pool="max2")
+        Form(residual="after", pool="2x2")

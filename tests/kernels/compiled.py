@@ -73,18 +73,20 @@ def recorded() -> Iterator[list[Binary]]:
 
 
 def _types(kernel: JITFunction, values: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
-    """Signature, constants and divisibility by 16 of a launch's arguments."""
+    """Signature, constants and divisibility by 16 of a launch's arguments, by which Triton tells launches apart."""
     signature, constants, divisible = {}, {}, {}
     for place, parameter in enumerate(kernel.params):
-        value = values[parameter.name]
-        if parameter.is_constexpr or value is None:
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
+        value, name = values[parameter.name], parameter.name
+        special = isinstance(value, int) and not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (special and value == 1):
+            signature[name], constants[name] = "constexpr", value
         elif isinstance(value, Tensor):
-            signature[parameter.name] = POINTERS[value.dtype]
-            if value.storage_offset() * value.element_size() % 16 == 0:
-                divisible[(place,)] = [["tt.divisibility", 16]]
+            signature[name] = POINTERS[value.dtype]
+            special, value = True, value.storage_offset() * value.element_size()
         else:
-            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
+            signature[name] = "fp32" if isinstance(value, float) else "i32"
+        if signature[name] != "constexpr" and special and value % 16 == 0:
+            divisible[(place,)] = [["tt.divisibility", 16]]
     return signature, constants, divisible
 
 

@@ -16,10 +16,10 @@ FORMS = [
     Form(residual="before"),
     Form(residual="before", relu=False),
     Form(residual="after"),
-    Form(pool="max2"),
-    Form(pool="max2", relu=False),
-    Form(pool="amax"),
-    Form(pool="amax", relu=False),
+    Form(pool="2x2"),
+    Form(pool="2x2", relu=False),
+    Form(pool="global"),
+    Form(pool="global", relu=False),
 ]
 STORED = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 8e-3 if INTERPRETED else 4e-3}
 """Bounds of what is stored in a precision. The interpreter cuts bfloat16 off where a GPU rounds."""
@@ -99,12 +99,12 @@ def test_results_and_gradients_equal_those_in_float64(form: Form, dtype: torch.d
 
 
 @pytest.mark.parametrize("channels", [1, 3, 65, 256])
-@pytest.mark.parametrize("form", [Form(), Form(pool="max2"), Form(pool="amax")], ids=str)
+@pytest.mark.parametrize("form", [Form(), Form(pool="2x2"), Form(pool="global")], ids=str)
 def test_any_number_of_channels(form: Form, channels: int, device: torch.device) -> None:
     compare(form, normal(2, channels, 3, 4), device)
 
 
-@pytest.mark.parametrize("form", [Form(residual="before"), Form(pool="max2"), Form(pool="amax")], ids=str)
+@pytest.mark.parametrize("form", [Form(residual="before"), Form(pool="2x2"), Form(pool="global")], ids=str)
 def test_many_programs_with_many_steps_each(form: Form, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "PROGRAMS", 3)
     monkeypatch.setattr(norm_launch, "TILE", 128)

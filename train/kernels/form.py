@@ -13,8 +13,8 @@ class Form:
 
     relu: bool = True
     residual: Literal["before", "after"] | None = None
-    pool: Literal["max2", "amax"] | None = None
-    """`max2`: MaxPool2d(2); `amax`: the maximum of each image and channel, [B, C]."""
+    pool: Literal["2x2", "global"] | None = None
+    """`2x2`: MaxPool2d(2); `global`: the maximum of each image and channel, [B, C]."""
 
     def __post_init__(self) -> None:
         if self.pool and self.residual:
@@ -37,6 +37,6 @@ def finish(y: Tensor, form: Form, residual: Tensor | None = None) -> Tensor:
         y = F.relu(y)
     if residual is not None and form.residual == "after":
         y = y + residual
-    if form.pool == "max2":
+    if form.pool == "2x2":
         return F.max_pool2d(y, 2)
-    return y.amax((2, 3)) if form.pool == "amax" else y
+    return y.amax((2, 3)) if form.pool == "global" else y

@@ -56,8 +56,8 @@ def _supported(x: Tensor, norm: nn.BatchNorm2d, form: Form) -> bool:
         and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
         and batch * height * width > 1
         and x.numel() < INT32
-        and (form.pool != "max2" or min(height, width) > 1)
-        and (form.pool != "amax" or height * width <= AMAX_PIXELS)
+        and (form.pool != "2x2" or min(height, width) > 1)
+        and (form.pool != "global" or height * width <= AMAX_PIXELS)
     )
 
 
@@ -84,7 +84,7 @@ class _BatchNormAct(torch.autograd.Function):
         from train.kernels import norm_launch
 
         x, mean, rstd, weight, bias, y = ctx.saved_tensors
-        dy = dy.contiguous() if ctx.form.pool == "amax" else _channels_last(dy)
+        dy = dy.contiguous() if ctx.form.pool == "global" else _channels_last(dy)
         with torch.cuda.device_of(x):
             gradients = norm_launch.backward(x, y, dy, (mean, rstd, weight, bias), ctx.form)
         return *gradients, None, None

@@ -37,10 +37,10 @@ def normalise(x: Tensor, moments: Moments, residual: Tensor | None, form: Form) 
     batch, channels, height, width = x.shape
     tiles = _tiles(x, form)
     grid = (tiles.steps, tiles.channel_blocks)
-    if form.pool == "amax":
+    if form.pool == "global":
         y = x.new_empty((batch, channels))
         pool.normalise_amax[grid](x, y, *moments, HW=height * width, RELU=form.relu, **tiles.blocks)
-    elif form.pool == "max2":
+    elif form.pool == "2x2":
         y = _empty(x, height // 2, width // 2)
         sizes = {"H": height, "W": width, "RELU": form.relu}
         pool.normalise_pool[grid](x, y, *moments, tiles.items, **sizes, **tiles.blocks)
@@ -86,9 +86,9 @@ def _backward_pass(
     grid = (tiles.steps if apply else tiles.splits, tiles.channel_blocks)
     sizes = (tiles.items, tiles.step if apply else tiles.chunk)
     blocks = {"RELU": form.relu, "APPLY": apply, **tiles.blocks}
-    if form.pool == "amax":
+    if form.pool == "global":
         pool.backward_amax[grid](x, dy, dx, *moments, *sums, *sizes, HW=height * width, **blocks)
-    elif form.pool == "max2":
+    elif form.pool == "2x2":
         pixels = x.numel() // channels
         pool.backward_pool[grid](x, dy, dx, *moments, *sums, *sizes, pixels, H=height, W=width, **blocks)
     else:
@@ -98,9 +98,9 @@ def _backward_pass(
 
 def _tiles(x: Tensor, form: Form) -> Tiling:
     batch, channels, height, width = x.shape
-    if form.pool == "amax":
+    if form.pool == "global":
         return image_tiling(batch, height * width, channels)
-    if form.pool == "max2":
+    if form.pool == "2x2":
         return tiling(batch * ceil_div(height, 2) * ceil_div(width, 2), channels, POOL_TILE)
     return tiling(batch * height * width, channels, TILE)
 

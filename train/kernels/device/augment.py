@@ -1,0 +1,55 @@
+"""Triton: a training batch from the split's bytes, each of which is read once."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def field(draw, number: tl.constexpr):
+    """Bits 16 number to 16 number + 15."""
+    return ((draw >> (16 * number)) & 0xFFFF).to(tl.int32)
+
+
+@triton.jit
+def augment(
+    bordered,
+    index,
+    draws,
+    table,
+    fill,
+    y,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    C: tl.constexpr,
+    OUT: tl.constexpr,
+    T: tl.constexpr,
+    FLIP: tl.constexpr,
+    SIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """y [images, H, W, OUT] of bordered [N, H + 2T, W + 2T, C], mirrored, translated, cut out and looked up in `table`.
+
+    table: [256, C], what each value of a byte is normalised to. Channels of y from C on are 0.
+    """
+    image = tl.program_id(0)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < H * W * OUT
+    channel = at % OUT
+    column = at // OUT % W
+    row = at // (OUT * W)
+    draw = tl.load(draws + image)
+    shift = field(draw, 1) * ((2 * T + 1) * (2 * T + 1)) >> 16
+    source_row = row + shift // (2 * T + 1)
+    source_column = column + shift % (2 * T + 1)
+    if FLIP:
+        source_column = tl.where(field(draw, 0) & 1 == 1, W + 2 * T - 1 - source_column, source_column)
+    start = tl.load(index + image) * ((H + 2 * T) * (W + 2 * T) * C)
+    real = inside & (channel < C)
+    byte = tl.load(bordered + start + (source_row * (W + 2 * T) + source_column) * C + channel, mask=real, other=0)
+    if SIDE:
+        down = row - (field(draw, 2) * (H - SIDE + 1) >> 16)
+        across = column - (field(draw, 3) * (W - SIDE + 1) >> 16)
+        hole = (down >= 0) & (down < SIDE) & (across >= 0) & (across < SIDE)
+        byte = tl.where(hole, tl.load(fill + channel, mask=real, other=0), byte)
+    value = tl.load(table + byte.to(tl.int32) * C + channel, mask=real, other=0.0)
+    tl.store(y + image.to(tl.int64) * (H * W * OUT) + at, value, mask=inside)
