@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import zipfile
 from collections.abc import Iterator
@@ -182,7 +183,8 @@ def writing(path: Path) -> Iterator[None]:
         raise WorkError(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def _temporary(path: Path) -> Path:
+def aside(path: Path) -> Path:
+    """A name beside a path for what is to take its place: one of this process, see `remove_orphans`."""
     return path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
@@ -191,27 +193,31 @@ def _host() -> str:
 
 
 def remove_orphans(folder: Path) -> None:
-    """Remove temporary files of processes of this host that are no more."""
+    """Remove what processes of this host that are no more have left aside."""
     for file in folder.glob(f".*.{_host()}.*.tmp"):
         process = file.name.split(".")[-3]
         if process.isdigit() and not Path(f"/proc/{process}").exists() and Path("/proc/self").exists():
-            file.unlink(missing_ok=True)
+            if file.is_dir():
+                shutil.rmtree(file, ignore_errors=True)
+            else:
+                file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file to write, which takes the path's place once it is durable."""
-    temporary = _temporary(path)
+    temporary = aside(path)
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, durable. Raises OSError."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

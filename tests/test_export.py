@@ -15,6 +15,7 @@ import pytest
 import scipy.sparse
 import torch
 
+from lasso.files import aside
 from lasso.rows import silent
 from launch.cli import main
 from launch.export import TARGETS, parquet, rows, sparse, weights, write_export
@@ -403,9 +404,7 @@ def test_what_a_killed_export_left_is_cleared(tmp_path: Path) -> None:
     made = write_export(store, "trak", {}, silent)
     ended = subprocess.Popen(["true"])
     ended.wait()
-    from launch.export import folder as folders
-
-    left = made.with_name(f".{made.name}.{folders._host()}.{ended.pid}.ab12.tmp")
+    left = Path(str(aside(made)).replace(f".{os.getpid()}.", f".{ended.pid}."))
     left.mkdir()
     (left / "mask.npy").write_bytes(b"half")
     write_export(store, "trak", {}, silent)

@@ -29,8 +29,10 @@ def write(job: Job, folder: Path) -> dict[str, Any]:
     (n_train, targets), count = weights.shape, subsets.count
     size = int(read_masks(job.store, subsets.rows[:1]).sum())
     indices = _indices(subsets, size)
-    _write(folder / "score.pt", ((n_train, targets), np.float32, weights.bands()))
-    _write(folder / "ground_truth.pt", ((count, targets), np.float32, margins), ((count, size), np.int64, indices))
+    _write_tensors(folder / "score.pt", ((n_train, targets), np.float32, weights.bands()))
+    _write_tensors(
+        folder / "ground_truth.pt", ((count, targets), np.float32, margins), ((count, size), np.int64, indices)
+    )
     return {"masks": count, "rows": subsets.rows.tolist()}
 
 
@@ -46,7 +48,7 @@ def _indices(subsets: Subsets, size: int) -> Iterator[NDArray[np.int64]]:
         yield np.nonzero(masks)[1].reshape(len(masks), size)
 
 
-def _write(path: Path, *tensors: tuple[tuple[int, ...], type[np.generic], Iterator[NDArray[Any]]]) -> None:
+def _write_tensors(path: Path, *tensors: tuple[tuple[int, ...], type[np.generic], Iterator[NDArray[Any]]]) -> None:
     """A file that torch.load reads as one tensor, or a tuple of them, written block by block.
 
     tensors: shape, type, and blocks of rows of each.

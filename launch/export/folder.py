@@ -3,10 +3,7 @@
 import contextlib
 import json
 import os
-import re
-import secrets
 import shutil
-import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lasso.files import writing
+from lasso.files import aside, remove_orphans, sync, writing
 from train.errors import UserError, WorkError
 
 ABOUT = "export.json"
@@ -30,19 +27,19 @@ def new_folder(path: Path, about: dict[str, Any]) -> Iterator[Path]:
     _refuse_foreign(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_orphans(path)
-        aside = _aside(path)
-        aside.mkdir()
+        remove_orphans(path.parent)
+        folder = aside(path)
+        folder.mkdir()
     except OSError as error:
         raise UserError(f"cannot write to {path.parent}: {error.strerror}; --out names another folder") from None
     try:
         with writing(path):
-            yield aside
-            names = [str(file.relative_to(aside)) for file in _files(aside)]
-            (aside / ABOUT).write_text(json.dumps({**about, "files": sorted(names)}, indent=1) + "\n")
-            _put_in_place(aside, path)
+            yield folder
+            names = [str(file.relative_to(folder)) for file in _files(folder)]
+            (folder / ABOUT).write_text(json.dumps({**about, "files": sorted(names)}, indent=1) + "\n")
+            _put_in_place(folder, path)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -64,40 +61,15 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
 
 
-def _put_in_place(aside: Path, path: Path) -> None:
-    folders = [folder for folder in aside.rglob("*") if folder.is_dir()]
-    for entry in (*_files(aside), *folders, aside):
-        _sync(entry)
-    former = _aside(path)
+def _put_in_place(folder: Path, path: Path) -> None:
+    for entry in (*folder.rglob("*"), folder):
+        sync(entry)
+    former = aside(path)
     if path.exists():
         path.rename(former)
-    aside.rename(path)
-    _sync(path.parent)
+    folder.rename(path)
+    sync(path.parent)
     shutil.rmtree(former, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-
-
-def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
-
-
-def _remove_orphans(path: Path) -> None:
-    """Remove what processes of this host that are no more left unfinished."""
-    for folder in path.parent.glob(f".{path.name}.{_host()}.*.tmp"):
-        process = folder.name.split(".")[-3]
-        if process.isdigit() and Path("/proc/self").exists() and not Path(f"/proc/{process}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_npy(path: Path, shape: tuple[int, ...], dtype: DTypeLike, blocks: Iterable[NDArray[Any]]) -> None:
