@@ -195,9 +195,9 @@ def test_a_planted_duplicate_and_a_planted_wrong_label_come_first(tmp_path: Path
     dataset = images(24, 30)
     masks = rng.random((600, 24)) < 0.5
     same = dataset.train.labels[:, None] == dataset.test.labels
-    weight = 0.1 * rng.normal(size=(24, 30)) + 0.3 * same
+    weight = 0.1 * rng.normal(size=(24, 30)) + np.where(same, 0.4, -0.2)
     weight[:, 17] += 4 * (np.arange(24) == 5)
-    weight[11] -= 0.6 * same[11]
+    weight[11] = np.roll(weight[11], 1) - 0.2
     margins = (masks @ weight + 0.1 * rng.normal(size=(600, 30))).astype(np.float16)
     store = stored(tmp_path, masks, {"test": margins})
     fit(store)

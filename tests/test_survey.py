@@ -40,10 +40,8 @@ def test_the_pass_in_bands_finds_what_dense_arrays_hold(tmp_path: Path, own: boo
     rng = np.random.default_rng(0)
     n_train, targets = (15, 15) if own else (15, 11)
     weight = (rng.normal(size=(n_train, targets)) * (rng.random((n_train, targets)) < 0.6)).astype(np.float32)
-    labels = rng.integers(0, 3, n_train), rng.integers(0, 3, targets)
-    labels = (labels[0], labels[0]) if own else labels
     positions = np.array([0, 3, 3, 10])
-    found = survey(_fitted(tmp_path, weight, "train" if own else "test"), positions, labels, own, _silent)
+    found = survey(_fitted(tmp_path, weight, "train" if own else "test"), positions, own, _silent)
 
     kept = np.where(np.eye(n_train, targets, dtype=bool) & own, 0, weight)
     ordered = np.sort(kept, axis=0)
@@ -53,27 +51,17 @@ def test_the_pass_in_bands_finds_what_dense_arrays_hold(tmp_path: Path, own: boo
     np.testing.assert_array_equal(found.columns, kept[:, positions])
     np.testing.assert_array_equal(found.nonzero, (kept != 0).sum(axis=0))
     np.testing.assert_allclose(found.squares, (kept.astype(np.float64) ** 2).sum(axis=0), rtol=1e-5)
-    np.testing.assert_allclose(found.influence, np.abs(kept).mean(axis=1), rtol=1e-5)
-    same = labels[0][:, None] == labels[1]
-    counts = same.sum(axis=1) - own
-    expected = np.where(counts > 0, (kept * same).sum(axis=1) / np.maximum(1, counts), np.nan)
-    np.testing.assert_allclose(found.on_class, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.influence, np.abs(kept).sum(axis=1) / (targets - own), rtol=1e-5)
+    np.testing.assert_allclose(found.effect, kept.sum(axis=1) / (targets - own), rtol=1e-4, atol=1e-6)
     if own:
         np.testing.assert_array_equal(found.own, np.diag(weight))
 
 
 def test_the_lead_is_measured_against_a_targets_other_weights(tmp_path: Path) -> None:
     weight = np.array([[8, 0.5], [2, 1], [2, 1], [2, 0], [0, 0]], np.float32)
-    found = survey(_fitted(tmp_path, weight), np.empty(0, np.int64), None, False, _silent)
+    found = survey(_fitted(tmp_path, weight), np.empty(0, np.int64), False, _silent)
     others = np.sqrt([12 / 4, 1.25 / 4])
     np.testing.assert_allclose(found.standout, [6 / others[0], 0], rtol=1e-6)
-    assert np.isnan(found.on_class).all()
-
-
-def test_classes_without_targets_have_no_mean(tmp_path: Path) -> None:
-    labels = np.array([0, 5, 1]), np.array([1, 1])
-    found = survey(_fitted(tmp_path, np.ones((3, 2), np.float32)), np.empty(0, np.int64), labels, False, _silent)
-    np.testing.assert_array_equal(found.on_class, [np.nan, np.nan, 1])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -81,7 +69,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -
     weight = np.ones((3, 2), np.float32)
     weight[2, 1] = value
     with pytest.raises(UserError, match="not finite"):
-        survey(_fitted(tmp_path, weight), np.empty(0, np.int64), None, False, _silent)
+        survey(_fitted(tmp_path, weight), np.empty(0, np.int64), False, _silent)
 
 
 def test_datamodels_of_another_shape_are_refused(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def write_report(
     """
     subject = gather(store, split, dataset, found, progress)
     images = [behind(subject, dataset), moved(subject, dataset)] if dataset else []
-    suspects = [duplicates(subject), *([harmful(subject, dataset)] if dataset else [])]
+    suspects = [duplicates(subject), harmful(subject)]
     sections = [quality(subject), *images, *suspects, fit(subject), models(subject), what_was_run(subject)]
     title = f"{store.setting.dataset}, alpha {store.setting.pct}%, {split} targets"
     page = html.page(title, "Datamodels", _lead(subject), html.figures(_headline(subject)), _links(subject), sections)

@@ -60,10 +60,7 @@ def gather(
     if quality is None:
         quality, unjudged = _judge(store, split, fitted, progress)
     plotted, shown = (spread(len(fitted.targets), count) for count in (_PLOTTED, SHOWN))
-    labels = None
-    if dataset is not None:
-        labels = dataset.train.labels, (dataset.train if split == "train" else dataset.test).labels[fitted.targets]
-    found = survey(fitted, np.concatenate([plotted, shown]), labels, split == "train", progress)
+    found = survey(fitted, np.concatenate([plotted, shown]), split == "train", progress)
     growth = growth_of(store, split, progress) if quality else ""
     return Subject(store, split, dataset, fitted, quality, unjudged, growth, plotted, shown, found)
 

@@ -99,30 +99,39 @@ def _standout_plot(subject: Subject) -> str:
     return html.plot("Lead of the largest weight", f"n = {len(values):,} targets", svg, caption)
 
 
-def harmful(subject: Subject, dataset: Dataset) -> Section:
-    """Training images that lower the margins of their own class."""
-    effect = subject.found.on_class
-    known = np.flatnonzero(~np.isnan(effect))
-    order = known[np.argsort(effect[known], kind="stable")[:_SHOWN]]
+def harmful(subject: Subject) -> Section:
+    """Training examples that lower margins in the mean."""
+    effect = subject.found.effect
+    order = np.argsort(effect, kind="stable")[:_SHOWN]
     order = order[effect[order] < 0]
+    thing = "examples" if subject.dataset is None else "images"
     body = html.paragraph(
-        f"Training images whose mean weight over the {subject.split} images of their own class is most negative: "
-        "models that see them do worse on the class that they are labelled as. Mislabelled and ambiguous images come "
-        "first."
+        f"Training {thing} whose mean weight over all {subject.split} {thing} is most negative: models that see them "
+        "do worse on the whole. Mislabelled and ambiguous ones tend to come first."
     )
-    drawn = "".join(_harm(dataset, int(example), effect[example], effect[order[0]]) for example in order)
-    body += f'<div class="thumbs">{drawn}</div>' if drawn else html.paragraph("None: no mean is negative.")
-    share = float((effect[known] < 0).mean()) if len(known) else 0.0
-    caption = f"Mean weight over the {subject.split} images of the image's own class; {share:.1%} are negative."
-    svg = plots.histogram("harm", effect[known], "mean effect on the own class, in margin", "training images")
-    body += html.plots([html.plot("Effect on the own class", f"n = {len(known):,} training images", svg, caption)])
-    return Section("harmful", "Harmful images", body)
+    if not len(order):
+        body += html.paragraph("None: no mean is negative.")
+    elif subject.dataset is None:
+        rows = [(f"{example}", signed(float(effect[example]))) for example in order]
+        body += html.grid("Harmful examples", ["training example", "mean weight"], rows)
+    else:
+        dataset = subject.dataset
+        drawn = "".join(_harm(dataset, int(example), effect[example], effect[order[0]]) for example in order)
+        body += f'<div class="thumbs">{drawn}</div>'
+    return Section("harmful", f"Harmful {thing}", body + html.plots([_effect_plot(subject)]))
 
 
 def _harm(dataset: Dataset, example: int, effect: float, worst: float) -> str:
     name, value = name_of(dataset, dataset.train, example), signed(float(effect))
-    alt = f"training image {example}, labelled {name}, mean effect {value}"
+    alt = f"training image {example}, labelled {name}, mean weight {value}"
     return html.thumbnail(dataset.train.images[example], alt, [name, value, f"#{example}"], "down", effect / worst)
+
+
+def _effect_plot(subject: Subject) -> str:
+    effect = subject.found.effect
+    svg = plots.histogram("effect", effect, "mean weight, in units of margin", "training examples")
+    caption = f"Of each training example, over all fitted targets; {(effect < 0).mean():.1%} are negative."
+    return html.plot("Mean weights", f"n = {len(effect):,} training examples", svg, caption)
 
 
 def _distance(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:

@@ -148,9 +148,8 @@ class Survey:
     """[t]"""
     influence: NDArray[np.float64]
     """[N_train] mean over targets of an example's absolute weight"""
-    on_class: NDArray[np.float64]
-    """[N_train] mean of an example's weights over the targets of its own class; nan where there is none, or where
-    labels are not known"""
+    effect: NDArray[np.float64]
+    """[N_train] mean over targets of an example's weight"""
     columns: NDArray[np.float32]
     """[N_train, c] weights of the targets asked for"""
     own: NDArray[np.float32] | None = field(default=None)
@@ -170,14 +169,13 @@ class Survey:
 def survey(
     fitted: Fitted,
     positions: NDArray[np.int64],
-    labels: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
     own: bool,
     progress: Progress,
 ) -> Survey:
     """Read all weights once. Raises UserError where one is not finite.
 
-    positions: places in `fitted.targets` of the targets whose columns are kept. labels: of the training examples
-    [N_train] and of the targets [t], where they are known. own: whether the targets are training examples.
+    positions: places in `fitted.targets` of the targets whose columns are kept. own: whether the targets are training
+    examples.
     """
     width = len(fitted.targets)
     found = Survey(
@@ -187,7 +185,7 @@ def survey(
         squares=np.zeros(width),
         nonzero=np.zeros(width, np.int64),
         influence=np.zeros(fitted.n_train),
-        on_class=np.full(fitted.n_train, np.nan if labels is None else 0.0),
+        effect=np.zeros(fitted.n_train),
         columns=np.empty((fitted.n_train, len(positions)), np.float32),
         own=np.zeros(width, np.float32) if own else None,
     )
@@ -195,17 +193,15 @@ def survey(
     for part in fitted.parts:
         place = slice(offset, offset + part.last - part.first)
         for rows, band in part.bands():
-            _add(found, part, rows, place, band, positions, labels)
+            _add(found, part, rows, place, band, positions)
             done += band.size
             progress("weights", done, fitted.n_train * width)
         offset = place.stop
     if not np.isfinite(found.squares).all():
         raise UserError("the datamodels hold weights that are not finite: run `datamodels fit`")
-    found.influence /= width
-    if labels is not None:
-        themselves = np.isin(np.arange(fitted.n_train), fitted.targets) if own else np.zeros(fitted.n_train, bool)
-        counts = np.bincount(labels[1], minlength=int(labels[0].max()) + 1)[labels[0]] - themselves
-        found.on_class = np.divide(found.on_class, counts, out=found.on_class * np.nan, where=counts > 0)
+    counts = width - np.isin(np.arange(fitted.n_train), fitted.targets) if own else np.full(fitted.n_train, width)
+    found.influence /= np.maximum(1, counts)
+    found.effect /= np.maximum(1, counts)
     found.second = np.where(np.isfinite(found.second), found.second, 0)  # of a single training example
     return found
 
@@ -217,7 +213,6 @@ def _add(
     place: slice,
     band: NDArray[np.float32],
     positions: NDArray[np.int64],
-    labels: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
 ) -> None:
     """Take in weights `band` of the training examples `rows` for the targets at `place`."""
     if found.own is not None:
@@ -230,12 +225,7 @@ def _add(
     found.squares[place] += np.einsum("ij,ij->j", band, band)
     found.nonzero[place] += np.count_nonzero(band, axis=0)
     found.influence[rows] += np.abs(band).sum(axis=1)
-    if labels is not None:
-        of_train, of_targets = labels[0][rows], labels[1][place]
-        classes = np.arange(int(of_targets.max()) + 1)
-        sums = band @ (of_targets[:, None] == classes).astype(np.float32)
-        known = np.flatnonzero(of_train < len(classes))
-        found.on_class[rows.start + known] += sums[known, of_train[known]]
+    found.effect[rows] += band.sum(axis=1, dtype=np.float64)
     _lead(found, rows, place, band)
 
 
