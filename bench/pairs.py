@@ -6,7 +6,8 @@ python -m bench.pairs judge
 
 `prepare` picks 400 training and 600 test images of four classes and writes them as .npy files: first the pairs of
 near-duplicates, training image p and test image p for each p below their number, then images at random. The last
-training images get a wrong label on purpose. `judge` says where the pairs and the wrong labels come out.
+training images get a wrong label on purpose. `judge` says where the pairs and the wrong labels come out, beside three
+other scores: differences of mean margins over the same models, pixels, and whether labels agree.
 """
 
 import argparse
@@ -19,9 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from lasso import evaluate, load
 from train import cifar
 from train.config import Data
 from train.images import Split
+from train.opening import open as open_store
+from train.readable import ReadableStore
 
 CLASSES = ("airplane", "automobile", "frog", "horse")
 TRAIN, TEST = 100, 150
@@ -33,7 +37,12 @@ NEAR = 0.97
 APART = 0.8
 """Largest similarity of the training images, and of the test images, of two pairs."""
 SHIFT = 2
+"""Pixels by which the images of a pair may be shifted in either direction."""
 SEED = 0
+HEADER = """\
+| scores | LDS | largest of {n} is the pair's | of 5 largest one is | its median rank |\
+ the {pairs} that lead most are pairs | the {wrong} most harmful are wrong |
+|---|---|---|---|---|---|---|"""
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ def crops(images: NDArray[np.uint8], rows: int = 0, columns: int = 0, mirror: bo
 
 
 def similarity(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> torch.Tensor:
-    """Correlation of pixels [len(first), len(second)], the largest over shifts of the second images and their mirror."""
+    """Correlation of pixels [len(first), len(second)], the largest over shifts and mirrors of the second."""
     still, places = crops(first), range(-SHIFT, SHIFT + 1)
     best = torch.full((len(first), len(second)), -1.0)
     for mirror in (False, True):
@@ -72,32 +81,36 @@ def similarity(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> torch.Ten
 def near_duplicates(train: NDArray[np.uint8], test: NDArray[np.uint8]) -> list[tuple[float, int, int]]:
     """Similarity, training and test position of pairs, nearest first; no two pairs show the same thing."""
     near = similarity(train, test)
-    found = torch.nonzero(near >= NEAR)
-    found = found[near[found[:, 0], found[:, 1]].argsort(descending=True)].tolist()
+    places = torch.nonzero(near >= NEAR)
+    values = near[places[:, 0], places[:, 1]]
     chosen: list[tuple[float, int, int]] = []
-    for i, j in found:
-        _, trains, tests = zip(*chosen, strict=True) if chosen else ((), [], [])
-        alike = [similarity(a[[i]], a[list(b)]).max() for a, i, b in ((train, i, trains), (test, j, tests)) if b]
-        if all(value <= APART for value in alike):
-            chosen.append((float(near[i, j]), i, j))
+    for at in values.argsort(descending=True):
+        i, j = places[at].tolist()
+        resembles = (_resembles(train, i, [k for _, k, _ in chosen]), _resembles(test, j, [k for _, _, k in chosen]))
+        if not any(resembles):
+            chosen.append((values[at].item(), i, j))
     return chosen
+
+
+def _resembles(images: NDArray[np.uint8], one: int, others: list[int]) -> bool:
+    return bool(others) and similarity(images[[one]], images[others]).max().item() > APART
 
 
 def choose(train: Split, test: Split, rng: np.random.Generator) -> Chosen:
     pairs: list[tuple[float, int, int]] = []
-    rest: dict[str, list[int]] = {"train": [], "test": []}
+    others: dict[str, list[int]] = {"train": [], "test": []}
     for number in map(cifar.CLASSES.index, CLASSES):
-        of_class = {"train": np.flatnonzero(train.labels == number), "test": np.flatnonzero(test.labels == number)}
-        found = near_duplicates(train.images[of_class["train"]], test.images[of_class["test"]])
-        found = [(near, int(of_class["train"][i]), int(of_class["test"][j])) for near, i, j in found]
+        trains, tests = (np.flatnonzero(split.labels == number) for split in (train, test))
+        near = near_duplicates(train.images[trains], test.images[tests])
+        found = [(value, int(trains[i]), int(tests[j])) for value, i, j in near]
+        for name, column, pool, count in (("train", 1, trains, TRAIN), ("test", 2, tests, TEST)):
+            rest = np.setdiff1d(pool, [pair[column] for pair in found])
+            others[name] += rng.choice(rest, count - len(found), replace=False).tolist()
         pairs += found
-        for name, column, count in (("train", 1, TRAIN), ("test", 2, TEST)):
-            others = np.setdiff1d(of_class[name], [pair[column] for pair in found])
-            rest[name] += rng.choice(others, count - len(found), replace=False).tolist()
     return Chosen(
-        train=[pair[1] for pair in pairs] + rng.permutation(rest["train"]).tolist(),
-        test=[pair[2] for pair in pairs] + rng.permutation(rest["test"]).tolist(),
-        similarity=[pair[0] for pair in pairs],
+        train=[i for _, i, _ in pairs] + rng.permutation(others["train"]).tolist(),
+        test=[j for _, _, j in pairs] + rng.permutation(others["test"]).tolist(),
+        similarity=[near for near, _, _ in pairs],
         wrong=WRONG,
     )
 
@@ -111,7 +124,7 @@ def prepare(data_root: str, folder: Path) -> None:
     rng = np.random.default_rng(SEED)
     train, test = cifar.read(Data(root=data_root))
     chosen = choose(train, test, rng)
-    images = {"train": train.images[chosen.train], "test": test.images[chosen.test]}
+    images = {"train": train.images[np.array(chosen.train)], "test": test.images[np.array(chosen.test)]}
     labels = {"train": labels_of(train, chosen.train), "test": labels_of(test, chosen.test)}
     labels["train"][-WRONG:] = (labels["train"][-WRONG:] + rng.integers(1, len(CLASSES), WRONG)) % len(CLASSES)
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,21 +132,72 @@ def prepare(data_root: str, folder: Path) -> None:
         np.save(folder / f"{name}_images.npy", images[name])
         np.save(folder / f"{name}_labels.npy", labels[name])
     (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n")
-    same = np.where(labels["train"][:, None] == labels["test"], np.float32(1), np.float32(-1))
-    np.save(folder / "same_class.npy", same)
-    np.save(folder / "pixels.npy", same * similarity(images["train"], images["test"]).numpy())
+    agree = np.where(labels["train"][:, None] == labels["test"], np.float32(1), np.float32(-1))
+    np.save(folder / "labels_agree.npy", agree)
+    np.save(folder / "pixels.npy", agree * similarity(images["train"], images["test"]).numpy())
     (folder / "chosen.json").write_text(json.dumps(asdict(chosen)))
-    pairs = len(chosen.similarity)
-    print(f"{folder}: {len(chosen.train)} training and {len(chosen.test)} test images, {pairs} pairs, {WRONG} wrong labels")
+    counts = f"{len(chosen.train)} training and {len(chosen.test)} test images"
+    print(f"{folder}: {counts}, {len(chosen.similarity)} pairs, {WRONG} wrong labels")
+
+
+def differences(store: ReadableStore) -> NDArray[np.float32]:
+    """Mean margin of the models with an example minus that of those without it [N_train, T], over the same rows."""
+    rows = store.estimation_rows()
+    masks, margins = store.masks[rows].astype(np.float64), store.margins()[rows].astype(np.float64)
+    counts = masks.sum(0)[:, None]
+    with_it = masks.T @ margins
+    return (with_it / counts - (margins.sum(0) - with_it) / (len(rows) - counts)).astype(np.float32)
+
+
+def verdict(scores: NDArray[np.float32], chosen: Chosen, labels: dict[str, NDArray[np.int64]]) -> str:
+    """Where pairs and wrong labels come out by scores [N_train, T]; leads and harm as the report defines them."""
+    pairs = np.arange(len(chosen.similarity))
+    rank = 1 + (scores[:, pairs] > scores[pairs, pairs]).sum(0)
+    ordered = np.sort(scores, axis=0)[::-1]
+    others = np.sqrt(np.mean(ordered[1:].astype(np.float64) ** 2, axis=0))
+    lead = (ordered[0] - ordered[1]) / np.maximum(others, np.median(others))
+    leaders = np.argsort(-lead, kind="stable")[: len(pairs)]
+    caught = np.mean((leaders < len(pairs)) & (scores.argmax(0)[leaders] == leaders))
+    own_class = labels["train"][:, None] == labels["test"]
+    harm = np.where(own_class, scores, 0).sum(1) / own_class.sum(1)
+    wrong = np.argsort(harm, kind="stable")[: chosen.wrong] >= len(scores) - chosen.wrong
+    return (
+        f"{np.mean(rank == 1):.1%} | {np.mean(rank <= 5):.1%} | {np.median(rank):g} | {caught:.1%} | {wrong.mean():.1%}"
+    )
+
+
+def judge(folder: Path, root: Path) -> None:
+    chosen = Chosen(**json.loads((folder / "chosen.json").read_text()))
+    labels = {name: np.load(folder / f"{name}_labels.npy") for name in ("train", "test")}
+    store = open_store(root)
+    scores = {
+        "datamodels": load(store).weight.numpy(),
+        "difference of means": differences(store),
+        "pixels": np.load(folder / "pixels.npy"),
+        "labels agree": np.load(folder / "labels_agree.npy"),
+    }
+    print(HEADER.format(n=store.n_train, pairs=len(chosen.similarity), wrong=chosen.wrong))
+    for name, values in scores.items():
+        quality = evaluate(store, scores=values)
+        assert quality.lds_interval
+        interval = f"{quality.lds_interval.low:.3f} to {quality.lds_interval.high:.3f}"
+        print(f"| {name} | {quality.lds:.3f} ({interval}) | {verdict(values, chosen, labels)} |")
+    print(
+        f"\nceiling {quality.ceiling:.3f}, {quality.masks} masks of {quality.models} models, {quality.targets} targets"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=["prepare", "judge"])
     parser.add_argument("--data-root", default="data", help="folder with cifar-10-batches-py")
-    parser.add_argument("--folder", type=Path, default=Path("data/cifar_pairs"), help="the chosen images")
+    parser.add_argument("--folder", type=Path, default=Path("data/cifar_pairs"), help="of the chosen images")
+    parser.add_argument("--root", type=Path, default=Path("runs/cifar_pairs"), help="of the store")
     options = parser.parse_args()
-    prepare(options.data_root, options.folder)
+    if options.command == "prepare":
+        prepare(options.data_root, options.folder)
+    else:
+        judge(options.folder, options.root)
 
 
 if __name__ == "__main__":
