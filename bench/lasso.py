@@ -12,6 +12,7 @@ path    every solver along 100 lambdas down to 0.01 lambda_max without early sto
 gram    rows a second of the exact counts X'X, by population count and by float32 products.
 fit     the whole `fit` of published files, reading included, imports and compilation not.
 memory  peak resident memory of `fit` of published files.
+gpu     every stage of a slice of the full problem on a GPU (bench.lasso_gpu), sizes as memory allows.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench import lasso_gpu
 from bench import lasso_peers as peers
 from lasso import fit
 from lasso import path as kernels
@@ -241,11 +243,12 @@ def peak_memory() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cases = {"path": path, "gram": gram, "fit": whole_fit, "memory": memory}
+    cases = {"path": path, "gram": gram, "fit": whole_fit, "memory": memory, "gpu": lasso_gpu.run}
     parser.add_argument("case", choices=cases)
-    parser.add_argument("--examples", type=int, default=2000)
-    parser.add_argument("--models", type=int, default=20000)
-    parser.add_argument("--targets", type=int, default=200)
+    parser.add_argument("--examples", type=int, help="2,000 if nothing else is said")
+    parser.add_argument("--models", type=int, help="20,000 if nothing else is said")
+    parser.add_argument("--targets", type=int, help="200 if nothing else is said")
+    parser.add_argument("--device", help="of the gpu case: cuda, where there is one, or cpu")
     parser.add_argument("--alpha", type=float, nargs="+", default=[0.5])
     parser.add_argument("--small", type=float, nargs="+", default=[0.05])
     parser.add_argument("--mask", choices=["exact", "bernoulli"], default="bernoulli")
@@ -256,6 +259,9 @@ def main() -> None:
     parser.add_argument("--skip", nargs="*", default=[], help="peers to leave out")
     parser.add_argument("--folder", help="where the memory case lays its store")
     options = parser.parse_args()
+    if options.case != "gpu":
+        options.examples, options.models = options.examples or 2000, options.models or 20000
+        options.targets = options.targets or 200
     print(f"load {os.getloadavg()[0]:.1f}", file=sys.stderr)
     cases[options.case](options)
 

@@ -30,22 +30,27 @@ class Counter:
     """Counts X'X of masks, on and right of the diagonal."""
 
     def __init__(self, n_train: int, device: torch.device) -> None:
-        self.device = device
-        self.counts = torch.zeros((n_train, n_train), dtype=torch.int32, device=device)
+        self.device, self.n_train = device, n_train
+        self.counts: Tensor | None = None
+        """int32 [N, N], only while there are any"""
         self._expected = torch.zeros(n_train, dtype=torch.float64, device=device)
 
     def add(self, masks: NDArray[np.bool_]) -> None:
         """Add masks [rows, N]."""
+        if self.counts is None:
+            self.counts = torch.zeros((self.n_train, self.n_train), dtype=torch.int32, device=self.device)
         for start in range(0, len(masks), _ROWS):
             x = _sent(masks[start : start + _ROWS].view(np.uint8), self.device).half()
             sizes = x.sum(dim=1, dtype=torch.float64)
-            for at in range(0, len(self.counts), _STRIP):
+            for at in range(0, self.n_train, _STRIP):
                 strip = x[:, at : at + _STRIP].T
                 self.counts[at : at + _STRIP, at:] += product(strip, x[:, at:]).int()
                 self._expected[at : at + _STRIP] += strip.double() @ sizes
 
     def move_into(self, counts: NDArray[np.int32]) -> None:
         """Add the counts to those on and right of the diagonal, and begin anew. Raises WorkError if they are wrong."""
+        if self.counts is None:
+            return
         total = torch.zeros_like(self._expected)
         for at in range(0, len(counts), _STRIP):
             strip = self.counts[at : at + _STRIP, at:]
@@ -55,7 +60,7 @@ class Counter:
             counts[at : at + height, at:] += strip.cpu().numpy()
         if not torch.equal(total, self._expected):
             raise WorkError(f"counts of masks that were made on {self.device} do not add up: set fit.solver to descent")
-        self.counts.zero_()
+        self.counts = None
         self._expected.zero_()
 
 
@@ -93,6 +98,7 @@ class DeviceCross(Cross):
             raise WorkError(f"sums of margins made on {self.device} do not add up: set fit.solver to descent")
         self._cross[:] = self._made.cpu().numpy()
         self._sums[:], self._squares[:] = sums.cpu().numpy(), squares.cpu().numpy()
+        del self._made
 
 
 def _integers(margins: Tensor) -> Iterator[tuple[float, Tensor]]:
