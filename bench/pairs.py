@@ -25,7 +25,6 @@ from train import cifar
 from train.config import Data
 from train.images import Split
 from train.opening import open as open_store
-from train.readable import ReadableStore
 
 CLASSES = ("airplane", "automobile", "frog", "horse")
 TRAIN, TEST = 100, 150
@@ -140,16 +139,15 @@ def prepare(data_root: str, folder: Path) -> None:
     print(f"{folder}: {counts}, {len(chosen.similarity)} pairs, {WRONG} wrong labels")
 
 
-def differences(store: ReadableStore) -> NDArray[np.float32]:
-    """Mean margin of the models with an example minus that of those without it [N_train, T], over the same rows."""
-    rows = store.estimation_rows()
-    masks, margins = store.masks[rows].astype(np.float64), store.margins()[rows].astype(np.float64)
-    counts = masks.sum(0)[:, None]
-    with_it = masks.T @ margins
-    return (with_it / counts - (margins.sum(0) - with_it) / (len(rows) - counts)).astype(np.float32)
+def differences(masks: NDArray[np.bool_], margins: NDArray[np.float16]) -> NDArray[np.float32]:
+    """Mean margin of the models with an example minus that of those without it [N_train, T]."""
+    seen, values = masks.astype(np.float64), margins.astype(np.float64)
+    counts = seen.sum(0)[:, None]
+    sums = seen.T @ values
+    return (sums / counts - (values.sum(0) - sums) / (len(masks) - counts)).astype(np.float32)
 
 
-def verdict(scores: NDArray[np.float32], chosen: Chosen, labels: dict[str, NDArray[np.int64]]) -> str:
+def verdict(scores: NDArray[np.float32], chosen: Chosen) -> str:
     """Where pairs and wrong labels come out by scores [N_train, T]; leads and harm as the report defines them."""
     pairs = np.arange(len(chosen.similarity))
     rank = 1 + (scores[:, pairs] > scores[pairs, pairs]).sum(0)
@@ -158,9 +156,7 @@ def verdict(scores: NDArray[np.float32], chosen: Chosen, labels: dict[str, NDArr
     lead = (ordered[0] - ordered[1]) / np.maximum(others, np.median(others))
     leaders = np.argsort(-lead, kind="stable")[: len(pairs)]
     caught = np.mean((leaders < len(pairs)) & (scores.argmax(0)[leaders] == leaders))
-    own_class = labels["train"][:, None] == labels["test"]
-    harm = np.where(own_class, scores, 0).sum(1) / own_class.sum(1)
-    wrong = np.argsort(harm, kind="stable")[: chosen.wrong] >= len(scores) - chosen.wrong
+    wrong = np.argsort(scores.mean(1), kind="stable")[: chosen.wrong] >= len(scores) - chosen.wrong
     return (
         f"{np.mean(rank == 1):.1%} | {np.mean(rank <= 5):.1%} | {np.median(rank):g} | {caught:.1%} | {wrong.mean():.1%}"
     )
@@ -168,11 +164,11 @@ def verdict(scores: NDArray[np.float32], chosen: Chosen, labels: dict[str, NDArr
 
 def judge(folder: Path, root: Path) -> None:
     chosen = Chosen(**json.loads((folder / "chosen.json").read_text()))
-    labels = {name: np.load(folder / f"{name}_labels.npy") for name in ("train", "test")}
     store = open_store(root)
+    rows = store.estimation_rows()
     scores = {
         "datamodels": load(store).weight.numpy(),
-        "difference of means": differences(store),
+        "difference of means": differences(store.masks[rows], store.margins()[rows]),
         "pixels": np.load(folder / "pixels.npy"),
         "labels agree": np.load(folder / "labels_agree.npy"),
     }
@@ -181,7 +177,7 @@ def judge(folder: Path, root: Path) -> None:
         quality = evaluate(store, scores=values)
         assert quality.lds_interval
         interval = f"{quality.lds_interval.low:.3f} to {quality.lds_interval.high:.3f}"
-        print(f"| {name} | {quality.lds:.3f} ({interval}) | {verdict(values, chosen, labels)} |")
+        print(f"| {name} | {quality.lds:.3f} ({interval}) | {verdict(values, chosen)} |")
     print(
         f"\nceiling {quality.ceiling:.3f}, {quality.masks} masks of {quality.models} models, {quality.targets} targets"
     )
