@@ -7,6 +7,7 @@ nothing from one to the next. Activations and their gradients have 2 bytes, para
 """
 
 import argparse
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,12 +25,17 @@ FORMS += [Form(pool="global")]
 
 @dataclass(frozen=True)
 class Unit:
-    """Numbers of a batch: of a convolution's input, of its result, and of what comes out of the unit's end."""
+    """A convolution and what follows it: sizes of a batch's input, of what comes out in the end, and between them."""
 
     taken: int
-    made: int
+    shape: tuple[int, int, int, int]
+    """Of the convolution's result."""
     left: int
     form: Form
+
+    @property
+    def made(self) -> int:
+        return math.prod(self.shape)
 
 
 def units(batch: int) -> Iterator[Unit]:
@@ -39,10 +45,10 @@ def units(batch: int) -> Iterator[Unit]:
     for unit, form in zip(network.units, FORMS, strict=True):
         conv = unit.conv
         side = (side + 2 * int(conv.padding[0]) - conv.kernel_size[0]) // conv.stride[0] + 1
-        made = batch * side**2 * conv.out_channels
+        shape = (batch, conv.out_channels, side, side)
         side = {None: side, "2x2": side // 2, "global": 1}[form.pool]
         left = batch * side**2 * conv.out_channels
-        yield Unit(taken, made, left, form)
+        yield Unit(taken, shape, left, form)
         taken = left
 
 

@@ -1,3 +1,8 @@
+import sys
+
+import pytest
+
+from bench import kernels
 from bench.traffic import counted, own_norm, torch_norm, units
 
 PIXELS = [(64, 32), (128, 16), (128, 16), (128, 16), (256, 16), (256, 8), (256, 8), (128, 6)]
@@ -21,3 +26,12 @@ def test_own_kernels_move_less_everywhere() -> None:
     table = counted(512)
     assert all(own <= plain for plain, own in table.values())
     assert sum(own for _, own in table.values()) < 0.7 * sum(plain for plain, _ in table.values())
+
+
+def test_kernels_are_timed_at_every_size_of_the_network(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["kernels", "--batch", "2", "--rounds", "1"])
+    kernels.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 + len(set(PIXELS)) + 2  # two sizes have units with and without a residual
