@@ -27,7 +27,8 @@ class FusedAugment:
         """Normalised images [G, B, H, W, channels] of those at `index_GB` in `bordered`, as Augment takes them."""
         if not usable(bordered.device):
             images = self.augment(bordered, index_GB, draws_GB).to(self.dtype)
-            return F.pad(images, (0, self.channels - images.shape[-1]))
+            missing = self.channels - images.shape[-1]
+            return F.pad(images, (0, missing)) if missing else images
         from train.kernels.device.augment import augment
 
         plain = self.augment
