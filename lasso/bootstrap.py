@@ -1,8 +1,8 @@
 """Bootstrap intervals of rank correlations: the evaluation masks are resampled, with all their runs.
 
-Intervals are BCa (Efron, "Better bootstrap confidence intervals", JASA 1987): percentiles of the replicates, moved by
-their median bias and by the acceleration, which the jackknife gives. Plain percentiles would sit too low here, since a
-rank correlation is biased towards 0 and that of a resample, with its ties, once more.
+A resample holds masks several times, which biases its rank correlation towards 0; for a mean over many targets, by more
+than its spread. So replicates are moved until their mean is the estimate. Bounds are BCa (Efron, "Better bootstrap
+confidence intervals", JASA 1987): percentiles that heed skewness, by the median and by the jackknife's acceleration.
 """
 
 import os
@@ -28,7 +28,7 @@ class Interval:
     low: float
     high: float
     level: float
-    """Share of such intervals that hold the value which ever more evaluation masks would give."""
+    """Share of such intervals that hold what other samples of as many masks give on average."""
     replicates: int
 
     @classmethod
@@ -63,7 +63,8 @@ class Bootstrap:
 
         def work(piece: slice) -> tuple[Values, Values, Values]:
             values = self._correlations(a[:, piece], b[:, piece])
-            return *_bounds(estimate[piece], values, self.level, self.replicates), values.sum(axis=0)
+            low, high = _bounds(estimate[piece], values, self.level, self.replicates)
+            return np.maximum(low, -1), np.minimum(high, 1), values.sum(axis=0)
 
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             lows, highs, totals = zip(*pool.map(work, pieces), strict=True)
@@ -85,8 +86,8 @@ def _bounds(estimate: Values, values: Values, level: float, replicates: int) -> 
     """BCa bounds [t] for estimates [t] and their values [t, resamples]."""
     from scipy.special import ndtr, ndtri
 
-    drawn, left_out = values[:, :replicates], values[:, replicates:]
-    middle = estimate[:, None]
+    drawn, left_out, middle = values[:, :replicates], values[:, replicates:], estimate[:, None]
+    drawn = drawn + middle - drawn.mean(axis=1, keepdims=True)
     below = ((drawn < middle).sum(axis=1) + (drawn <= middle).sum(axis=1)) / 2
     bias = ndtri(np.clip(below, 0.5, replicates - 0.5) / replicates)
     pull = left_out.mean(axis=1, keepdims=True) - left_out
