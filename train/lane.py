@@ -17,6 +17,7 @@ from train.config import Setting
 from train.device import on_gpu, precision, sent
 from train.errors import Interrupted
 from train.feed import Feed
+from train.kernels.augment import FusedAugment
 from train.masks import batch_size, largest_subset
 from train.model import build
 from train.parameters import Parameters, reset_statistics
@@ -57,6 +58,10 @@ class Lane:
         n_train = len(feed.images)
         group, batch = recipe.group, batch_size(setting, n_train)
         steps = max(most_steps(recipe, largest_subset(setting, n_train)), WARM_UP + 1)
+        fast = on_gpu(device) and hasattr(self.network, "units") and self.precision != torch.float32
+        channels = feed.images.shape[3]
+        form = (self.precision, max(channels, CHANNELS)) if fast else (torch.float32, channels)
+        self._augment = FusedAugment(shared.augment, *form)
         self._order, self._draws = (torch.zeros((group, steps, batch), dtype=torch.int64, device=device) for _ in "od")
         self._lr = torch.zeros((group, steps), device=device)
         self._weight = torch.zeros((group, batch), device=device)
@@ -111,17 +116,16 @@ class Lane:
             table.index_select(1, self._at).squeeze(1) for table in (self._order, self._draws, self._lr)
         )
         index_GB = self._place if self.shared.feeds["train"].kept is None else order_GB
-        images = self.shared.augment(self._images, index_GB, draws_GB)
+        images = self._augment(self._images, index_GB, draws_GB)
         loss = (self._losses(self._forward(images), self.shared.labels["train"][order_GB]) * self._weight).sum()
         scale = FP16_LOSS_SCALE if self.precision == torch.float16 else 1.0
-        self.parameters.backward(loss, scale)
-        self.parameters.step(lr_G, self.recipe.momentum, self.recipe.weight_decay)
+        self.parameters.backward(loss * scale)
+        self.parameters.step(lr_G, self.recipe.momentum, self.recipe.weight_decay, scale)
         self._at += 1
 
     def _forward(self, images_GBHWC: Tensor) -> Tensor:
         reduced = self.precision != torch.float32
-        missing = CHANNELS - images_GBHWC.shape[4]
-        if reduced and on_gpu(self.device) and hasattr(self.network, "units") and missing > 0:
+        if missing := self._augment.channels - images_GBHWC.shape[4]:
             images_GBHWC = F.pad(images_GBHWC.to(self.precision), (0, missing))
         with torch.autocast(self.device.type, self.precision if reduced else None, enabled=reduced):
             return self.network(images_GBHWC).float()

@@ -5,8 +5,8 @@ of their own; in evaluation all rows see the same images, and G is 1 on input. S
 images of a batch, H W C an image.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,37 +14,10 @@ from torch.nn import functional as F
 
 from train.config import Recipe
 from train.errors import UserError
+from train.kernels.form import RELU, Form, finish
+from train.kernels.norm import batch_norm_act
 from train.own_network import OwnNetwork
 from train.vision import torchvision
-
-
-@dataclass(frozen=True)
-class After:
-    """What follows a batch norm: ReLU, a residual that is added before or after it, and a max pool."""
-
-    relu: bool = True
-    residual: Tensor | None = None
-    add_first: bool = False
-    """Add the residual before the ReLU."""
-    pool: Literal["2x2", "global"] | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to the same, halved, or [B, C]; may overwrite x."""
-        if self.residual is not None and self.add_first:
-            x = x + self.residual
-        if self.relu:
-            x = F.relu_(x)
-        if self.residual is not None and not self.add_first:
-            x = x + self.residual
-        if self.pool == "2x2":
-            return F.max_pool2d(x, 2)
-        return x.amax((2, 3)) if self.pool == "global" else x
-
-
-def norm_act(x: Tensor, bn: nn.BatchNorm2d, then: After) -> Tensor:
-    """Batch norm of a batch by its own statistics, which it adds to the running ones, and what follows."""
-    assert bn.momentum is not None
-    return then(F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, True, bn.momentum, bn.eps))
 
 
 class Unit:
@@ -57,18 +30,19 @@ class Unit:
     def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
         self.conv, self.bn = conv, bn
 
-    def __call__(self, x: Tensor, then: After = After()) -> Tensor:
-        """[B, C, H, W] to the same, or to [B, C] where `then` pools globally. x may have further channels, of zeros."""
+    def __call__(self, x: Tensor, form: Form = RELU, residual: Tensor | None = None) -> Tensor:
+        """[B, C, H, W] to the same, or to what the form pools it to. x may have further channels, of zeros."""
         conv = self.conv
         if conv.training:
-            return norm_act(F.conv2d(x, _like(x, conv.weight), None, conv.stride, conv.padding), self.bn, then)
+            y = F.conv2d(x, _like(x, conv.weight), None, conv.stride, conv.padding)
+            return batch_norm_act(y, self.bn, form, residual)
         mean, var = self.bn.running_mean, self.bn.running_var
         assert mean is not None
         assert var is not None
         scale = self.bn.weight * torch.rsqrt(var + self.bn.eps)
         weight = conv.weight * scale[:, None, None, None]
         shift = self.bn.bias - mean * scale
-        return then(F.conv2d(x, _like(x, weight), shift, conv.stride, conv.padding))
+        return finish(F.conv2d(x, _like(x, weight), shift, conv.stride, conv.padding), form, residual)
 
 
 def _like(x: Tensor, weight_OIHW: Tensor) -> Tensor:
@@ -102,10 +76,10 @@ class ResNet9(nn.Module):
     def forward(self, images_GBHWC: Tensor) -> Tensor:
         units = self.units
         x = units[1](units[0](images_GBHWC[0].permute(0, 3, 1, 2)))
-        x = units[3](units[2](x), After(residual=x))
-        x = units[4](x, After(pool="2x2"))
-        x = units[6](units[5](x), After(residual=x))
-        features = units[7](x, After(pool="global"))
+        x = units[3](units[2](x), Form(residual="after"), x)
+        x = units[4](x, Form(pool="2x2"))
+        x = units[6](units[5](x), Form(residual="after"), x)
+        features = units[7](x, Form(pool="global"))
         with torch.autocast(features.device.type, enabled=False):
             return 0.2 * self.head(features.float())[None]
 
@@ -145,8 +119,8 @@ class _Block:
         return [self.first, self.second, *([self.shortcut] if self.shortcut else [])]
 
     def __call__(self, x: Tensor) -> Tensor:
-        shortcut = self.shortcut(x, After(relu=False)) if self.shortcut else x
-        return self.second(self.first(x), After(residual=shortcut, add_first=True))
+        shortcut = self.shortcut(x, Form(relu=False)) if self.shortcut else x
+        return self.second(self.first(x), Form(residual="before"), shortcut)
 
 
 class ConvNet(nn.Module):

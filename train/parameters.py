@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from train.device import sent
 from train.errors import UserError
+from train.kernels.sgd import sgd_step
 from train.model import ConvNet, ResNet18
 from train.own_network import OwnNetwork
 from train.streams import Stream, uniform
@@ -98,20 +99,20 @@ class Parameters:
         values = [np.broadcast_to(np.float32(part), size) for part, size in zip(flat, sizes, strict=True)]
         return np.concatenate(values)
 
-    def backward(self, loss: Tensor, scale: float = 1.0) -> None:
-        """Put the gradient of a loss in the place of the one before; on its way it is `scale` times as large."""
+    def backward(self, loss: Tensor) -> None:
+        """Put the gradient of a loss in the place of the one before."""
         leaves = [section.parameter for section in self.sections]
-        found = torch.autograd.grad(loss * scale, leaves, materialize_grads=True)
+        found = torch.autograd.grad(loss, leaves, materialize_grads=True)
         torch._foreach_copy_(self.grads, found)
-        if scale != 1:
-            self.grad.div_(scale)
 
-    def step(self, lr: Tensor, momentum: float, weight_decay: float) -> None:
-        """One step of SGD as in torch.optim.SGD, with a learning rate per row (lr: [G])."""
-        self.grad.add_(self.value, alpha=weight_decay)
-        self.momentum.mul_(momentum).add_(self.grad)
-        self.value.addcmul_(self.momentum, lr if self.group == 1 else lr[self.row], value=-1)
-        self._renew_copy()
+    def step(self, lr: Tensor, momentum: float, weight_decay: float, scale: float = 1.0) -> None:
+        """One step of SGD as in torch.optim.SGD, with a learning rate per row (lr: [G]).
+
+        scale: what the loss was multiplied by before its gradient was taken.
+        """
+        state = self.value, self.grad, self.momentum, lr
+        row = None if self.group == 1 else self.row
+        sgd_step(*state, keep=momentum, decay=weight_decay, scale=1 / scale, row=row, copy=self.copy)
 
     def _renew_copy(self) -> None:
         if self.copy is not None:

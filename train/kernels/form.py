@@ -30,11 +30,11 @@ def composition(x: Tensor, norm: nn.BatchNorm2d, form: Form, residual: Tensor | 
 
 
 def finish(y: Tensor, form: Form, residual: Tensor | None = None) -> Tensor:
-    """What `form` says, from normalised activations."""
+    """What `form` says, from normalised activations, which it may overwrite."""
     if residual is not None and form.residual == "before":
         y = y + residual
     if form.relu:
-        y = F.relu(y)
+        y = F.relu_(y)
     if residual is not None and form.residual == "after":
         y = y + residual
     if form.pool == "2x2":
