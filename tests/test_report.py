@@ -252,7 +252,11 @@ def test_bad_input_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "Traceback" not in refused.err
 
 
-def test_thumbnails_are_theimages() -> None:
+def test_text_is_escaped_and_has_minus_signs_and_code() -> None:
+    assert html.text("-0.5 & `eval --curve` of 2026-11-25") == "−0.5 &amp; <code>eval --curve</code> of 2026-11-25"
+
+
+def test_thumbnails_are_the_images() -> None:
     for channels in (1, 3):
         image = np.random.default_rng(0).integers(0, 256, (8, 6, channels), dtype=np.uint8)
         content = base64.b64decode(html.data_url(image).partition(",")[2])

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -38,38 +39,44 @@ def page(title: str, kicker: str, lead: str, figures: str, links: str, sections:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
         f'<style>{CSS}</style></head><body><header><p class="kicker">{escape(kicker)}</p><h1>{escape(title)}</h1>'
-        f'<p class="lead">{escape(lead)}</p>{links}{figures}</header>'
+        f'<p class="lead">{text(lead)}</p>{links}{figures}</header>'
         f'<nav aria-label="Contents"><ul>{contents}</ul></nav><main>{bodies}</main></body></html>\n'
     )
+
+
+def text(plain: str) -> str:
+    """Plain text as HTML, with minus signs before numbers and `code` set as such."""
+    marked = re.sub(r"(?<![\w-])-(?=\.?\d)", "−", escape(plain))
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", marked)
 
 
 def figures(entries: Iterable[tuple[str, str, str]]) -> str:
     """The headline: (what, figure, what more there is to say)."""
     cells = "".join(
-        f"<div><dt>{escape(what)}</dt><dd><b>{escape(figure)}</b><span>{escape(more)}</span></dd></div>"
+        f"<div><dt>{text(what)}</dt><dd><b>{text(figure)}</b><span>{text(more)}</span></dd></div>"
         for what, figure, more in entries
     )
     return f'<dl class="figures">{cells}</dl>'
 
 
-def paragraph(text: str, kind: str = "") -> str:
-    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+def paragraph(words: str, kind: str = "") -> str:
+    return f'<p class="{kind}">{text(words)}</p>' if kind else f"<p>{text(words)}</p>"
 
 
-def heading(text: str) -> str:
-    return f"<h3>{escape(text)}</h3>"
+def heading(words: str) -> str:
+    return f"<h3>{text(words)}</h3>"
 
 
 def table(label: str, rows: Iterable[tuple[str, str]]) -> str:
     """Names and values; it scrolls within itself where it is too wide."""
-    cells = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in rows)
+    cells = "".join(f'<tr><th scope="row">{text(name)}</th><td>{text(value)}</td></tr>' for name, value in rows)
     return _scrolling(label, f'<table class="facts"><tbody>{cells}</tbody></table>')
 
 
 def grid(label: str, names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table with named columns."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    head = "".join(f'<th scope="col">{text(name)}</th>' for name in names)
+    body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return _scrolling(label, f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
 
@@ -81,8 +88,8 @@ def plot(title: str, n: str, svg: str, caption: str) -> str:
     """A plot with its title, what it is of how many of, and how to read it; the title is its text alternative."""
     named = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(f"{title}, {n}. {caption}")}" ', 1)
     return (
-        f'<figure class="plot"><h3>{escape(title)} <small>{escape(n)}</small></h3>{named}'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        f'<figure class="plot"><h3>{text(title)} <small>{text(n)}</small></h3>{named}'
+        f"<figcaption>{text(caption)}</figcaption></figure>"
     )
 
 
@@ -100,7 +107,7 @@ def thumbnail(
     """An image [H, W, C] over lines of text. share: length of the bar between the two, of its width."""
     bar = "" if share is None else f'<i style="--share:{max(0.0, min(1.0, share)):.2f}"></i>'
     soft = ' class="soft"' if min(image.shape[:2]) > LARGEST_THUMBNAIL else ""
-    caption = "".join(f"<span>{escape(line)}</span>" for line in lines)
+    caption = "".join(f"<span>{text(line)}</span>" for line in lines)
     source = f'src="{data_url(image)}" alt="{escape(alt)}" width="72" height="72"'
     return (
         f'<figure class="thumb {kind}" title="{escape(alt)}"><img{soft} {source}>{bar}'

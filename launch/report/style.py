@@ -46,6 +46,7 @@ section { padding-top: 3.25rem; }
 h2 { margin: 0 0 1rem; font-size: 1.35rem; line-height: 1.3; font-weight: 650; letter-spacing: -.01em; }
 h3 { margin: 2rem 0 .5rem; font-size: 1rem; line-height: 1.4; font-weight: 600; }
 h3 small { color: var(--soft); font-size: .8rem; font-weight: 400; white-space: nowrap; }
+code { font-size: .92em; }
 .note { padding: .7rem 1rem; background: var(--panel); border-left: 3px solid var(--orange); }
 .small { color: var(--soft); font-size: .875rem; }
 

@@ -64,9 +64,9 @@ def _pair(subject: Subject, dataset: Dataset, place: int) -> str:
     ours, theirs = subject.targets.images[target], dataset.train.images[example]
     names = name_of(dataset, subject.targets, target), name_of(dataset, dataset.train, example)
     images = html.thumbnail(
-        ours, f"{subject.split} image {target}, {names[0]}", [names[0], f"{subject.split} #{target}"]
+        ours, f"{subject.split} image {target}, {names[0]}", [names[0], subject.split, f"#{target}"]
     )
-    images += html.thumbnail(theirs, f"training image {example}, {names[1]}", [names[1], f"train #{example}"])
+    images += html.thumbnail(theirs, f"training image {example}, {names[1]}", [names[1], "train", f"#{example}"])
     first, second = (signed(float(value[place])) for value in (found.first, found.second))
     distance, usual = _distance(ours, theirs), _usual(ours, dataset.train)
     lines = [f"weight {first}", f"next {second}", f"pixels {distance:.1f} apart", f"usually {usual:.0f}"]
