@@ -12,12 +12,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lasso import files
+from lasso import files, scratch
 from lasso.moments import Cross, Gram
 from lasso.rows import Progress, Split, read_margins, read_masks
 from train.errors import UserError, WorkError
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 GROUPS = ("training", "heldout")
 HEADER = 128
 """Bytes before the values of an .npy file of ours."""
-_MARKED_ROWS = 4096
-"""Rows after which it is noted how far a pass has come."""
 _CHECKPOINT = 300.0
 """Seconds after which half-made counts are written down."""
 _AT_ONCE = 2**26
@@ -80,14 +78,14 @@ class Part:
         rows, n_train = self.split.rows, self.store.n_train
         width = (n_train + 7) // 8
         half = self.file("masks.partial")
-        done = _reached(half)
+        done = scratch.reached(half)
         with files.writing(half), open(half, "r+b" if done else "wb") as file:
             file.write(header((len(rows), width), np.dtype(np.uint8)))
             file.truncate(file.seek(HEADER + done * width))
             for block in Split(rows[done:], self.split.heldout[done:]).blocks(self.store):
                 file.write(np.packbits(read_masks(self.store, block.rows), axis=1).data)
                 before, done = done, done + len(block.rows)
-                _mark(file, half, before, done, len(rows))
+                scratch.mark(file, half, before, done, len(rows))
                 progress("rows", self.first + done, self.last)
         with files.writing(self.masks):
             half.replace(self.masks)
@@ -137,20 +135,22 @@ class Part:
         self, split: str, ranges: list[tuple[int, int]], lacking: list[tuple[int, int]], progress: Progress
     ) -> None:
         """Add up the margins of targets, a file for each range that is lacking; `ranges` follow each other."""
+        path = self.file(f"{split}.{ranges[0][0]}-{ranges[-1][1]}.margins")
+        scratch.remove_abandoned(path.parent, f"{self.stem.name}.*.margins", path)
         if not lacking:
             return
         first, last = lacking[0][0], lacking[-1][1]
-        size = 16 * (last - first) * self.store.n_train
-        if size <= _DIRECT_BYTES and size / 8 * len(self.split.rows) <= _DIRECT_WORK:
+        if not sorts_margins(last - first, self.store.n_train, len(self.split.rows)):
             values = (margins for _, margins in self._margins(split, first, last, 0))
             self._sum(split, ranges[ranges.index(lacking[0]) : ranges.index(lacking[-1]) + 1], values, progress)
             return
-        margins = self._sort_margins(split, ranges, progress)
-        for start, stop in lacking:
-            offset = (start - ranges[0][0]) * len(self.split.rows)
-            self._sum(split, [(start, stop)], self._sorted_margins(margins, offset, stop - start), progress)
-        margins.unlink()
-        margins.with_suffix(".reached").unlink()
+        with scratch.claimed(path):
+            lacking = [pair for pair in lacking if not self.cross(split, *pair).exists()]  # others may have made some
+            if lacking:
+                self._sort_margins(path, split, ranges, progress)
+            for start, stop in lacking:
+                offset = (start - ranges[0][0]) * len(self.split.rows)
+                self._sum(split, [(start, stop)], self._sorted_margins(path, offset, stop - start), progress)
 
     def _margins(self, split: str, first: int, last: int, done: int) -> Iterator[tuple[int, NDArray[np.float64]]]:
         """(place of the first row, margins of targets [first, last)) block by block, from place `done` on."""
@@ -187,11 +187,10 @@ class Part:
 
         return DeviceCross(self.store.n_train, last - first, first, self.device)
 
-    def _sort_margins(self, split: str, ranges: list[tuple[int, int]], progress: Progress) -> Path:
-        """A file with the float16 margins of range after range, [rows, targets] each."""
+    def _sort_margins(self, path: Path, split: str, ranges: list[tuple[int, int]], progress: Progress) -> None:
+        """Write a file with the float16 margins of range after range, [rows, targets] each."""
         first, last, rows = ranges[0][0], ranges[-1][1], len(self.split.rows)
-        path = self.file(f"{split}.{first}-{last}.margins")
-        done = _reached(path)
+        done = scratch.reached(path)
         with files.writing(path), open(path, "r+b" if done else "wb") as file:
             for at, values in self._margins(split, first, last, done):
                 for start, stop in ranges:
@@ -199,9 +198,8 @@ class Part:
                     piece = np.ascontiguousarray(values[:, start - first : stop - first], np.float16)
                     os.pwrite(file.fileno(), piece.data, place)
                 done = at + len(values)
-                _mark(file, path, at, done, rows)
+                scratch.mark(file, path, at, done, rows)
                 progress("rows", self.first + done, self.last)
-        return path
 
     def _sorted_margins(self, path: Path, offset: int, width: int) -> Iterator[NDArray[np.float64]]:
         for block in self.split.blocks(self.store):
@@ -210,19 +208,10 @@ class Part:
             offset += size
 
 
-def _reached(path: Path) -> int:
-    """Rows that a half-made file surely holds."""
-    mark = path.with_suffix(".reached")
-    return int(mark.read_text()) if mark.exists() and path.exists() else 0
-
-
-def _mark(file: BinaryIO, path: Path, before: int, done: int, rows: int) -> None:
-    """Note from time to time how many rows are in a file, once they are on the disk."""
-    if done == rows or done // _MARKED_ROWS != before // _MARKED_ROWS:
-        file.flush()
-        os.fdatasync(file.fileno())
-        with files.replacing(path.with_suffix(".reached")) as temporary:
-            temporary.write_text(str(done))
+def sorts_margins(targets: int, n_train: int, rows: int) -> bool:
+    """Whether adding up so many margins is work for several passes."""
+    size = 16 * targets * n_train
+    return size > _DIRECT_BYTES or size / 8 * rows > _DIRECT_WORK
 
 
 def header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:

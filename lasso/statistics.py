@@ -22,7 +22,7 @@ from lasso import files
 from lasso.design import GramCounts
 from lasso.matrices import Matrices, is_small
 from lasso.moments import TILE, Cross, Gram
-from lasso.part import HEADER, Part, check, read
+from lasso.part import HEADER, Part, check, read, sorts_margins
 from lasso.rows import Progress, Split, silent
 from train.errors import UserError
 from train.store import ReadableStore as Store
@@ -229,8 +229,7 @@ def row_cuts(store: Store) -> list[int]:
     """Row numbers at which parts begin and end: the lengths the setting has had and, where the files stay small,
     numbers between them that grow by a constant factor."""
     lengths = sorted({era.models for era in store.eras if era.models <= store.models} | {store.models})
-    targets = store.n_test + store.n_train
-    if 8 * _POINTS * store.n_train * (store.n_train + 2 * targets) > _DIVIDED_BYTES:
+    if not _is_divided(lengths[0], store.n_train, store.n_test):
         return [0, *lengths]
     step = _SMALLEST ** (-1 / (_POINTS - 1))
     cuts = [0, *(round(lengths[0] * step ** (at + 1 - _POINTS)) for at in range(_POINTS))]
@@ -239,6 +238,20 @@ def row_cuts(store: Store) -> list[int]:
             cuts.append(round(cuts[-1] * step))
         cuts.append(length)
     return sorted(set(cuts))
+
+
+def _is_divided(models: int, n_train: int, n_test: int) -> bool:
+    """Whether the sums of all parts stay small, or smaller than the store's masks and margins."""
+    targets = n_test + n_train
+    return 8 * _POINTS * n_train * (n_train + 2 * targets) <= max(_DIVIDED_BYTES, models * (n_train + 2 * targets))
+
+
+def disk_bytes(models: int, n_train: int, n_test: int, targets: int) -> tuple[int, int]:
+    """What the statistics of a store take on disk for a split with so many targets, and what its sorted margins take
+    meanwhile; a setting that grows later takes more."""
+    parts = _POINTS if _is_divided(models, n_train, n_test) else 1
+    sums = parts * (8 * n_train**2 + 16 * targets * (n_train + 2))
+    return models * ((n_train + 7) // 8) + sums, 2 * models * targets if sorts_margins(targets, n_train, models) else 0
 
 
 def _columns(store: Store) -> int:

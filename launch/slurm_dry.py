@@ -49,7 +49,7 @@ def dry_run(setting: Setting, layout: Layout, cluster: Slurm, split: str, retry_
         notice(line)
     for name, text in shown.items():
         print(f"----- {name}\n{text}")
-    print(_summary(rows, tasks, queued, cluster))
+    print(_summary(rows, tasks, queued, cluster, split))
     return 0
 
 
@@ -92,15 +92,30 @@ def _queued(layout: Layout, store: Store | None, split: str, notices: list[str])
         return []
 
 
-def _summary(rows: Rows, tasks: Sequence[Range], queued: Sequence[Range], cluster: Slurm) -> str:
+def _summary(rows: Rows, tasks: Sequence[Range], queued: Sequence[Range], cluster: Slurm, split: str) -> str:
     size = sum(array.bytes for array in rows.arrays)
     lines = [
         ("rows", f"{len(rows.missing)} of {rows.rows} missing"),
         ("queued", f"{len(queued)} tasks"),
         ("tasks", _tasks(tasks)),
         ("disk", f"{size} bytes ({size / 1e9:.3g} GB)"),
+        ("fit-disk", _fit_disk(rows, split)),
     ]
     return "\n".join(f"{name:10} {value}" for name, value in [*lines, *_costs(rows, tasks, cluster)])
+
+
+def _fit_disk(rows: Rows, split: str) -> str:
+    """What fitting a split writes beside the store: statistics and datamodels, and what is removed at its end."""
+    from lasso.statistics import disk_bytes
+
+    shapes = _shapes(rows)
+    (_, n_train), (_, n_test) = shapes["train_masks"], shapes["test_margins"]
+    targets = n_test if split == "test" else n_train
+    statistics, passing = disk_bytes(rows.setting.models, n_train, n_test, targets)
+    weights = 4 * n_train * targets
+    kept = statistics + weights
+    passing += weights  # of the pieces that are joined
+    return f"{kept} bytes ({kept / 1e9:.3g} GB), and meanwhile {passing} more ({passing / 1e9:.3g} GB)"
 
 
 def _tasks(tasks: Sequence[Range]) -> str:

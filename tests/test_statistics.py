@@ -1,3 +1,4 @@
+import fcntl
 import json
 import subprocess
 import sys
@@ -8,10 +9,10 @@ import torch
 
 from lasso import files, fit
 from lasso.rows import Split, estimation_rows
-from lasso.statistics import Statistics, file_ranges, folder_of, row_cuts
+from lasso.statistics import Statistics, disk_bytes, file_ranges, folder_of, row_cuts
 from tests.fake_store import FakeStore, linear_data
 from train.config import Fit
-from train.errors import UserError
+from train.errors import UserError, WorkError
 from train.masks import Era
 
 ROWS, N, TARGETS = 600, 12, 30
@@ -86,7 +87,7 @@ def one_part(monkeypatch):
     monkeypatch.setattr("lasso.statistics._DIVIDED_BYTES", 0)
     monkeypatch.setattr("lasso.rows._BLOCK_VALUES", 1)  # blocks of 64 rows
     monkeypatch.setattr("lasso.part._AT_ONCE", 1)
-    monkeypatch.setattr("lasso.part._MARKED_ROWS", 64)
+    monkeypatch.setattr("lasso.scratch._MARKED_ROWS", 64)
 
 
 def test_an_interrupted_pass_reads_no_mask_again(store, tmp_path, one_part):
@@ -109,6 +110,49 @@ def test_sorting_margins_by_files_changes_nothing_and_an_interrupted_pass_goes_o
     store.arrays["test_margins"][:] = 0
     assert torch.equal(weight(fit(store)), whole)
     assert not list(folder_of(store).glob("*.margins*"))
+
+
+def scratch_files(store):
+    return sorted(file.name.split(".", 2)[2] for file in folder_of(store).glob("*.margins"))
+
+
+@pytest.fixture
+def sorting(tmp_path, one_part, monkeypatch):
+    """A store whose margins are sorted by files before they are added up."""
+    monkeypatch.setattr("lasso.statistics._COLUMNS", 128)
+    monkeypatch.setattr("lasso.part._DIRECT_BYTES", 0)
+    return FakeStore(tmp_path, *linear_data(ROWS, N, 300), fit=Fit(k=20))
+
+
+def test_margins_that_nobody_goes_on_with_are_removed_by_the_next_fit(sorting):
+    for targets in ((0, 300), (0, 200)):
+        with pytest.raises(Stop):
+            fit(sorting, targets=targets, progress=stop_at("margins 0:128", 300))
+        assert scratch_files(sorting) == [f"test.{targets[0]}-{targets[1]}.margins"]
+    path = next(folder_of(sorting).glob("*.margins"))
+    with open(path, "ab") as file:  # another process works at it
+        fcntl.flock(file, fcntl.LOCK_EX)
+        fit(sorting, targets=(0, 5))
+        assert path.exists()
+    fit(sorting, targets=(0, 5))
+    assert not list(folder_of(sorting).glob("*.margins")) + list(folder_of(sorting).glob("*.margins.reached"))
+
+
+def test_an_error_leaves_no_sorted_margins(sorting):
+    sorting.arrays["test_margins"][500, 7] = np.inf
+    with pytest.raises(WorkError, match="row 500 holds a margin that is not finite"):
+        fit(sorting)
+    assert not scratch_files(sorting)
+
+
+@pytest.mark.parametrize("kind", ["store", "sorting"])
+def test_what_a_fit_takes_on_disk_is_foreseen(kind, request):
+    store = request.getfixturevalue(kind)
+    fit(store)
+    found = list(folder_of(store).glob("*.npy"))
+    kept, passing = disk_bytes(store.models, N, store.n_test, store.n_test)
+    assert sum(file.stat().st_size for file in found) == kept + 128 * len(found)  # headers
+    assert passing == (2 * ROWS * store.n_test if kind == "sorting" else 0)
 
 
 def test_counts_read_from_files_give_the_same_fit_bit_for_bit(tmp_path, monkeypatch):
