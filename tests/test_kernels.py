@@ -28,6 +28,8 @@ needs_interpreter = pytest.mark.skipif(
     reason="Triton's interpreter works with NumPy 2.4 from 3.7 on",
 )
 
+SHARED = 227 * 1024
+"""Bytes of shared memory of a Hopper GPU's multiprocessor; two programs at once are wanted."""
 BLOCKS = {
     "resnet9": [
         ((512, 64, 32, 32), Form()),
@@ -71,6 +73,7 @@ def test_batch_norm_compiles_well(network: str, dtype: torch.dtype, monkeypatch:
     assert names >= {"statistics", "finalise", "normalise", "backward", "total"}
     for binary in binaries:
         assert _nothing_spilled(binary), binary
+        assert 2 * binary.shared <= SHARED, binary
         if "BLOCK_P" in binary.constants:
             assert binary.widths("ld") == {16}, binary
         if binary.name.startswith("backward") and binary.constants["APPLY"]:

@@ -34,6 +34,8 @@ class Binary:
     constants: dict[str, Any]
     ptx: str
     cubin: bytes
+    shared: int
+    """Bytes of shared memory that a program asks for."""
 
     def widths(self, instruction: str) -> set[int]:
         """Bytes that a thread moves at once with `ld` or `st` to and from global memory."""
@@ -41,13 +43,13 @@ class Binary:
         return {int(lanes or 1) * int(bits) // 8 for lanes, bits in kinds}
 
     def resources(self) -> dict[str, int]:
-        """REG, STACK, SHARED and LOCAL as cuobjdump tells them."""
+        """REG, STACK and LOCAL as cuobjdump tells them."""
         program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
         with TemporaryDirectory() as folder:
             file = Path(folder) / "kernel.cubin"
             file.write_bytes(self.cubin)
             told = subprocess.run([program, "--dump-resource-usage", file], capture_output=True, text=True, check=True)
-        return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", told.stdout)}
+        return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", told.stdout)}
 
 
 @contextmanager
@@ -93,4 +95,4 @@ def _types(kernel: JITFunction, values: dict[str, Any]) -> tuple[dict[str, str],
 def _compiled(kernel: JITFunction, values: dict[str, Any], options: dict[str, int]) -> Binary:
     signature, constants, divisible = _types(kernel, values)
     binary = triton.compile(ASTSource(kernel, signature, constants, divisible), target=HOPPER, options=options)
-    return Binary(kernel.__name__, constants, binary.asm["ptx"], binary.asm["cubin"])
+    return Binary(kernel.__name__, constants, binary.asm["ptx"], binary.asm["cubin"], binary.metadata.shared)

@@ -14,6 +14,9 @@ BEFORE: tl.constexpr = tl.constexpr(1)
 AFTER: tl.constexpr = tl.constexpr(2)
 """A residual that is added after it."""
 
+STAGES: tl.constexpr = tl.constexpr(3)
+"""Tiles of a reducing pass that are asked for ahead of their use, by way of shared memory."""
+
 
 @triton.jit
 def affine(value, mean, scale, bias):
@@ -53,7 +56,7 @@ def statistics(x, means, squares, pixels, chunk, C: tl.constexpr, BLOCK_P: tl.co
     mean = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     square = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     seen = 0.0
-    for start in range(first, last, BLOCK_P):
+    for start in tl.range(first, last, BLOCK_P, num_stages=STAGES):
         pixel = start + lane
         inside = (pixel < last)[:, None] & there[None, :]
         value = tl.load(x + pixel[:, None] * C + channel[None, :], mask=inside, other=0.0).to(tl.float32)
@@ -146,6 +149,29 @@ def normalise(
     tl.store(y + at, value.to(y.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def opened(x, y, dy, at, inside, m, scale, b, RELU: tl.constexpr, RESIDUAL: tl.constexpr):
+    """Numbers of x and of dy, the latter 0 where the ReLU was shut."""
+    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
+    if RELU:
+        if RESIDUAL == BEFORE:
+            result = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
+        else:
+            result = affine(value, m, scale, b).to(x.dtype.element_ty).to(tl.float32)
+        g = tl.where(result > 0, g, 0.0)
+    return value, g
+
+
+@triton.jit
+def slope(value, g, m, r, scale, sums, products, pixels, channel, there):
+    """The gradient of x: weight * rstd * (g - mean(g) - z * mean(g * z)), from the sums of g and g * z [C]."""
+    mean_g = tl.load(sums + channel, mask=there, other=0.0) / pixels
+    mean_gz = tl.load(products + channel, mask=there, other=0.0) / pixels
+    z = (value - m[None, :]) * r[None, :]
+    return scale[None, :] * (g - mean_g[None, :] - z * mean_gz[None, :])
+
+
 @triton.jit(do_not_specialize=["pixels", "chunk"])
 def backward(
     x,
@@ -171,41 +197,33 @@ def backward(
     """With g = dy where the ReLU was open and z = (x - mean) * rstd, in two launches:
 
     the first writes each chunk's sums of g and of g * z to `sums` and `products` [splits, C]; the second (APPLY) reads
-    their totals there [C] and writes dx = weight * rstd * (g - mean(g) - z * mean(g * z)), and g as the gradient of a
-    residual that was added before the ReLU.
+    their totals there [C] and writes dx, for BLOCK_P pixels a program, and g as the gradient of a residual that was
+    added before the ReLU.
     """
-    split = tl.num_programs(0) - 1 - tl.program_id(0) if APPLY else tl.program_id(0)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     there = channel < C
-    last = tl.minimum(split * chunk + chunk, pixels)
     m, r, scale, b = per_channel(mean, rstd, weight, bias, channel, there)
     if APPLY:
-        mean_g = tl.load(sums + channel, mask=there, other=0.0) / pixels
-        mean_gz = tl.load(products + channel, mask=there, other=0.0) / pixels
-    sum_g = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    sum_gz = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    for start in range(split * chunk, last, BLOCK_P):
-        pixel = start + tl.arange(0, BLOCK_P)
-        inside = (pixel < last)[:, None] & there[None, :]
+        pixel = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_P + tl.arange(0, BLOCK_P)
+        inside = (pixel < pixels)[:, None] & there[None, :]
         at = pixel[:, None] * C + channel[None, :]
-        value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-        g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
-        if RELU:
-            if RESIDUAL == BEFORE:
-                open_ = tl.load(y + at, mask=inside, other=0.0).to(tl.float32) > 0
-            else:
-                open_ = affine(value, m, scale, b).to(x.dtype.element_ty).to(tl.float32) > 0
-            g = tl.where(open_, g, 0.0)
-        z = (value - m[None, :]) * r[None, :]
-        if APPLY:
-            if RESIDUAL == BEFORE:
-                tl.store(dresidual + at, g.to(dresidual.dtype.element_ty), mask=inside)
-            slope = scale[None, :] * (g - mean_g[None, :] - z * mean_gz[None, :])
-            tl.store(dx + at, slope.to(dx.dtype.element_ty), mask=inside)
-        else:
+        value, g = opened(x, y, dy, at, inside, m, scale, b, RELU, RESIDUAL)
+        if RELU and RESIDUAL == BEFORE:
+            tl.store(dresidual + at, g.to(dresidual.dtype.element_ty), mask=inside)
+        gradient = slope(value, g, m, r, scale, sums, products, pixels, channel, there)
+        tl.store(dx + at, gradient.to(dx.dtype.element_ty), mask=inside)
+    else:
+        split = tl.program_id(0)
+        last = tl.minimum(split * chunk + chunk, pixels)
+        sum_g = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+        sum_gz = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+        for start in tl.range(split * chunk, last, BLOCK_P, num_stages=STAGES):
+            pixel = start + tl.arange(0, BLOCK_P)
+            inside = (pixel < last)[:, None] & there[None, :]
+            at = pixel[:, None] * C + channel[None, :]
+            value, g = opened(x, y, dy, at, inside, m, scale, b, RELU, RESIDUAL)
             sum_g += g
-            sum_gz += g * z
-    if not APPLY:
+            sum_gz += g * (value - m[None, :]) * r[None, :]
         tl.store(sums + split * C + channel, tl.sum(sum_g, axis=0), mask=there)
         tl.store(products + split * C + channel, tl.sum(sum_gz, axis=0), mask=there)
 

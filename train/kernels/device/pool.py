@@ -7,7 +7,7 @@ precision, and go as in torch: a 2x2 maximum's gradient to the first of them, a 
 import triton
 import triton.language as tl
 
-from train.kernels.device.norm import affine, per_channel, rectify
+from train.kernels.device.norm import STAGES, affine, per_channel, rectify, slope
 
 
 @triton.jit
@@ -72,6 +72,44 @@ def normalise_pool(
     tl.store(y + out[:, None] * C + channel[None, :], best.to(y.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def first_maximum(
+    x,
+    dy,
+    window,
+    windows,
+    channel,
+    there,
+    m,
+    scale,
+    b,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    C: tl.constexpr,
+    RELU: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The corner of each window that has its maximum, the number of x there, and dy, which is 0 where the ReLU shut."""
+    out, whole = pooled_pixel(window, H, W)
+    inside = (whole & (window < windows))[:, None] & there[None, :]
+    g = tl.load(dy + out[:, None] * C + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+    best = tl.full((BLOCK_P, BLOCK_C), float("-inf"), tl.float32)
+    winner = tl.zeros((BLOCK_P, BLOCK_C), tl.int32)
+    chosen = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    for corner in tl.static_range(4):
+        pixel, _ = pixel_of(window, corner, H, W)
+        value = tl.load(x + pixel[:, None] * C + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+        activation = affine(value, m, scale, b).to(x.dtype.element_ty).to(tl.float32)
+        better = greater(activation, best)
+        best = tl.where(better, activation, best)
+        winner = tl.where(better, corner, winner)
+        chosen = tl.where(better, value, chosen)
+    if RELU:
+        g = tl.where(best > 0, g, 0.0)
+    return winner, chosen, g
+
+
 @triton.jit(do_not_specialize=["windows", "chunk", "pixels"])
 def backward_pool(
     x,
@@ -95,48 +133,34 @@ def backward_pool(
     BLOCK_C: tl.constexpr,
 ):
     """norm.backward, where g is dy at the first maximum of each window and 0 elsewhere."""
-    split = tl.num_programs(0) - 1 - tl.program_id(0) if APPLY else tl.program_id(0)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     there = channel < C
-    last = tl.minimum(split * chunk + chunk, windows)
     m, r, scale, b = per_channel(mean, rstd, weight, bias, channel, there)
     if APPLY:
-        mean_g = tl.load(sums + channel, mask=there, other=0.0) / pixels
-        mean_gz = tl.load(products + channel, mask=there, other=0.0) / pixels
-    sum_g = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    sum_gz = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    for start in range(split * chunk, last, BLOCK_P):
-        window = start + tl.arange(0, BLOCK_P)
-        out, whole = pooled_pixel(window, H, W)
-        inside = (whole & (window < last))[:, None] & there[None, :]
-        g = tl.load(dy + out[:, None] * C + channel[None, :], mask=inside, other=0.0).to(tl.float32)
-        best = tl.full((BLOCK_P, BLOCK_C), float("-inf"), tl.float32)
-        winner = tl.zeros((BLOCK_P, BLOCK_C), tl.int32)
-        chosen = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+        window = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_P + tl.arange(0, BLOCK_P)
+        winner, _, g = first_maximum(
+            x, dy, window, windows, channel, there, m, scale, b, H, W, C, RELU, BLOCK_P, BLOCK_C
+        )
         for corner in tl.static_range(4):
-            pixel, _ = pixel_of(window, corner, H, W)
-            value = tl.load(x + pixel[:, None] * C + channel[None, :], mask=inside, other=0.0).to(tl.float32)
-            activation = affine(value, m, scale, b).to(x.dtype.element_ty).to(tl.float32)
-            better = greater(activation, best)
-            best = tl.where(better, activation, best)
-            winner = tl.where(better, corner, winner)
-            chosen = tl.where(better, value, chosen)
-        if RELU:
-            g = tl.where(best > 0, g, 0.0)
-        if APPLY:
-            for corner in tl.static_range(4):
-                pixel, exists = pixel_of(window, corner, H, W)
-                at = pixel[:, None] * C + channel[None, :]
-                written = (exists & (window < last))[:, None] & there[None, :]
-                value = tl.load(x + at, mask=written, other=0.0).to(tl.float32)
-                z = (value - m[None, :]) * r[None, :]
-                own = tl.where(winner == corner, g, 0.0)
-                slope = scale[None, :] * (own - mean_g[None, :] - z * mean_gz[None, :])
-                tl.store(dx + at, slope.to(dx.dtype.element_ty), mask=written)
-        else:
+            pixel, exists = pixel_of(window, corner, H, W)
+            at = pixel[:, None] * C + channel[None, :]
+            inside = (exists & (window < windows))[:, None] & there[None, :]
+            value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+            own = tl.where(winner == corner, g, 0.0)
+            gradient = slope(value, own, m, r, scale, sums, products, pixels, channel, there)
+            tl.store(dx + at, gradient.to(dx.dtype.element_ty), mask=inside)
+    else:
+        split = tl.program_id(0)
+        last = tl.minimum(split * chunk + chunk, windows)
+        sum_g = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+        sum_gz = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+        for start in tl.range(split * chunk, last, BLOCK_P, num_stages=STAGES):
+            window = start + tl.arange(0, BLOCK_P)
+            _, chosen, g = first_maximum(
+                x, dy, window, last, channel, there, m, scale, b, H, W, C, RELU, BLOCK_P, BLOCK_C
+            )
             sum_g += g
             sum_gz += g * (chosen - m[None, :]) * r[None, :]
-    if not APPLY:
         tl.store(sums + split * C + channel, tl.sum(sum_g, axis=0), mask=there)
         tl.store(products + split * C + channel, tl.sum(sum_gz, axis=0), mask=there)
 
