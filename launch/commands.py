@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -372,6 +372,18 @@ def run(request: Request) -> int:
     print(_table(store, trained, timings, quality))
     print(path)
     return code
+
+
+def plan(request: Request) -> int:
+    """What a setting takes before it is started, and what a budget buys."""
+    from launch.plan import Plan, Terms
+    from launch.plan_text import describe
+
+    given = {field.name: request.options.get(field.name) for field in fields(Terms)}
+    terms = Terms(**{key: value for key, value in given.items() if value is not None})
+    found = Plan(request.setting, request.layout, terms).to_json()
+    print(json.dumps(found) if request.options["json"] else describe(found))
+    return 0
 
 
 def submit(request: Request) -> int:

@@ -90,6 +90,21 @@ def _export(parser: Any) -> None:
     parser.add_argument("--out", metavar="DIR", help="folder for the export, where the root is read-only")
 
 
+def _plan(parser: Any) -> None:
+    parser.add_argument("--probe", type=int, metavar="K", help="train K groups of rows, in a store that is not kept")
+    parser.add_argument(
+        "--device", metavar="NAME", help="device to plan for; default what made the rows, else this one"
+    )
+    parser.add_argument("--workers", type=int, metavar="W", help="workers that share a GPU; default 1")
+    parser.add_argument("--price", type=float, help="price of a GPU for an hour (of a CPU core where no GPU trains)")
+    parser.add_argument(
+        "--watts", type=float, help="power that a GPU (or CPU core) draws, with what it needs beside it"
+    )
+    parser.add_argument("--budget", type=float, metavar="HOURS", help="tell what so many such hours buy at each alpha")
+    parser.add_argument("--money", type=float, help="the same for so much money, at --price")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="tables of benchmarks; default bench/results")
+
+
 def _submit(parser: Any) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print scripts, bytes and GPU-hours, submit nothing")
     parser.add_argument("--retry-failed", action="store_true", help="retry rows that failed for good as well")
@@ -115,6 +130,7 @@ COMMANDS = {
     "export": Command(commands.export, "write files for other libraries: docs/export.md", _export),
     "run": Command(commands.run, "init, train, fit, eval and report in one go", _training),
     "submit": Command(commands.submit, "the same on SLURM, as arrays of tasks", _all(_split, _submit)),
+    "plan": Command(commands.plan, "tell what a setting takes: bytes, hours, money", _all(_json, _plan)),
     "data": Command(commands.data, "fetch or check the data set, and say where it lies"),
 }
 

@@ -10,28 +10,21 @@ import numpy as np
 
 from launch import slurm_queue
 from launch.progress import duration, notice
+from launch.sizes import arrays_of, store_as_it_is
 from launch.slurm_config import Slurm, seconds_of
 from launch.slurm_plan import Plan, Range, folder_of, next_folder, pieces
 from launch.slurm_script import files, portable, require_path
 from launch.slurm_work import Queue, Rows, rows_of
 from train.config import Setting
-from train.data import load
 from train.errors import UserError
 from train.layout import Layout
-from train.manifest import array_list, check_identity, read_manifest
-from train.masks import subset_size
-from train.store import Store, refuse_orphans
-
-_PUBLISHED = {"cifar": (50000, 10000, 10), "fmow": (21404, 3138, 62)}
-"""Training examples, test examples and classes of a data set that need not be at hand: FMoW's of the year 2012."""
-
-_PUBLISHED_SCHEMES = ("official", "time_after_2016")
+from train.store import Store
 
 
 def dry_run(setting: Setting, layout: Layout, cluster: Slurm, split: str, retry_failed: bool) -> int:
     """Print the scripts of every stage and what the training takes. Raises UserError."""
     require_path(layout)
-    store, notices = _open(setting, layout), list[str]()
+    store, notices = store_as_it_is(setting, layout), list[str]()
     rows = rows_of(store, retry_failed) if store else _new_rows(setting, notices)
     queued = _queued(layout, store, split, notices)
     tasks = rows.tasks(cluster, queued)
@@ -53,30 +46,9 @@ def dry_run(setting: Setting, layout: Layout, cluster: Slurm, split: str, retry_
     return 0
 
 
-def _open(setting: Setting, layout: Layout) -> Store | None:
-    """The store as it is, without mending anything, or None where there is none."""
-    if not layout.manifest.exists():
-        refuse_orphans(layout)
-        return None
-    manifest = read_manifest(layout.manifest)
-    check_identity(manifest, setting, layout.manifest)
-    return Store(layout, setting, manifest)
-
-
 def _new_rows(setting: Setting, notices: list[str]) -> Rows:
-    """The rows of a store that is yet to be created. Raises UserError where that cannot be, or sizes are not known."""
-    try:
-        dataset = load(setting)
-        sizes = len(dataset.train.labels), len(dataset.test.labels), len(dataset.classes)
-    except UserError:
-        if setting.dataset not in _PUBLISHED or setting.data.split_scheme not in _PUBLISHED_SCHEMES:
-            raise
-        train, test, classes = _PUBLISHED[setting.dataset]
-        sizes = min(setting.data.train or train, train), min(setting.data.test or test, test), classes
-        notices.append(f"no {setting.dataset} data in {setting.data.root}: sizes are those of the published data set")
-    if setting.mask == "exact":
-        subset_size(setting.alpha, sizes[0])
-    arrays = array_list(setting, setting.rows, *sizes)
+    """The rows of a store that is yet to be created. Raises UserError."""
+    arrays = arrays_of(setting, notices)
     return Rows(setting, setting.rows, setting.recipe.group, arrays, np.arange(setting.rows), None)
 
 

@@ -20,9 +20,9 @@ _QUICK = 2500
 
 def growth_of(store: ReadableStore, split: str, progress: Progress) -> Curve | str:
     """The curve, or why there is none. Raises WorkError for damaged rows."""
-    kept = _kept(store, split)
-    if kept is not None:
-        return kept
+    found = kept(store, split)
+    if found and found[1]:
+        return found[0]
     if store.n_train > _QUICK:
         return (
             f"No curve of LDS against the number of models: with {store.n_train:,} training examples it takes as long "
@@ -51,13 +51,12 @@ def _basis(store: ReadableStore) -> dict[str, Any]:
     return {"stamp": store.row_stamp(np.flatnonzero(store.completed())), "options": asdict(store.setting.fit)}
 
 
-def _kept(store: ReadableStore, split: str) -> Curve | None:
-    """The curve that `keep` wrote for today's rows and options, if it did."""
+def kept(store: ReadableStore, split: str) -> tuple[Curve, bool] | None:
+    """The curve that `keep` wrote last, and whether it is of today's rows and options."""
     try:
         content = json.loads(_path(store, split).read_bytes())
-        if {key: content[key] for key in ("stamp", "options")} != _basis(store):
-            return None
         law = Law(**content["law"]) if content["law"] else None
-        return Curve([Point(**point) for point in content["points"]], content["targets"], content["ceiling"], law)
+        found = Curve([Point(**point) for point in content["points"]], content["targets"], content["ceiling"], law)
+        return found, {key: content[key] for key in ("stamp", "options")} == _basis(store)
     except (OSError, ValueError, KeyError, TypeError):
         return None

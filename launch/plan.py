@@ -1,0 +1,203 @@
+"""What a setting takes before it is started: bytes, hours, money; and what a budget buys.
+
+Every figure says what it was measured from; where nothing was measured, it says what to run.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lasso import path_of, read_report
+from lasso.statistics import disk_bytes
+from launch.progress import notice
+from launch.rates import RESULTS, Rate, line, maker_of, of_store, of_tables, probe, table_devices
+from launch.report.growth import kept
+from launch.sizes import arrays_of, store_as_it_is
+from train.config import Setting, from_dict, identity
+from train.data import load
+from train.errors import UserError
+from train.layout import Layout
+from train.manifest import Array, read_manifest
+from train.store import Store
+
+ALPHAS = (0.1, 0.2, 0.5, 0.75)
+"""Those of the published data; a budget is told for each."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the user asks with. Hours are of a GPU, or of one CPU core where a CPU trains."""
+
+    budget: float | None = None
+    """Hours to spend."""
+    money: float | None = None
+    """Money to spend."""
+    price: float | None = None
+    """Price of an hour."""
+    watts: float | None = None
+    """Power drawn in that hour."""
+    workers: int = 1
+    """Workers that share a GPU."""
+    probe: int = 0
+    """Groups of rows to train at each alpha in order to find out."""
+    device: str | None = None
+    """Device to plan for; None for the one that made the store's rows, else the one here."""
+    results: Path = RESULTS
+    """Folder with tables of benchmarks."""
+
+    def __post_init__(self) -> None:
+        for key in ("budget", "money", "price", "watts"):
+            value = getattr(self, key)
+            if value is not None and not 0 < value < np.inf:
+                raise UserError(f"--{key} is {value}, expected a finite number above 0")
+        if self.workers < 1 or self.probe < 0:
+            key = "workers" if self.workers < 1 else "probe"
+            raise UserError(f"--{key} is {getattr(self, key)}, expected at least {int(key == 'workers')}")
+        if self.money and not self.price:
+            raise UserError("--money is given without --price: what does an hour cost?")
+        if self.money and self.budget:
+            raise UserError("--budget and --money are both given, expected one of them")
+        if self.device and self.probe:
+            raise UserError("--probe measures the device here, expected no --device beside it")
+
+    @property
+    def hours(self) -> float | None:
+        """Hours that the budget allows."""
+        return self.money / self.price if self.money and self.price else self.budget
+
+
+class Plan:
+    """Figures for a setting and its store, which need not be there. Raises UserError, WorkError."""
+
+    def __init__(self, setting: Setting, layout: Layout, terms: Terms) -> None:
+        self.setting, self.layout, self.terms = setting, layout, terms
+        self.store = store_as_it_is(setting, layout)
+        notices = list[str]()
+        self.arrays: Sequence[Array] = list(self.store.arrays.values()) if self.store else arrays_of(setting, notices)
+        for text in notices:
+            notice(text)
+        self.rows = self.store.rows if self.store else setting.rows
+        self.missing = len(self.store.missing()) if self.store else setting.rows
+        shapes = {array.name: array.shape for array in self.arrays}
+        self.n_train, self.n_test = shapes["train_masks"][1], shapes["test_margins"][1]
+        self.alphas = sorted({setting.alpha, *(ALPHAS if terms.hours else ())})
+        self.stores = {alpha: store for alpha in sorted({setting.alpha, *ALPHAS}) if (store := self._store_at(alpha))}
+        self.rates = self._rates()
+        """Seconds a row, by alpha, as far as they are known."""
+
+    def _store_at(self, alpha: float) -> Store | None:
+        """The store in the root of the same setting at another alpha, however many models it has."""
+        if alpha == self.setting.alpha:
+            return self.store
+        setting = dataclasses.replace(self.setting, alpha=alpha)
+        layout = Layout(self.layout.root, setting.dataset, setting.pct)
+        if not layout.manifest.exists():
+            return None
+        manifest = read_manifest(layout.manifest)
+        there = from_dict(manifest.config)
+        free = ("models", "eval_models", "runs_per_mask", "seed", "mask", "outputs", "fit", "eval")
+        same = dataclasses.replace(setting, **{key: getattr(there, key) for key in free})
+        if identity(same.to_dict()) != identity(there.to_dict()):
+            return None
+        return Store(layout, there, manifest)
+
+    def _rates(self) -> dict[float, Rate]:
+        if self.terms.probe:
+            dataset = load(self.setting)
+            settings = [dataclasses.replace(self.setting, alpha=alpha) for alpha in self.alphas]
+            return {setting.alpha: probe(setting, dataset, self.terms.probe) for setting in settings}
+        device, on_gpu = self._device()
+        rates = {alpha: of_store(store, device, on_gpu) for alpha, store in self.stores.items()}
+        known = of_tables(self.setting, device, on_gpu, self.terms.results)
+        known |= {alpha: rate for alpha, rate in rates.items() if rate}
+        return known | line(self.setting, self.n_train, known, self.alphas)
+
+    def _device(self) -> tuple[str, bool]:
+        """The device to plan for, and whether it is a GPU."""
+        for store in (self.store, *self.stores.values()):
+            if store and (found := maker_of(store)) and self.terms.device in (None, found[0]):
+                return found
+        from train.device import device_name, pick_device
+
+        here = pick_device(self.setting.recipe)
+        name = self.terms.device or device_name(here)
+        return name, here.type == "cuda" if name == device_name(here) else self.setting.recipe.device == "cuda"
+
+    @property
+    def rate(self) -> Rate | None:
+        return self.rates.get(self.setting.alpha)
+
+    @property
+    def models(self) -> int:
+        return self.rows - self.setting.eval_models
+
+    def hours(self, rate: Rate, rows: int) -> float:
+        """Hours of a GPU, or of a CPU core, that rows take."""
+        return rows * rate.seconds / 3600 * self._units(rate)
+
+    def _units(self, rate: Rate) -> float:
+        """GPUs or CPU cores that a worker takes."""
+        return 1 / self.terms.workers if rate.on_gpu else self.setting.recipe.threads
+
+    def fit(self) -> dict[str, Any]:
+        """What a fit of the test examples takes in bytes, and the seconds that one of this store took."""
+        report = read_report(path_of(self.store, "test")) if self.store else None
+        sums, meanwhile = disk_bytes(self.models, self.n_train, self.n_test, self.n_test)
+        return {
+            "matrix_bytes": 4 * self.n_train**2,
+            "statistics_bytes": sums,
+            "meanwhile_bytes": meanwhile,
+            "seconds": sum(report["seconds"].values()) if report else None,
+        }
+
+    def lds(self, alpha: float, models: int) -> dict[str, Any] | None:
+        """LDS to expect of so many models, by the law of the curve that `eval --curve` kept at that alpha."""
+        found = kept(self.stores[alpha], "test") if alpha in self.stores and models > 0 else None
+        law = found[0].law if found else None
+        if found is None or law is None:
+            return None
+        curve, current = found
+        lds = float(law.at(np.array([float(models)]))[0])
+        return {"lds": lds, "error": law.error, "measured_to": curve.points[-1].models, "current": current}
+
+    def purchase(self, alpha: float, hours: float) -> dict[str, Any]:
+        """What hours buy at an alpha, from nothing: whole groups, the setting's evaluation models among them."""
+        rate, group = self.rates.get(alpha), self.setting.recipe.group
+        if rate is None:
+            return {"alpha": alpha, "seconds_per_row": None, "models": None, "expected": None}
+        rows = int(hours * 3600 / (rate.seconds * self._units(rate))) // group * group
+        models = max(0, rows - self.setting.eval_models)
+        return {
+            "alpha": alpha,
+            "seconds_per_row": dataclasses.asdict(rate),
+            "models": models,
+            "expected": self.lds(alpha, models),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        rate, terms = self.rate, self.terms
+        hours = self.hours(rate, self.missing) if rate else None
+        return {
+            "dataset": self.setting.dataset,
+            "alpha": self.setting.alpha,
+            "models": self.models,
+            "rows": self.rows,
+            "missing": self.missing,
+            "bytes": {array.name: array.bytes for array in self.arrays},
+            "total_bytes": sum(array.bytes for array in self.arrays),
+            "seconds_per_row": dataclasses.asdict(rate) if rate else None,
+            "hours": hours,
+            "hours_in_all": self.hours(rate, self.rows) if rate else None,
+            "hours_of": ("GPU" if rate.on_gpu else "CPU core") if rate else None,
+            "money": hours * terms.price if hours is not None and terms.price else None,
+            "kwh": hours * terms.watts / 1000 if hours is not None and terms.watts else None,
+            "tables_of": [] if rate else table_devices(terms.results),
+            "fit": self.fit(),
+            "expected": self.lds(self.setting.alpha, self.models),
+            "budget_hours": terms.hours,
+            "budget": [self.purchase(alpha, terms.hours) for alpha in self.alphas] if terms.hours else [],
+        }

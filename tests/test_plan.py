@@ -1,0 +1,214 @@
+"""`plan`: every figure from what was measured, and none where nothing was."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lasso.curve import Curve, Law, Point
+from launch.plan import Plan, Terms
+from launch.plan_text import describe
+from launch.rates import Rate, line
+from launch.report.growth import keep
+from tests.conftest import DIGITS, PROJECT, TINY, Outcome, in_process
+from train.config import Setting
+from train.layout import Layout
+
+CIFAR = PROJECT / "configs" / "cifar_50pct.yaml"
+SMALL = ["--models=1500", "--eval_models=500", "--recipe.network=resnet9"]
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Benchmarks of two devices that nobody has, one of them measured twice."""
+    tables = {
+        "2026-01-01-old": ("Abacus", {0.1: 9.0, 0.5: 9.0}),
+        "2026-02-01-abacus": ("Abacus", {0.1: 1.0, 0.2: 1.5, 0.5: 3.0, 0.75: 4.25}),
+        "2026-02-01-loom": ("Loom", {0.5: 1.0}),
+    }
+    for name, (device, seconds) in tables.items():
+        rows = [{"dataset": "cifar", "alpha": alpha, "seconds_per_row": one} for alpha, one in seconds.items()]
+        content = {"device": device, "torch": "2.0", "rows": rows}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def planned(capsys: pytest.CaptureFixture[str], config: Path, *options: object) -> dict[str, Any]:
+    done = in_process(capsys, "plan", config, *options, "--json")
+    assert done.code == 0, done.err
+    return json.loads(done.out)
+
+
+def test_bytes_are_those_that_init_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*TINY, "--outputs.test_logits=true", "--root", tmp_path / "root"]
+    before = planned(capsys, DIGITS, *options)
+    assert not (tmp_path / "root").exists()
+    assert in_process(capsys, "init", DIGITS, *options).code == 0
+    data = tmp_path / "root" / "digits" / "data"
+    assert before["bytes"] == {name: (data / f"{name}_50pct.npy").stat().st_size for name in before["bytes"]}
+    assert before["total_bytes"] == sum(before["bytes"].values())
+    assert planned(capsys, DIGITS, *options)["bytes"] == before["bytes"]
+
+
+def test_where_nothing_was_measured_it_says_what_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*TINY, "--root", tmp_path / "root", "--results", tmp_path, "--budget=5", "--price=2"]
+    found = planned(capsys, DIGITS, *options)
+    assert [found[key] for key in ("seconds_per_row", "hours", "money", "expected")] == [None] * 4
+    assert [one["models"] for one in found["budget"]] == [None] * 4
+    told = in_process(capsys, "plan", DIGITS, *options).out
+    assert "not known here: `--probe 2` measures it" in told
+    assert "`datamodels eval CONFIG --curve` tells it" in told
+
+
+def test_a_table_gives_hours_money_energy_and_what_a_budget_buys(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*SMALL, "--root", tmp_path / "none", "--results", results, "--device=Abacus"]
+    found = planned(capsys, CIFAR, *options, "--price=2.5", "--watts=400", "--money=10")
+    assert found["seconds_per_row"]["seconds"] == 3.0
+    assert found["seconds_per_row"]["basis"] == f"{results}/2026-02-01-abacus.json (torch 2.0)"
+    assert found["hours_of"] == "GPU"
+    assert found["hours"] == pytest.approx(2000 * 3 / 3600)
+    assert found["money"] == pytest.approx(2.5 * found["hours"])
+    assert found["kwh"] == pytest.approx(0.4 * found["hours"])
+    assert found["budget_hours"] == 4
+    expected = {
+        alpha: int(4 * 3600 / seconds) - 500 for alpha, seconds in ((0.1, 1), (0.2, 1.5), (0.5, 3), (0.75, 4.25))
+    }
+    assert {one["alpha"]: one["models"] for one in found["budget"]} == expected
+    shared = planned(capsys, CIFAR, *options, "--workers=2")
+    assert shared["hours"] == pytest.approx(found["hours"] / 2)
+
+
+def test_a_budget_that_does_not_buy_the_evaluation_models_buys_none(results: Path, tmp_path: Path) -> None:
+    setting = Setting(models=10, eval_models=5000)
+    plan = Plan(setting, Layout(tmp_path / "none", "cifar", "50"), Terms(budget=1, device="Loom", results=results))
+    (found,) = [one for one in plan.to_json()["budget"] if one["alpha"] == 0.5]
+    assert found["models"] == 0
+
+
+def test_an_alpha_that_was_not_measured_lies_on_a_line(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*SMALL, "--root", tmp_path / "none", "--results", results]
+    found = planned(capsys, CIFAR, *options, "--device=Abacus", "--alpha=0.35")["seconds_per_row"]
+    assert found["source"] == "line"
+    assert found["basis"] == "a line through alpha 0.1, 0.2, 0.5, 0.75, between them"
+    assert found["seconds"] == pytest.approx(2.25, rel=0.01)
+    assert planned(capsys, CIFAR, *options, "--device=Loom", "--alpha=0.35")["seconds_per_row"] is None
+
+
+def test_a_line_beyond_what_was_measured_says_so_and_one_point_is_none() -> None:
+    known = {0.2: Rate(2.0, "Loom", True, "table", "x"), 0.4: Rate(3.0, "Loom", True, "table", "x")}
+    setting = Setting()
+    found = line(setting, 50000, known, [0.8])[0.8]
+    assert found.basis == "a line through alpha 0.2, 0.4, beyond them"
+    assert found.seconds == pytest.approx(5.0, rel=0.02)
+    assert line(setting, 50000, {0.2: known[0.2]}, [0.8]) == {}
+    assert line(setting, 50000, {0.2: known[0.2], 0.20001: known[0.4]}, [0.8]) == {}
+
+
+def test_a_table_counts_only_for_the_published_setting(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*SMALL, "--root", tmp_path / "none", "--results", results, "--device=Abacus"]
+    done = in_process(capsys, "plan", CIFAR, *options, "--recipe.width=16")
+    assert "but of the published setting: recipe.width differs" in done.err
+    assert "not known here: `--probe 2` measures it, `--device NAME` takes a table's: Abacus, Loom" in done.out
+
+
+def test_a_damaged_table_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.json").write_text('{"device": "Loom", "rows": []}')
+    error = in_process(capsys, "plan", DIGITS, *TINY, "--root", tmp_path / "none", "--results", tmp_path).error
+    assert error == f"error: {tmp_path}/x.json is not a table of benchmarks: KeyError('torch')"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with half of a setting's rows done, and some of the same at alpha 0.2."""
+    from launch.cli import main
+
+    root = tmp_path_factory.mktemp("root")
+    for options in ([], ["--alpha=0.2", "--models=8"]):
+        given = [str(DIGITS), "--root", str(root), *TINY, *options]
+        assert main(["init", *given]) == 0
+        assert main(["train", *given, "--rows=0:16", "--workers=1"]) == 0
+    return root
+
+
+@pytest.fixture
+def same(trained: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """`plan --json` of the trained setting."""
+    return lambda *options: planned(capsys, DIGITS, *TINY, "--root", trained, *options)
+
+
+def test_rows_that_are_done_tell_what_the_others_take(trained: Path, same: Any, tmp_path: Path) -> None:
+    from train.opening import open as open_store
+
+    found = same("--results", tmp_path, "--budget=0.01")
+    store = open_store(trained, alpha=0.5)
+    seconds = store.states.seconds[:16]
+    assert found["missing"] == 16
+    assert found["seconds_per_row"]["seconds"] == pytest.approx(seconds.mean())
+    assert found["seconds_per_row"]["basis"].startswith(f"16 rows in {trained}/digits/data, standard deviation ")
+    assert found["hours"] == pytest.approx(16 * seconds.mean() / 3600 * store.setting.recipe.threads)
+    assert found["hours_of"] == "CPU core"
+    by_alpha = {one["alpha"]: one["seconds_per_row"] for one in found["budget"]}
+    assert by_alpha[0.2]["source"] == "store"
+    assert all(one["models"] % 8 == 0 for one in found["budget"] if one["models"])
+
+
+def test_rows_of_another_device_tell_nothing_of_the_one_named(same: Any, tmp_path: Path) -> None:
+    assert same("--results", tmp_path, "--device=Loom")["seconds_per_row"] is None
+
+
+def test_a_probe_measures_each_alpha_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    found = planned(capsys, DIGITS, *TINY, "--root", tmp_path / "root", "--probe=2", "--budget=1")
+    assert found["seconds_per_row"]["source"] == "probe"
+    assert found["seconds_per_row"]["basis"].startswith("8 rows trained to find out, standard deviation")
+    assert all(one["seconds_per_row"]["seconds"] > 0 for one in found["budget"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kept_curve_tells_the_lds_to_expect(trained: Path, same: Any, tmp_path: Path) -> None:
+    from train.opening import open as open_store
+
+    law = Law(limit=0.8, power=1.0, weakening=20.0, error=0.01, enough={})
+    curve = Curve([Point(24, 0.5, 1.0, 0.1)], 60, None, law)
+    path = keep(open_store(trained, alpha=0.5), "test", curve)
+    try:
+        found = same("--results", tmp_path, "--budget=0.01")
+        expected = float(law.at(np.array([24.0]))[0])
+        assert found["expected"] == {"lds": pytest.approx(expected), "error": 0.01, "measured_to": 24, "current": True}
+        (bought,) = [one for one in found["budget"] if one["alpha"] == 0.5]
+        assert bought["expected"]["lds"] == pytest.approx(float(law.at(np.array([float(bought["models"])]))[0]))
+        assert all(one["expected"] is None for one in found["budget"] if one["alpha"] != 0.5)
+        assert "0.646 to be expected, by the curve up to 24 models" in describe(found)
+    finally:
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--budget=0"], "--budget is 0.0, expected a finite number above 0"),
+        (["--price=-1"], "--price is -1.0, expected"),
+        (["--workers=0"], "--workers is 0, expected at least 1"),
+        (["--probe=-1"], "--probe is -1, expected at least 0"),
+        (["--money=5"], "--money is given without --price"),
+        (["--money=5", "--price=1", "--budget=3"], "--budget and --money are both given"),
+        (["--probe=1", "--device=Loom"], "--probe measures the device here"),
+        (["--probe=many"], "probe"),
+    ],
+)
+def test_terms_that_make_no_sense_are_refused(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused: Outcome = in_process(capsys, "plan", DIGITS, *TINY, "--root", tmp_path / "none", *options)
+    assert said in refused.error
