@@ -1,4 +1,4 @@
-"""Batch norm in training mode with the ReLU, residual and pooling around it, in five passes over the activation.
+"""Batch norm in training mode with the ReLU, residual and pooling around it, in four passes over the activation.
 
 Forward: one for the statistics, one that writes the result. Backward: one for the two sums that the gradient needs, one
 that writes it; the ReLU's mask and the pool's choices are computed again from the input. Arithmetic is float32,
