@@ -59,11 +59,12 @@ def write_report(
 def _lead(subject: Subject) -> str:
     store, recipe = subject.store, subject.store.setting.recipe
     network = "" if work_of(store) is None else f" ({recipe.network}, {recipe.epochs} epochs)"
+    used = subject.fitted.report.get("rows", {}).get("used", store.models)
     return (
-        f"{store.models + store.eval_models:,} models{network} were trained on random subsets of "
-        f"{store.setting.pct}% of {store.n_train:,} training examples. For each of {len(subject.fitted.targets):,} "
-        f"{subject.split} examples a linear datamodel, fitted by LASSO to {store.models:,} of the models, predicts the "
-        "margin from which training examples a model has seen."
+        f"{int(store.completed().sum()):,} models{network} were trained on random subsets of {store.setting.pct}% of "
+        f"{store.n_train:,} training examples. For each of {len(subject.fitted.targets):,} {subject.split} examples a "
+        f"linear datamodel, fitted by LASSO to {used:,} of the models, predicts the margin from which training "
+        "examples a model has seen."
     )
 
 
@@ -77,7 +78,10 @@ def _headline(subject: Subject) -> list[tuple[str, str, str]]:
         if found.ceiling is not None:
             share = f"; LDS is {found.lds / found.ceiling:.0%} of it" if found.ceiling > 0 else ""
             entries.append(("Ceiling of LDS", f"{found.ceiling:.3f}", f"perfect predictions{share}"))
-    entries.append(("Models", f"{store.rows:,}", f"{store.models:,} to fit, {store.eval_models:,} to judge"))
+    done = store.completed()
+    fitting, judging = int(done[: store.models].sum()), int(done[store.models :].sum())
+    missing = f"; {store.rows - fitting - judging:,} not done" if fitting + judging < store.rows else ""
+    entries.append(("Models", f"{fitting + judging:,}", f"{fitting:,} to fit, {judging:,} to judge{missing}"))
     if len(accuracy):
         entries.append(("Test accuracy", f"{accuracy.mean():.1%}", f"± {accuracy.std():.1%} over models"))
     if work := work_of(store):
@@ -92,7 +96,7 @@ def _uncertainty(found: Evaluation) -> str:
 
 
 def _links(subject: Subject) -> str:
-    """To the reports of other alphas, splits and data sets beside this one."""
+    """To the reports of other alphas and of the other split that lie beside this one."""
     own = report_path(subject.store, subject.split)
     others = sorted(path for path in own.parent.glob("report_*pct.html") if path != own)
     if not others:

@@ -1,11 +1,11 @@
 """The fitted weights as the report needs them: which there are, and what one pass over all of them finds.
 
 A .pt holds weights row after row, a row for each training example; the pass goes down them in bands, so that memory
-does not grow with the file and every byte is read once. At CIFAR-10's size (50,000 x 60,000, 12 GB) that is minutes.
+does not grow with the file and every byte is read once.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -152,7 +152,7 @@ class Survey:
     """[N_train] mean over targets of an example's weight"""
     columns: NDArray[np.float32]
     """[N_train, c] weights of the targets asked for"""
-    own: NDArray[np.float32] | None = field(default=None)
+    own: NDArray[np.float32] | None
     """[t] weight of each target for itself, where targets are training examples"""
 
     @property
@@ -160,18 +160,13 @@ class Survey:
         """[t] how far the largest weight stands out: its lead over the second, over the root mean square of the others
         (the median target's, where that is larger).
         """
-        others = np.maximum(0, self.squares - self.first.astype(np.float64) ** 2) / max(1, len(self.columns) - 1)
-        others = np.sqrt(others)
+        squares = np.maximum(0, self.squares - self.first.astype(np.float64) ** 2)
+        others = np.sqrt(squares / max(1, len(self.columns) - 1))
         scale = np.maximum(others, np.median(others))
         return divide(np.maximum(0, self.first - self.second).astype(np.float64), scale)
 
 
-def survey(
-    fitted: Fitted,
-    positions: NDArray[np.int64],
-    own: bool,
-    progress: Progress,
-) -> Survey:
+def survey(fitted: Fitted, positions: NDArray[np.int64], own: bool, progress: Progress) -> Survey:
     """Read all weights once. Raises UserError where one is not finite.
 
     positions: places in `fitted.targets` of the targets whose columns are kept. own: whether the targets are training
@@ -207,12 +202,7 @@ def survey(
 
 
 def _add(
-    found: Survey,
-    part: Part,
-    rows: slice,
-    place: slice,
-    band: NDArray[np.float32],
-    positions: NDArray[np.int64],
+    found: Survey, part: Part, rows: slice, place: slice, band: NDArray[np.float32], positions: NDArray[np.int64]
 ) -> None:
     """Take in weights `band` of the training examples `rows` for the targets at `place`."""
     if found.own is not None:
