@@ -23,8 +23,8 @@ from tests.test_loop import trainer
 from tests.test_rows import MadeUp, train
 from tests.test_rows import store as store
 from train import augment, device, feed, lane, loop, replay
-from train.config import Data
-from train.data import load
+from train.config import Data, Recipe, Setting
+from train.data import Dataset, Split, load
 from train.errors import Interrupted, WorkError
 from train.loop import Trainer
 from train.replay import WARM_UP, Replay
@@ -118,6 +118,48 @@ def test_a_stop_ends_the_groups_in_flight(gpu: set[int]) -> None:
     stopped = used.start(2, asked.is_set)
     with pytest.raises(Interrupted):
         stopped.result()
+
+
+META = {
+    "resnet9": Recipe(width=8, epochs=1, peak_epoch=0.5, batch=16, eval_batch=8, precision="bfloat16"),
+    "resnet18": Recipe(
+        network="resnet18", epochs=1, peak_epoch=0.5, batch=16, eval_batch=8, translate=0, cutout=0, precision="float16"
+    ),
+    "convnet": Recipe(
+        network="convnet", group=4, width=8, epochs=1, peak_epoch=0.5, batch=16, eval_batch=8, precision="float32"
+    ),
+}
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("network", META)
+def test_a_row_never_asks_the_device_for_a_number(
+    gpu: set[int], monkeypatch: pytest.MonkeyPatch, network: str, resident: bool
+) -> None:
+    """On torch's meta device, whose tensors hold nothing: to wait for one, or to mix it with the CPU's, raises."""
+    monkeypatch.setattr(loop, "fetched", lambda value, device: torch.zeros(value.shape, dtype=value.dtype))
+    rng = np.random.default_rng(0)
+    split = Split(rng.integers(0, 256, (40, 40, 40, 3), dtype=np.uint8), np.arange(40) % 4)
+    dataset = Dataset(split, split, tuple("abcd"), (120.0,) * 3, (60.0,) * 3, "here")
+    setting = Setting(alpha=0.5, models=8, eval_models=0, recipe=META[network], data=Data(resident=resident))
+    group = META[network].group
+    assert len(Trainer(setting, dataset, torch.device("meta"))(1)) == group
+
+
+@pytest.mark.parametrize("tta", ["mirror", "none", "legacy_fliplr"])
+def test_channels_added_for_speed_change_no_view(gpu: set[int], monkeypatch: pytest.MonkeyPatch, tta: str) -> None:
+    rng = np.random.default_rng(0)
+    split = Split(rng.integers(0, 256, (24, 16, 16, 3), dtype=np.uint8), np.arange(24) % 4)
+    dataset = Dataset(split, split, tuple("abcd"), (120.0, 90.0, 60.0), (60.0, 50.0, 40.0), "here")
+    recipe = Recipe(width=4, epochs=1, peak_epoch=0.5, batch=8, eval_batch=16, precision="bfloat16", threads=1)
+    setting = Setting(alpha=0.5, models=8, eval_models=0, recipe=recipe, tta=tta)
+    with_more = Trainer(setting, dataset, torch.device("cpu"))(0)[0]
+    monkeypatch.setattr(lane, "CHANNELS", 3)
+    without = Trainer(setting, dataset, torch.device("cpu"))(0)[0]
+    assert isinstance(with_more, RowResult)
+    assert isinstance(without, RowResult)
+    apart = with_more.arrays["test_logits"].astype(np.float64) - without.arrays["test_logits"].astype(np.float64)
+    assert np.abs(apart).max() < 0.02 * np.abs(without.arrays["test_logits"]).max()
 
 
 class Ahead(MadeUp):

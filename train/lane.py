@@ -58,10 +58,12 @@ class Lane:
         n_train = len(feed.images)
         group, batch = recipe.group, batch_size(setting, n_train)
         steps = max(most_steps(recipe, largest_subset(setting, n_train)), WARM_UP + 1)
-        fast = on_gpu(device) and hasattr(self.network, "units") and self.precision != torch.float32
-        channels = feed.images.shape[3]
-        form = (self.precision, max(channels, CHANNELS)) if fast else (torch.float32, channels)
-        self._augment = FusedAugment(shared.augment, *form)
+        self._cast = self.precision != torch.float32 and not hasattr(self.network, "units")
+        """Whether torch is to choose what is computed in the lower precision; units say so themselves."""
+        dtype, channels = torch.float32 if self._cast else self.precision, feed.images.shape[3]
+        if on_gpu(device) and dtype != torch.float32:
+            channels = max(channels, CHANNELS)
+        self._augment = FusedAugment(shared.augment, dtype, channels)
         self._order, self._draws = (torch.zeros((group, steps, batch), dtype=torch.int64, device=device) for _ in "od")
         self._lr = torch.zeros((group, steps), device=device)
         self._weight = torch.zeros((group, batch), device=device)
@@ -124,10 +126,9 @@ class Lane:
         self._at += 1
 
     def _forward(self, images_GBHWC: Tensor) -> Tensor:
-        reduced = self.precision != torch.float32
-        if missing := self._augment.channels - images_GBHWC.shape[4]:
-            images_GBHWC = F.pad(images_GBHWC.to(self.precision), (0, missing))
-        with torch.autocast(self.device.type, self.precision if reduced else None, enabled=reduced):
+        if not self._cast:
+            return self.network(images_GBHWC).float()
+        with torch.autocast(self.device.type, self.precision):
             return self.network(images_GBHWC).float()
 
     def _losses(self, logits_GBK: Tensor, labels_GB: Tensor) -> Tensor:
@@ -163,7 +164,7 @@ class Lane:
 
     def _views_mean(self, images_BHWC: Tensor) -> Tensor:
         shown = views(self.shared.augment.normalise(images_BHWC), self.setting.tta)
-        return torch.stack([self._forward(view[None]) for view in shown]).mean(0)
+        return torch.stack([self._forward(self._augment.shaped(view[None])) for view in shown]).mean(0)
 
 
 def _check(stop: Stop) -> None:

@@ -42,7 +42,8 @@ class Unit:
         scale = self.bn.weight * torch.rsqrt(var + self.bn.eps)
         weight = conv.weight * scale[:, None, None, None]
         shift = self.bn.bias - mean * scale
-        return finish(F.conv2d(x, _like(x, weight), shift, conv.stride, conv.padding), form, residual)
+        folded = _like(x, weight.to(x.dtype)), shift.to(x.dtype)
+        return finish(F.conv2d(x, *folded, conv.stride, conv.padding), form, residual)
 
 
 def _like(x: Tensor, weight_OIHW: Tensor) -> Tensor:
@@ -80,8 +81,7 @@ class ResNet9(nn.Module):
         x = units[4](x, Form(pool="2x2"))
         x = units[6](units[5](x), Form(residual="after"), x)
         features = units[7](x, Form(pool="global"))
-        with torch.autocast(features.device.type, enabled=False):
-            return 0.2 * self.head(features.float())[None]
+        return 0.2 * self.head(features.float())[None]
 
 
 class ResNet18(nn.Module):
@@ -103,8 +103,7 @@ class ResNet18(nn.Module):
         x = self.body.maxpool(self.stem(images_GBHWC[0].permute(0, 3, 1, 2)))
         for block in self.blocks:
             x = block(x)
-        with torch.autocast(x.device.type, enabled=False):
-            return self.head(x.float().mean((2, 3)))[None]
+        return self.head(x.float().mean((2, 3)))[None]
 
 
 class _Block:

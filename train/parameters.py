@@ -47,10 +47,12 @@ class Parameters:
         self.grads: list[Tensor] = []
         """The gradient as the parameters see it, in their order."""
         self._attach()
-        sizes = torch.tensor([section.stop - section.start for section in self.sections], device=device)
-        rows = torch.arange(group, device=device).repeat(len(sizes))
-        self.row = rows.repeat_interleave(sizes.repeat_interleave(group))
-        """The row in the group that each element belongs to."""
+        self.row = None if group == 1 else torch.from_numpy(self._row_of_each()).to(device)
+        """The row in the group that each element belongs to; None where there is one."""
+
+    def _row_of_each(self) -> NDArray[np.int64]:
+        sizes = [section.stop - section.start for section in self.sections]
+        return np.tile(np.arange(self.group), len(sizes)).repeat(np.repeat(sizes, self.group))
 
     def _attach(self) -> None:
         """Have the network's parameters lie in the flat tensors."""
@@ -111,8 +113,7 @@ class Parameters:
         scale: what the loss was multiplied by before its gradient was taken.
         """
         state = self.value, self.grad, self.momentum, lr
-        row = None if self.group == 1 else self.row
-        sgd_step(*state, keep=momentum, decay=weight_decay, scale=1 / scale, row=row, copy=self.copy)
+        sgd_step(*state, keep=momentum, decay=weight_decay, scale=1 / scale, row=self.row, copy=self.copy)
 
     def _renew_copy(self) -> None:
         if self.copy is not None:

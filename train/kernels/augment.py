@@ -26,9 +26,7 @@ class FusedAugment:
     def __call__(self, bordered: Tensor, index_GB: Tensor, draws_GB: Tensor) -> Tensor:
         """Normalised images [G, B, H, W, channels] of those at `index_GB` in `bordered`, as Augment takes them."""
         if not usable(bordered.device):
-            images = self.augment(bordered, index_GB, draws_GB).to(self.dtype)
-            missing = self.channels - images.shape[-1]
-            return F.pad(images, (0, missing)) if missing else images
+            return self.shaped(self.augment(bordered, index_GB, draws_GB))
         from train.kernels.device.augment import augment
 
         plain = self.augment
@@ -41,3 +39,8 @@ class FusedAugment:
         with torch.cuda.device_of(bordered):
             augment[grid](*tensors, **sizes, **changes, BLOCK=BLOCK, **OPTIONS)
         return images
+
+    def shaped(self, images: Tensor) -> Tensor:
+        """Images [..., C] cast and with all channels."""
+        missing = self.channels - images.shape[-1]
+        return F.pad(images.to(self.dtype), (0, missing)) if missing else images.to(self.dtype)
