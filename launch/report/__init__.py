@@ -62,7 +62,7 @@ def _lead(subject: Subject) -> str:
     used = subject.fitted.report.get("rows", {}).get("used", store.models)
     return (
         f"{int(store.completed().sum()):,} models{network} were trained on random subsets of {store.setting.pct}% of "
-        f"{store.n_train:,} training examples. For each of {len(subject.fitted.targets):,} {subject.split} examples a "
+        f"{store.n_train:,} training examples. For each of {len(subject.fitted.targets):,} {subject.kind} examples a "
         f"linear datamodel, fitted by LASSO to {used:,} of the models, predicts the margin from which training "
         "examples a model has seen."
     )

@@ -24,12 +24,12 @@ def behind(subject: Subject, dataset: Dataset) -> Section:
         target = int(subject.fitted.targets[place])
         name = name_of(dataset, subject.targets, target)
         lines = [name, *_told(subject, int(place)), f"#{target}"]
-        image = html.thumbnail(subject.targets.images[target], f"{subject.split} image {target}, {name}", lines)
+        image = html.thumbnail(subject.targets.images[target], f"{subject.kind} image {target}, {name}", lines)
         weight = subject.found.columns[:, column]
         draw = _drawing(dataset, dataset.train, "training", np.arange(len(weight)))
         cases.append(_case(image, weight, draw, ("raise its margin", "lower its margin")))
     text = (
-        f"For {len(cases)} {subject.split} images, evenly spaced: the training images that raise the margin most when "
+        f"For {len(cases)} {subject.kind} images, evenly spaced: the training images that raise the margin most when "
         "a model is trained on them, and those that lower it most. The number is the weight, in units of margin; the "
         "bar is its share of the largest."
     )
@@ -48,7 +48,7 @@ def moved(subject: Subject, dataset: Dataset) -> Section:
     """For the training images of most influence the targets that they move most."""
     influence, targets = subject.found.influence, subject.fitted.targets
     order = np.argsort(-influence, kind="stable")[:_MOVERS]
-    titles = f"{subject.split} images that it raises", f"{subject.split} images that it lowers"
+    titles = f"{subject.kind} images that it raises", f"{subject.kind} images that it lowers"
     cases = []
     for example, weight in zip(order.tolist(), subject.fitted.rows(order), strict=True):
         name = name_of(dataset, dataset.train, example)
@@ -56,10 +56,10 @@ def moved(subject: Subject, dataset: Dataset) -> Section:
         image = html.thumbnail(dataset.train.images[example], f"training image {example}, {name}", lines)
         if subject.found.own is not None:
             weight[targets == example] = 0
-        cases.append(_case(image, weight, _drawing(dataset, subject.targets, subject.split, targets), titles))
+        cases.append(_case(image, weight, _drawing(dataset, subject.targets, subject.kind, targets), titles))
     text = (
         f"The {len(cases)} training images of largest mean absolute weight over all targets (“mean”), with the "
-        f"{subject.split} images whose margins they raise and lower most."
+        f"{subject.kind} images whose margins they raise and lower most."
     )
     return Section("moved", "Images that move most", html.paragraph(text) + "".join(cases))
 

@@ -163,5 +163,5 @@ def _thumbnails(subject: Subject, found: Evaluation, places: NDArray[np.int64]) 
         if found.target_ceiling is not None:
             lines.append(f"max {found.target_ceiling[place]:.2f}")
         image = subject.targets.images[target]
-        entries.append(html.thumbnail(image, f"{subject.split} image {target}, {name}", [*lines, f"#{target}"]))
+        entries.append(html.thumbnail(image, f"{subject.kind} image {target}, {name}", [*lines, f"#{target}"]))
     return "".join(entries)

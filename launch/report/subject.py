@@ -45,6 +45,11 @@ class Subject:
     found: Survey
 
     @property
+    def kind(self) -> str:
+        """What the targets are, for people."""
+        return "training" if self.split == "train" else "test"
+
+    @property
     def targets(self) -> Split:
         """The targets' images and labels; only where there is a data set."""
         assert self.dataset is not None

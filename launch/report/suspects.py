@@ -27,14 +27,14 @@ def duplicates(subject: Subject) -> Section:
     places = _standing_out(subject)
     if subject.dataset is None:
         body = html.paragraph(
-            f"{subject.split.capitalize()} examples that hang on one training example more than on all others, as on a "
+            f"{subject.kind.capitalize()} examples that hang on one training example more than on all others, as on a "
             f"near-duplicate. {_DEFINITION.format(thing='example')} The images are not at hand, so only numbers are "
             "shown; `--data.root` tells where they lie."
         )
         body += _numbers(subject, places)
     else:
         body = html.paragraph(
-            f"{subject.split.capitalize()} images that hang on one training image more than on all others, as on a "
+            f"{subject.kind.capitalize()} images that hang on one training image more than on all others, as on a "
             f"near-duplicate. {_DEFINITION.format(thing='image')} These are suspicions: look at them."
         )
         dataset = subject.dataset
@@ -63,9 +63,7 @@ def _pair(subject: Subject, dataset: Dataset, place: int) -> str:
     target, example = int(subject.fitted.targets[place]), int(found.strongest[place])
     ours, theirs = subject.targets.images[target], dataset.train.images[example]
     names = name_of(dataset, subject.targets, target), name_of(dataset, dataset.train, example)
-    images = html.thumbnail(
-        ours, f"{subject.split} image {target}, {names[0]}", [names[0], subject.split, f"#{target}"]
-    )
+    images = html.thumbnail(ours, f"{subject.kind} image {target}, {names[0]}", [names[0], subject.split, f"#{target}"])
     images += html.thumbnail(theirs, f"training image {example}, {names[1]}", [names[1], "train", f"#{example}"])
     first, second = (signed(float(value[place])) for value in (found.first, found.second))
     distance, usual = _distance(ours, theirs), _usual(ours, dataset.train)
@@ -88,7 +86,7 @@ def _numbers(subject: Subject, places: NDArray[np.int64]) -> str:
         )
         for place in places
     ]
-    names = [f"{subject.split} example", "training example", "largest weight", "second", "ahead by"]
+    names = [f"{subject.kind} example", "training example", "largest weight", "second", "ahead by"]
     return html.grid("Suspected duplicates", names, rows) if rows else html.paragraph("None.")
 
 
@@ -106,7 +104,7 @@ def harmful(subject: Subject) -> Section:
     order = order[effect[order] < 0]
     thing = "examples" if subject.dataset is None else "images"
     body = html.paragraph(
-        f"Training {thing} whose mean weight over all {subject.split} {thing} is most negative: models that see them "
+        f"Training {thing} whose mean weight over all {subject.kind} {thing} is most negative: models that see them "
         "do worse on the whole. Mislabelled and ambiguous ones tend to come first."
     )
     if not len(order):
