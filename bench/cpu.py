@@ -1,151 +1,128 @@
-"""Training on a CPU against two peers, in one run: `python -m bench.cpu --data-root DIR`.
+"""Training on a CPU against its ceiling and two peers: `python -m bench.cpu --data-root DIR`.
 
-1. The whole `datamodels train` command for one row of the full-width CIFAR-10 recipe, everything included, against the
-   upstream way (bench/plain.py): images per second of two processes that train and evaluate the same numbers of images.
-2. The training phase alone against bare steps in the same precision: forward, backward and torch.optim.SGD on one batch
-   that never changes. Step by step in turn.
+phase    steps of the full-width CIFAR-10 recipe, in turn with bare steps in the same precision (forward, backward and
+         torch.optim.SGD on one batch that never changes) and with bfloat16 matrix products that take about as long, so
+         that all three meet the same neighbours on the machine. Random images. In the clock: all that a step does, from
+         choosing its images to the new weights.
+command  the whole `datamodels init` and `train` for one row, everything included, against the upstream way
+         (bench/plain.py): images per second of two processes that train and evaluate the same numbers of images.
+digits   rows per second of `datamodels train configs/digits_50pct.yaml --workers 2`: rows beyond the first 256, by the
+         difference of two runs, and all of the longer run with its start.
+profile  the operators that a step of `phase` spends its time in, by torch's profiler.
 
-Pairs are interleaved; what is printed is the median of the ratios, and their range or quartiles.
+What is printed of pairs is the median of their ratios, and quartiles or range.
 """
 
 import argparse
-import contextlib
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
-from train.config import Data, Recipe, Setting
-from train.data import load
-from train.device import device_name, precision
-from train.errors import Interrupted
-from train.loop import Trainer
-from train.model import ResNet9
+from bench import plain
+from bench.profiled import table
+from bench.results import FOLDER, Results, refuse
+from bench.steps import CPU, phase, recipe_and_images
 
 PROJECT = Path(__file__).parent.parent
-TRAIN, TEST, EPOCHS, BATCH = 5000, 500, 2, 512
-IMAGES = EPOCHS * (TRAIN // 2 // BATCH) * BATCH
+TRAIN, TEST, EPOCHS = 5000, 500, 2
+IMAGES = EPOCHS * (TRAIN // 2 // plain.BATCH) * plain.BATCH
 
 
-def ratios(pairs: int, ours: Callable[[], float], peer: Callable[[], float]) -> str:
-    """Run both in turn; `ours` and `peer` return images per second."""
-    found = [(ours(), peer()) for _ in range(pairs)]
-    quotients = sorted(mine / other for mine, other in found)
-    middle = [statistics.median(column) for column in zip(*found, strict=True)]
-    return (
-        f"{middle[0]:.0f} | {middle[1]:.0f} | {statistics.median(quotients):.2f} "
-        f"({quotients[0]:.2f} to {quotients[-1]:.2f}, n = {pairs})"
+def command(options: argparse.Namespace, results: Results) -> None:
+    if not options.data_root:
+        refuse("command needs --data-root, the folder with cifar-10-batches-py")
+    pairs = [(ours(options.data_root), upstream(options.data_root)) for _ in range(options.pairs)]
+    ratios = sorted(mine / other for mine, other in pairs)
+    rates = [statistics.median(column) for column in zip(*pairs, strict=True)]
+    results.content["command"] = {"ours": rates[0], "plain_float32": rates[1], "ratios": ratios}
+    results.tell(
+        f"`datamodels init` and `train` against a plain float32 loop: {rates[0]:.0f} and {rates[1]:.0f} images/s, "
+        f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}, n = {len(ratios)})"
     )
 
 
-def command(data_root: str) -> float:
+def datamodels(*arguments: str) -> float:
+    """Wall seconds of a command."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "launch.cli", *arguments], check=True, capture_output=True, cwd=PROJECT)
+    return time.perf_counter() - began
+
+
+def ours(data_root: str) -> float:
+    """Images per second."""
     with tempfile.TemporaryDirectory() as root:
-        options = ["--root", root, "--data.root", data_root, "--models=1", "--eval_models=0", "--recipe.device=cpu"]
-        options += [
-            f"--data.train={TRAIN}",
-            f"--data.test={TEST}",
-            f"--recipe.epochs={EPOCHS}",
-            "--recipe.peak_epoch=1",
-        ]
-        config = str(PROJECT / "configs" / "cifar_50pct.yaml")
-        for name in ("init", "train"):
-            started = time.perf_counter()
-            subprocess.run(
-                [sys.executable, "-m", "launch.cli", name, config, *options], check=True, capture_output=True
-            )
-        return IMAGES / (time.perf_counter() - started)
+        options = ["--root", root, "--data.root", str(Path(data_root).resolve()), "--models=1", "--eval_models=0"]
+        options += ["--recipe.device=cpu", f"--data.train={TRAIN}", f"--data.test={TEST}"]
+        options += [f"--recipe.epochs={EPOCHS}", "--recipe.peak_epoch=1"]
+        config = "configs/cifar_50pct.yaml"
+        return IMAGES / (datamodels("init", config, *options) + datamodels("train", config, *options))
 
 
-def plain(data_root: str) -> float:
+def upstream(data_root: str) -> float:
+    """Images per second."""
     with tempfile.TemporaryDirectory() as folder:
         sizes = [f"--train={TRAIN}", f"--test={TEST}", f"--epochs={EPOCHS}"]
         files = ["--data-root", data_root, "--out", f"{folder}/margins.npy"]
-        started = time.perf_counter()
+        began = time.perf_counter()
         script = [sys.executable, "-m", "bench.plain", *sizes, *files]
         done = subprocess.run(script, check=True, capture_output=True, text=True)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - began
     assert int(done.stdout) == IMAGES
     return IMAGES / seconds
 
 
-def steps(trainer: Trainer, peer: Callable[[], None], count: int) -> tuple[float, list[tuple[float, float]]]:
-    """Seconds from the start of a row to its first step, and of each of its first steps and of the peer's between them.
-
-    Step by step in turn, so that both meet the same neighbours on the machine.
-    """
-    pairs: list[tuple[float, float]] = []
-    mark = time.perf_counter()
-    first: float | None = None
-
-    def between() -> bool:
-        nonlocal mark, first
-        ours = time.perf_counter() - mark
-        if first is None:
-            first = ours
-        else:
-            began = time.perf_counter()
-            peer()
-            pairs.append((ours, time.perf_counter() - began))
-        mark = time.perf_counter()
-        return len(pairs) == count
-
-    with contextlib.suppress(Interrupted):
-        trainer.lanes[0].begin(trainer.plan(range(1), [trainer.masks[0]]), range(1))
-        trainer.lanes[0].train(between)
-    return first or 0.0, pairs[1:]
+def digits(options: argparse.Namespace, results: Results) -> None:
+    few, many = (64, 128) if options.tiny else (256, 256 + 64 * 40)
+    taken = {}
+    for rows in (few, many):
+        with tempfile.TemporaryDirectory() as root:
+            arguments = ["configs/digits_50pct.yaml", "--root", root, f"--models={rows}", "--eval_models=0"]
+            datamodels("init", *arguments)
+            taken[rows] = datamodels("train", *arguments, "--workers=2")
+    rate = (many - few) / (taken[many] - taken[few])
+    entry = {"dataset": "digits", "alpha": 0.5, "network": "convnet", "workers": 2, "threads": 1, "rows": many - few}
+    entry |= {"seconds_per_row": 1 / rate, "fraction_of_matmul": None, "rows_per_second": rate}
+    entry["rows_per_second_with_start"] = many / taken[many]
+    results.content["rows"].append(entry)
+    results.tell(
+        f"digits, 2 workers: {rate:.1f} rows/s beyond the first {few} (n = {many - few}); "
+        f"{many / taken[many]:.1f} with the start of the command"
+    )
 
 
-def bare_step(
-    network: nn.Module, optimizer: torch.optim.Optimizer, dtype: torch.dtype, images: Tensor, labels: Tensor
-) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        logits = network(images)[0]
-    F.cross_entropy(logits.float(), labels, label_smoothing=0.1).backward()
-    optimizer.step()
+def profile(options: argparse.Namespace, results: Results) -> None:
+    setting, dataset = recipe_and_images(options)
+    found = table(setting, dataset, CPU, steps=2 if options.tiny else 5)
+    total = sum(each["microseconds"] for each in found)
+    results.content["profile"] = found
+    results.tell(f"operators of a training step ({total / 1e6:.3f} s by the profiler's wall clock)")
+    for each in found[:20]:
+        results.tell(f"    {each['microseconds'] / total:6.1%} {each['calls']:6.1f} calls  {each['name'][:80]}")
+
+
+SECTIONS = {"phase": phase, "profile": profile, "digits": digits, "command": command}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-root", required=True, help="folder with cifar-10-batches-py")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data-root", help="folder with cifar-10-batches-py, for `command`, left out without it")
     parser.add_argument("--pairs", type=int, default=5, help="of commands; five times as many of steps")
-    parser.add_argument("--only", choices=["phase", "command"], help="one of the two comparisons")
+    parser.add_argument("--threads", type=int, default=2, help="of phase and kernels")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="these sections")
+    parser.add_argument("--tiny", action="store_true", help="in miniature, to see that it works")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the JSON file")
     options = parser.parse_args()
-    print(f"{device_name(torch.device('cpu'))}, {Recipe().threads} threads, torch {torch.__version__}\n")
-    print("| what | ours, images/s | peer, images/s | ratio: median (range) |\n|---|---|---|---|", flush=True)
-    if options.only != "command":
-        phase(options.data_root, 5 * options.pairs)
-    if options.only != "phase":
-        whole = ratios(options.pairs, lambda: command(options.data_root), lambda: plain(options.data_root))
-        print(f"| `datamodels train` against a plain float32 loop | {whole} |")
-
-
-def phase(data_root: str, pairs: int) -> None:
-    recipe = Recipe(device="cpu")
-    data = Data(root=data_root, train=TRAIN, test=TEST)
-    setting = Setting(alpha=0.5, models=1, eval_models=0, recipe=recipe, data=data)
-    trainer = Trainer(setting, load(setting), torch.device("cpu"))
-    dtype = precision(recipe, torch.device("cpu"))
-    network: nn.Module = ResNet9(64, 3, 10)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
-    images, labels = torch.randn(1, BATCH, 32, 32, 3), torch.randint(0, 10, (BATCH,))
-    first, found = steps(trainer, lambda: bare_step(network, optimizer, dtype, images, labels), pairs + 1)
-    rates = [BATCH / statistics.median(column) for column in zip(*found, strict=True)]
-    quotients = sorted(bare / ours for ours, bare in found)
-    low, high = (quotients[round(share * (len(found) - 1))] for share in (0.25, 0.75))
-    print(
-        f"| training steps against bare steps, {dtype} | {rates[0]:.0f} | {rates[1]:.0f} | "
-        f"{statistics.median(quotients):.3f} (quartiles {low:.3f} to {high:.3f}, n = {len(found)}) |"
-    )
-    print(f"| seconds before the first step of a row | {first:.2f} | | |", flush=True)
+    torch.set_num_threads(options.threads)
+    results = Results(CPU, sys.argv[1:])
+    print(f"{results.content['device']}, torch {torch.__version__}", flush=True)
+    for name in options.only or [name for name in SECTIONS if name != "command" or options.data_root]:
+        SECTIONS[name](options, results)
+    print(results.write(options.out))
 
 
 if __name__ == "__main__":

@@ -1,41 +1,159 @@
-"""The upstream way of training, as a peer: a plain float32 PyTorch loop of the CIFAR-10 recipe, one script a model.
+"""The upstream way of training, as a peer: a plain PyTorch loop of the CIFAR-10 recipe, its network written as there.
 
-Run by bench/cpu.py. Prints the number of images trained on.
+Eager operators, channels_last, torch.optim.SGD, LambdaLR, and autocast with GradScaler in half precision; nothing of
+train/ but the reader of the data set. Generous where upstream is slower: images stay on the device as uint8, and are
+augmented a batch at a time.
+
+    python -m bench.plain --train N --test N --epochs N --data-root DIR --out FILE
+
+trains one float32 model on a CPU's two threads and prints the number of images trained on (bench/cpu.py).
 """
 
 import argparse
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from train import cifar
-from train.config import Data
-from train.model import ResNet9
-
 MEAN, STD, FILL = (125.307, 122.961, 113.8575), (51.5865, 50.847, 51.255), (125.0, 122.0, 113.0)
+LR, MOMENTUM, DECAY, SMOOTHING, EPOCHS, PEAK, BATCH = 0.5, 0.9, 5e-4, 0.1, 24, 5, 512
+SHIFT, HOLE = 2, 4
 
 
-def augment(images: torch.Tensor) -> torch.Tensor:
-    """Mirror, translate by two, cut out four: on float images [B, 3, 32, 32]."""
-    mirrored = torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(3), images)
-    padded = torch.tensor(FILL).view(1, 3, 1, 1).repeat(len(images), 1, 36, 36)
-    padded[:, :, 2:34, 2:34] = mirrored
-    result = torch.empty_like(images)
-    for index, (y, x, top, left) in enumerate(
-        zip(
-            *torch.randint(0, 5, (2, len(images))).tolist(),
-            *torch.randint(0, 29, (2, len(images))).tolist(),
-            strict=True,
+def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+class Residual(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class Scale(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.2 * x
+
+
+def network(width: int, classes: int = 10) -> nn.Module:
+    """ResNet-9 (KakaoBrain's torchskeleton), from [B, 3, H, W] to [B, classes]."""
+    w = width
+    layers = nn.Sequential(
+        conv_bn(3, w),
+        conv_bn(w, 2 * w, 5, 2, 2),
+        Residual(conv_bn(2 * w, 2 * w), conv_bn(2 * w, 2 * w)),
+        conv_bn(2 * w, 4 * w),
+        nn.MaxPool2d(2),
+        Residual(conv_bn(4 * w, 4 * w), conv_bn(4 * w, 4 * w)),
+        conv_bn(4 * w, 2 * w, padding=0),
+        nn.AdaptiveMaxPool2d((1, 1)),
+        nn.Flatten(),
+        nn.Linear(2 * w, classes, bias=False),
+        Scale(),
+    )
+    return layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+class Batches:
+    """Augmentation and normalisation on a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.mean, self.std = (torch.tensor(value, device=device) for value in (MEAN, STD))
+        self.fill = torch.tensor(FILL, dtype=torch.uint8, device=device)
+
+    def normalise(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """uint8 [B, H, W, 3] to [B, 3, H, W] in channels_last."""
+        return ((images - self.mean) / self.std).to(dtype).permute(0, 3, 1, 2)
+
+    def augment(self, images: Tensor) -> Tensor:
+        """Mirror, translate by up to two, cut out a square of four: uint8 [B, H, W, 3] to the same."""
+        count, side, device = len(images), images.shape[1], images.device
+        wide = side + 2 * SHIFT
+        padded = self.fill.repeat(count, wide, wide, 1)
+        padded[:, SHIFT : SHIFT + side, SHIFT : SHIFT + side] = images
+        line = torch.arange(side, device=device)
+        y, x = (torch.randint(0, 2 * SHIFT + 1, (count, 1), device=device) + line for _ in "yx")
+        x = torch.where(torch.rand(count, 1, device=device) < 0.5, wide - 1 - x, x)
+        shown = padded[torch.arange(count, device=device)[:, None, None], y[:, :, None], x[:, None, :]]
+        places = (line - torch.randint(0, side - HOLE + 1, (count, 1), device=device) for _ in "yx")
+        rows, columns = ((place >= 0) & (place < HOLE) for place in places)
+        return torch.where((rows[:, :, None] & columns[:, None, :])[..., None], self.fill, shown)
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set on a device: uint8 [N, H, W, 3] and labels [N], for training and for testing."""
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+
+
+class Loop:
+    """Trains one model after the other, each from scratch, in float32 or under autocast in a lower precision."""
+
+    def __init__(
+        self, images: Images, precision: torch.dtype, width: int = 64, epochs: int = EPOCHS, batch: int = BATCH
+    ) -> None:
+        self.images, self.precision, self.width, self.epochs, self.batch = images, precision, width, epochs, batch
+        self.device = images.train.device
+        self.batches = Batches(self.device)
+
+    def __call__(self, subset: Tensor, epochs: int | None = None) -> list[Tensor]:
+        """Margins of all training and test images after training on a subset; `epochs` ends the training early."""
+        model = network(self.width).to(self.device)
+        self.train(model, subset, self.epochs if epochs is None else epochs)
+        return self.margins(model)
+
+    def train(self, model: nn.Module, subset: Tensor, epochs: int) -> None:
+        per_epoch = len(subset) // self.batch
+        optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
+        corners = [0, self.epochs * PEAK / EPOCHS * per_epoch, self.epochs * per_epoch]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: float(np.interp(step, corners, [0, 1, 0]))
         )
-    ):
-        result[index] = padded[index, :, y : y + 32, x : x + 32]
-        result[index, :, top : top + 4, left : left + 4] = torch.tensor(FILL).view(3, 1, 1)
-    return result
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
+        loss_function = nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
+        for _ in range(epochs):
+            order = subset[torch.randperm(len(subset), device=self.device)]
+            for index in order[: per_epoch * self.batch].split(self.batch):
+                optimizer.zero_grad(set_to_none=True)
+                with self._autocast():
+                    x = self.batches.normalise(self.batches.augment(self.images.train[index]))
+                    loss = loss_function(model(x), self.images.train_labels[index])
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                scheduler.step()
+
+    @torch.no_grad()
+    def margins(self, model: nn.Module) -> list[Tensor]:
+        model.eval()
+        sides = (self.images.train, self.images.train_labels), (self.images.test, self.images.test_labels)
+        return [self._margins(model, *side) for side in sides]
+
+    def _margins(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        found = []
+        for batch, target in zip(images.split(1000), labels.split(1000), strict=True):
+            x = self.batches.normalise(batch)
+            with self._autocast():
+                logits = (model(x) + model(x.flip(3))).float() / 2
+            correct = logits.gather(1, target[:, None])[:, 0]
+            others = logits.masked_fill(F.one_hot(target, logits.shape[1]).bool(), -torch.inf).amax(1)
+            found.append((correct - others).half())
+        return torch.cat(found).cpu()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
 
 def main() -> None:
+    from train import cifar
+    from train.config import Data
+
     parser = argparse.ArgumentParser()
     for name in ("--train", "--test", "--epochs"):
         parser.add_argument(name, type=int)
@@ -45,39 +163,12 @@ def main() -> None:
     torch.set_num_threads(2)
     train, test = cifar.read(Data(root=options.data_root))
     train, test = train.first(options.train, "train"), test.first(options.test, "test")
-    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (MEAN, STD))
-    images = torch.from_numpy(train.images).permute(0, 3, 1, 2).float()
-    labels = torch.from_numpy(train.labels)
-    subset = torch.randperm(len(labels))[: len(labels) // 2]
-    network: nn.Module = ResNet9(64, 3, 10)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    batch = 512
-    per_epoch = len(subset) // batch
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.5, momentum=0.9, weight_decay=5e-4)
-    corners = ([0, 5 * per_epoch, 24 * per_epoch], [0, 1, 0])
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(np.interp(step, *corners)))
-    loss_function = nn.CrossEntropyLoss(label_smoothing=0.1)
-    for _ in range(options.epochs):
-        order = subset[torch.randperm(len(subset))]
-        for step in range(per_epoch):
-            index = order[step * batch : (step + 1) * batch]
-            x = ((augment(images[index]) - mean) / std).contiguous(memory_format=torch.channels_last)
-            optimizer.zero_grad(set_to_none=True)
-            loss_function(network(x.permute(0, 2, 3, 1)[None])[0], labels[index]).backward()
-            optimizer.step()
-            scheduler.step()
-    network.eval()
-    margins = []
-    with torch.no_grad():
-        for split in (train, test):
-            for start in range(0, len(split.labels), 1000):
-                x = (torch.from_numpy(split.images[start : start + 1000]).permute(0, 3, 1, 2).float() - mean) / std
-                both = [network(view.permute(0, 2, 3, 1)[None])[0] for view in (x, x.flip(3))]
-                logits, target = sum(both) / 2, torch.from_numpy(split.labels[start : start + 1000])
-                correct = logits.gather(1, target[:, None])[:, 0]
-                margins.append(correct - logits.masked_fill(F.one_hot(target, 10).bool(), -torch.inf).amax(1))
-    np.save(options.out, torch.cat(margins).numpy().astype(np.float16))
-    print(options.epochs * per_epoch * batch)
+    tensors = [torch.from_numpy(array) for split in (train, test) for array in (np.array(split.images), split.labels)]
+    images = Images(*tensors)
+    subset = torch.randperm(len(images.train))[: len(images.train) // 2]
+    margins = Loop(images, torch.float32)(subset, options.epochs)
+    np.save(options.out, torch.cat(margins).numpy())
+    print(options.epochs * (len(subset) // BATCH) * BATCH)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,58 @@
+"""One measured setting: what it is, what its seconds mean, and how both are told."""
+
+from typing import Any
+
+from bench import flops
+from train.config import Setting
+from train.data import Dataset
+
+
+def name_of(setting: Setting, streams: int) -> str:
+    recipe = setting.recipe
+    words = [f"{setting.dataset} {setting.pct} %", recipe.network]
+    if recipe.network != "resnet18":
+        words.append(f"width {recipe.width}")
+    if recipe.group > 1:
+        words.append(f"{recipe.group} rows in a group")
+    return ", ".join([*words, f"{streams} stream{'s' if streams > 1 else ''}"])
+
+
+def identity(setting: Setting, dataset: Dataset, streams: int) -> dict[str, Any]:
+    recipe = setting.recipe
+    return {
+        "dataset": setting.dataset,
+        "alpha": setting.alpha,
+        "network": recipe.network,
+        "width": recipe.width,
+        "group": recipe.group,
+        "streams": streams,
+        "train_images": len(dataset.train.labels),
+        "test_images": len(dataset.test.labels),
+    }
+
+
+def rates(entry: dict[str, Any], setting: Setting, dataset: Dataset, matmul: float) -> dict[str, float]:
+    """What a row's seconds mean in FLOP/s; of its training alone too, where its parts were measured."""
+    training, evaluation = flops.of_row(setting, dataset)
+    rate = (training + evaluation) / entry["seconds_per_row"]
+    found = {
+        "training_flops": training,
+        "evaluation_flops": evaluation,
+        "flops_per_second": rate,
+        "fraction_of_matmul": rate / matmul,
+        "training_images_per_second": flops.trained_images(setting, dataset) / entry["seconds_per_row"],
+    }
+    if parts := entry.get("parts"):
+        steps = sum(parts[name] for name in ("augment", "forward", "backward", "optimiser"))
+        found["training_fraction_of_matmul"] = training / steps / matmul
+    return found
+
+
+def describe(entry: dict[str, Any]) -> str:
+    return (
+        f"{entry['seconds_per_row']:.4f} s a row (n = {entry['rows']}, {entry['fastest']:.4f} to "
+        f"{entry['slowest']:.4f}), {entry['training_images_per_second']:,.0f} images/s, "
+        f"{entry['flops_per_second'] / 1e12:.3g} TFLOP/s, {entry['fraction_of_matmul']:.1%} of matmul; idle between "
+        f"rows {entry['idle']:.2%} (until the first step {entry['idle_until_first_step']:.2%}); commit "
+        f"{1e3 * entry['commit']:.0f} ms"
+    )

@@ -1,0 +1,80 @@
+"""Other ways of training CIFAR-10's recipe on the same device: seconds a row, evaluation of 60,000 images included.
+
+Not in a peer's time: a store, masks, drawing from a row's own streams. Its data lie on the device from the beginning,
+and its libraries may choose the fastest kernels, deterministic or not.
+"""
+
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench import plain
+from bench.compiled import CompiledLoop
+from bench.timing import wall
+from train.config import Setting
+from train.data import Dataset
+from train.device import on_gpu
+from train.masks import subset_size
+
+Loop = Callable[..., list[Tensor]]
+"""From a subset, and epochs after which to stop, to what it computes of all images."""
+
+
+def upstream(images: plain.Images, setting: Setting) -> Loop:
+    recipe = setting.recipe
+    precision = torch.float16 if on_gpu(images.train.device) else torch.bfloat16
+    return plain.Loop(images, precision, recipe.width, recipe.epochs, recipe.batch)
+
+
+def compiled(images: plain.Images, setting: Setting) -> Loop:
+    recipe = setting.recipe
+    backend = "inductor" if on_gpu(images.train.device) else "aot_eager"  # a CPU's would need a C++ compiler
+    return CompiledLoop(images, recipe.width, recipe.epochs, recipe.batch, backend)
+
+
+PEERS: dict[str, Callable[[plain.Images, Setting], Loop]] = {
+    "eager float16 loop as upstream's": upstream,
+    "airbench-style compiled loop": compiled,
+}
+
+
+def seconds_per_row(
+    make: Callable[[plain.Images, Setting], Loop], setting: Setting, dataset: Dataset, device: torch.device, rows: int
+) -> float:
+    """Median of some rows, after one of a single epoch that warms up and compiles."""
+    images = on_device(dataset, device)
+    subset = first(setting, len(images.train), device)
+    with fastest_kernels():
+        loop = make(images, setting)
+        loop(subset, 1)
+        taken = statistics.median(wall(lambda: loop(subset), device) for _ in range(rows))
+    torch.compiler.reset()  # what was compiled would keep its memory
+    return taken
+
+
+def on_device(dataset: Dataset, device: torch.device) -> plain.Images:
+    arrays = [np.array(part) for split in (dataset.train, dataset.test) for part in (split.images, split.labels)]
+    return plain.Images(*(torch.from_numpy(array).to(device) for array in arrays))
+
+
+def first(setting: Setting, n_train: int, device: torch.device) -> Tensor:
+    """As many examples as a row of the setting is trained on."""
+    return torch.arange(subset_size(setting.alpha, n_train), device=device)
+
+
+@contextmanager
+def fastest_kernels() -> Iterator[None]:
+    """Take back what the trainer asks for so that rows come out the same twice, until the peer is through."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    cudnn.deterministic, cudnn.benchmark = False, True
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before[:2]
+        torch.use_deterministic_algorithms(before[2], warn_only=True)
