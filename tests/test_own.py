@@ -286,27 +286,22 @@ def test_other_class_counts_are_refused_on_reopening(
     assert found.error.endswith("has 4 classes, but the store was created with 3")
 
 
-def command(line: str, folder: Path) -> Outcome:
-    """A page's command, called in a folder; it must succeed."""
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "launch.cli", *shlex.split(line)[1:]], capture_output=True, text=True, cwd=folder
-    )
-    assert done.returncode == 0, done.stderr
-    return Outcome(done.returncode, done.stdout, done.stderr)
-
-
 PAGE = (PROJECT / "docs" / "own_data.md").read_text()
 
 
-def test_the_page_runs_as_it_is(tmp_path: Path) -> None:
-    write_npy, network, data = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    subprocess.run([sys.executable, "-W", "error", "-c", write_npy], cwd=tmp_path, check=True)
+def test_the_page_runs_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arrays, network, data = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    exec(arrays, {})
     (tmp_path / "own.yaml").write_text(*re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL))
     (tmp_path / "my_network.py").write_text(network)
     (tmp_path / "my_data.py").write_text(data)
     commands = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
     assert len(commands) == 3
-    first, verified, again = (command(line, tmp_path) for line in commands)
-    assert "(it was there already)" not in first.out
-    assert "2 rows trained again byte-equal" in verified.out
+    run, verify, again = (in_process(capsys, *shlex.split(line)[1:]) for line in commands)
+    assert [done.code for done in (run, verify, again)] == [0, 0, 0]
+    assert run.out.splitlines()[-1].endswith("report_test_50pct.html")
+    assert "2 rows trained again byte-equal" in verify.out
     assert "nothing to train" in again.err
