@@ -38,10 +38,12 @@ APART = 0.8
 SHIFT = 2
 """Pixels by which the images of a pair may be shifted in either direction."""
 SEED = 0
+SHOWN = 12
+"""Suspected duplicates in a report."""
 HEADER = """\
-| scores | LDS | largest of {n} is the pair's | of 5 largest one is | its median rank |\
- the {pairs} that lead most are pairs | the {wrong} most harmful are wrong |
-|---|---|---|---|---|---|---|"""
+| scores | LDS | largest of {n} is the pair's | one of the 5 largest is | its median rank |\
+ of {shown} and of {pairs} that lead most, pairs | | of the {wrong} most harmful, wrong |
+|---|---|---|---|---|---|---|---|"""
 
 
 @dataclass(frozen=True)
@@ -148,17 +150,22 @@ def differences(masks: NDArray[np.bool_], margins: NDArray[np.float16]) -> NDArr
 
 
 def verdict(scores: NDArray[np.float32], chosen: Chosen) -> str:
-    """Where pairs and wrong labels come out by scores [N_train, T]; leads and harm as the report defines them."""
+    """Where pairs and wrong labels come out by scores [N_train, T]; leads and harm as in the report.
+
+    Equal scores share a rank.
+    """
     pairs = np.arange(len(chosen.similarity))
-    rank = 1 + (scores[:, pairs] > scores[pairs, pairs]).sum(0)
+    own = scores[pairs, pairs]
+    rank = ((scores[:, pairs] > own).sum(0) + (scores[:, pairs] >= own).sum(0) + 1) / 2
     ordered = np.sort(scores, axis=0)[::-1]
     others = np.sqrt(np.mean(ordered[1:].astype(np.float64) ** 2, axis=0))
     lead = (ordered[0] - ordered[1]) / np.maximum(others, np.median(others))
-    leaders = np.argsort(-lead, kind="stable")[: len(pairs)]
-    caught = np.mean((leaders < len(pairs)) & (scores.argmax(0)[leaders] == leaders))
+    leaders = np.argsort(-lead, kind="stable")
+    caught = (leaders < len(pairs)) & (scores.argmax(0)[leaders] == leaders)
     wrong = np.argsort(scores.mean(1), kind="stable")[: chosen.wrong] >= len(scores) - chosen.wrong
-    return (
-        f"{np.mean(rank == 1):.1%} | {np.mean(rank <= 5):.1%} | {np.median(rank):g} | {caught:.1%} | {wrong.mean():.1%}"
+    shares = [f"{np.mean(rank == 1):.1%}", f"{np.mean(rank <= 5):.1%}", f"{np.median(rank):g}"]
+    return " | ".join(
+        [*shares, *(f"{caught[:count].mean():.1%}" for count in (SHOWN, len(pairs))), f"{wrong.mean():.1%}"]
     )
 
 
@@ -172,7 +179,7 @@ def judge(folder: Path, root: Path) -> None:
         "pixels": np.load(folder / "pixels.npy"),
         "labels agree": np.load(folder / "labels_agree.npy"),
     }
-    print(HEADER.format(n=store.n_train, pairs=len(chosen.similarity), wrong=chosen.wrong))
+    print(HEADER.format(shown=SHOWN, n=store.n_train, pairs=len(chosen.similarity), wrong=chosen.wrong))
     for name, values in scores.items():
         quality = evaluate(store, scores=values)
         assert quality.lds_interval

@@ -48,10 +48,15 @@ def test_scores_that_know_the_pairs_and_the_wrong_labels_are_told_from_those_tha
     knowing = noise.copy()
     knowing[np.arange(10), np.arange(10)] += 20
     knowing[-5:] -= 3
-    assert verdict(knowing, chosen) == "100.0% | 100.0% | 1 | 100.0% | 100.0%"
+    assert verdict(knowing, chosen) == "100.0% | 100.0% | 1 | 83.3% | 100.0% | 100.0%"
     shares = verdict(noise, chosen).split(" | ")
     assert float(shares[0].rstrip("%")) <= 30
     assert float(shares[3].rstrip("%")) <= 30
+
+
+def test_equal_scores_share_a_rank() -> None:
+    chosen = Chosen(train=[*range(9)], test=[*range(4)], similarity=[1.0, 1.0], wrong=1)
+    assert verdict(np.ones((9, 4), np.float32), chosen).startswith("0.0% | 100.0% | 5 |")
 
 
 def test_differences_are_those_of_means() -> None:
