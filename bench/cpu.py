@@ -7,13 +7,15 @@ phase    steps of the full-width CIFAR-10 recipe, in turn with bare steps in the
 command  the whole `datamodels init` and `train` for one row, everything included, against the upstream way
          (bench/plain.py): images per second of two processes that train and evaluate the same numbers of images.
 digits   rows per second of `datamodels train configs/digits_50pct.yaml --workers 2`: rows beyond the first 256, by the
-         difference of two runs, and all of the longer run with its start.
+         difference of two runs, and all of the longer run with its start; and rows per CPU second, of which two cores
+         have two a second.
 profile  the operators that a step of `phase` spends its time in, by torch's profiler.
 
 What is printed of pairs is the median of their ratios, and quartiles or range.
 """
 
 import argparse
+import resource
 import statistics
 import subprocess
 import sys
@@ -26,7 +28,7 @@ import torch
 from bench import plain
 from bench.profiled import table
 from bench.results import FOLDER, Results, refuse
-from bench.steps import CPU, phase, recipe_and_images
+from bench.steps import CPU, Reading, phase, recipe_and_images
 
 PROJECT = Path(__file__).parent.parent
 TRAIN, TEST, EPOCHS = 5000, 500, 2
@@ -46,11 +48,12 @@ def command(options: argparse.Namespace, results: Results) -> None:
     )
 
 
-def datamodels(*arguments: str) -> float:
-    """Wall seconds of a command."""
-    began = time.perf_counter()
+def datamodels(*arguments: str) -> Reading:
+    """Wall and CPU seconds of a command, with all processes that it starts."""
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-m", "launch.cli", *arguments], check=True, capture_output=True, cwd=PROJECT)
-    return time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.perf_counter() - began, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
 def ours(data_root: str) -> float:
@@ -60,7 +63,7 @@ def ours(data_root: str) -> float:
         options += ["--recipe.device=cpu", f"--data.train={TRAIN}", f"--data.test={TEST}"]
         options += [f"--recipe.epochs={EPOCHS}", "--recipe.peak_epoch=1"]
         config = "configs/cifar_50pct.yaml"
-        return IMAGES / (datamodels("init", config, *options) + datamodels("train", config, *options))
+        return IMAGES / sum(datamodels(name, config, *options)[0] for name in ("init", "train"))
 
 
 def upstream(data_root: str) -> float:
@@ -84,14 +87,15 @@ def digits(options: argparse.Namespace, results: Results) -> None:
             arguments = ["configs/digits_50pct.yaml", "--root", root, f"--models={rows}", "--eval_models=0"]
             datamodels("init", *arguments)
             taken[rows] = datamodels("train", *arguments, "--workers=2")
-    rate = (many - few) / (taken[many] - taken[few])
+    rates = [(many - few) / (more - less) for more, less in zip(taken[many], taken[few], strict=True)]
     entry = {"dataset": "digits", "alpha": 0.5, "network": "convnet", "workers": 2, "threads": 1, "rows": many - few}
-    entry |= {"seconds_per_row": 1 / rate, "fraction_of_matmul": None, "rows_per_second": rate}
-    entry["rows_per_second_with_start"] = many / taken[many]
+    entry |= {"seconds_per_row": 1 / rates[0], "fraction_of_matmul": None}
+    entry |= {"rows_per_second": rates[0], "rows_per_cpu_second": rates[1]}
+    entry["rows_per_second_with_start"] = many / taken[many][0]
     results.content["rows"].append(entry)
     results.tell(
-        f"digits, 2 workers: {rate:.1f} rows/s beyond the first {few} (n = {many - few}); "
-        f"{many / taken[many]:.1f} with the start of the command"
+        f"digits, 2 workers of one thread: {rates[0]:.1f} rows/s, {rates[1]:.1f} a CPU second, beyond the first {few} "
+        f"(n = {many - few}); {many / taken[many][0]:.1f} rows/s with the start of the command"
     )
 
 
@@ -112,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data-root", help="folder with cifar-10-batches-py, for `command`, left out without it")
     parser.add_argument("--pairs", type=int, default=5, help="of commands; five times as many of steps")
-    parser.add_argument("--threads", type=int, default=2, help="of phase and kernels")
+    parser.add_argument("--threads", type=int, default=2, help="of phase and profile")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, help="these sections")
     parser.add_argument("--tiny", action="store_true", help="in miniature, to see that it works")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the JSON file")

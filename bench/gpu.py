@@ -178,7 +178,8 @@ class Bench:
         if not options.data_root and not self.tiny:
             return
         setting = cases.setting("cifar", options.alpha, self.tiny)
-        setting = replace(setting, data=Data(root=options.data_root or "", resident=True))
+        train, test = (96, 32) if self.tiny else (None, None)
+        setting = replace(setting, data=Data(root=options.data_root or "", form="original", train=train, test=test))
         dataset = None if options.data_root else self.images("cifar")
         found = accuracy.compare(setting, dataset, self.device, options.rows)
         self.results.content["accuracy"] = found
