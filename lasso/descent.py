@@ -20,7 +20,7 @@ _HARD_LIMIT = 2_000
 """Sweeps at one lambda after which a target counts as not converged."""
 _PATIENCE, _PRODUCTS = 12, 30
 """Sweeps between two steps on the face of the nonzero weights, and products with R that such a step may take."""
-_OVER, _UNDER, _MOST, _FALL = 0.7, 2.0, 0.02, 0.8
+_OVER, _UNDER, _MOST, _FALL = 1.0, 2.0, 0.02, 0.8
 """Steps that matter: share of the gradient error that the gap can bear, above lambda (which scales the dual point
 down) and below it; at most this share of lambda; fall of the share from sweep to sweep."""
 
