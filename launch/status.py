@@ -69,11 +69,12 @@ def _reasons(store: Store) -> dict[str, int]:
 
 
 def _devices(store: Store) -> dict[str, int]:
-    """Done rows by what made them: device, precision, threads and package versions."""
+    """Done rows by what made them: device, precision, threads, package versions and the trainer's own."""
 
     def environment(made: dict[str, Any]) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items())
-        return f"{made.get('device')}, {made.get('precision')}, {made.get('threads')} threads, {versions}"
+        own = f"arithmetic {made.get('arithmetic')}"
+        return f"{made.get('device')}, {made.get('precision')}, {made.get('threads')} threads, {own}, {versions}"
 
     return _done_by(store, environment)
 

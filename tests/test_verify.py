@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import DIGITS, TINY, in_process, tiny
 from tests.faults.flips import flip
 from tests.faults.stores import check, content, create, fill, filled, layout, result, setting, writing
+from train import device
 from train.config import Outputs
 from train.errors import UserError, WorkError
 from train.journal import RECORD_BYTES
@@ -372,13 +373,17 @@ def falsified(root: Path, row: int) -> None:
 
 
 def test_a_row_that_comes_out_different_when_it_is_trained_again_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [DIGITS, "--root", tmp_path, *TINY]
     assert in_process(capsys, "init", *command).code == 0
     assert in_process(capsys, "train", *command, "--rows=0:8", "--workers=1").code == 0
     sound = json.loads(in_process(capsys, "verify", *command, "--retrain=1", "--json").out)
     assert (len(sound["retrained"]["equal"]), sound["bad"]) == (1, [])
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "ARITHMETIC", device.ARITHMETIC + 1)
+        older = json.loads(in_process(capsys, "verify", *command, "--retrain=1", "--json").out)
+    assert (len(older["retrained"]["close"]), older["bad"]) == (1, []), "rows of an earlier trainer are no damaged rows"
     falsified(tmp_path, 2)
     assert in_process(capsys, "verify", *command).code == 0, "its checksums match"
     told = in_process(capsys, "verify", *command, "--retrain=8", "--json")

@@ -108,9 +108,14 @@ def _cpu_model() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+ARITHMETIC = 1
+"""Goes up with every change of the trainer after which a row comes out with other bytes."""
+
+
 def environment(recipe: Recipe, device: torch.device) -> dict[str, Any]:
     """What byte equality depends on: rows made with equal environments are equal."""
     return {
+        "arithmetic": ARITHMETIC,
         "device": device_name(device),
         "precision": str(precision(recipe, device)).removeprefix("torch."),
         "threads": recipe.threads,
