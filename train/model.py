@@ -100,7 +100,7 @@ class ResNet18(nn.Module):
         self.units = [self.stem, *(unit for block in self.blocks for unit in block.units)]
 
     def forward(self, images_GBHWC: Tensor) -> Tensor:
-        x = self.body.maxpool(self.stem(images_GBHWC[0].permute(0, 3, 1, 2)))
+        x = self.stem(images_GBHWC[0].permute(0, 3, 1, 2), Form(pool="3x3"))
         for block in self.blocks:
             x = block(x)
         return self.head(x.float().mean((2, 3)))[None]

@@ -31,6 +31,7 @@ POINTERS = {
 @dataclass(frozen=True)
 class Binary:
     name: str
+    arguments: tuple[str, ...]
     constants: dict[str, Any]
     ptx: str
     cubin: bytes
@@ -95,4 +96,11 @@ def _types(kernel: JITFunction, values: dict[str, Any]) -> tuple[dict[str, str],
 def _compiled(kernel: JITFunction, values: dict[str, Any], options: dict[str, int]) -> Binary:
     signature, constants, divisible = _types(kernel, values)
     binary = triton.compile(ASTSource(kernel, signature, constants, divisible), target=HOPPER, options=options)
-    return Binary(kernel.__name__, constants, binary.asm["ptx"], binary.asm["cubin"], binary.metadata.shared)
+    return Binary(
+        kernel.__name__,
+        tuple(kernel.arg_names),
+        constants,
+        binary.asm["ptx"],
+        binary.asm["cubin"],
+        binary.metadata.shared,
+    )

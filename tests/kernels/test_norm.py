@@ -18,6 +18,8 @@ FORMS = [
     Form(residual="after"),
     Form(pool="2x2"),
     Form(pool="2x2", relu=False),
+    Form(pool="3x3"),
+    Form(pool="3x3", relu=False),
     Form(pool="global"),
     Form(pool="global", relu=False),
 ]
@@ -104,12 +106,34 @@ def test_any_number_of_channels(form: Form, channels: int, device: torch.device)
     compare(form, normal(2, channels, 3, 4), device)
 
 
-@pytest.mark.parametrize("form", [Form(residual="before"), Form(pool="2x2"), Form(pool="global")], ids=str)
+@pytest.mark.parametrize(
+    "form", [Form(residual="before"), Form(pool="2x2"), Form(pool="3x3"), Form(pool="global")], ids=str
+)
 def test_many_programs_with_many_steps_each(form: Form, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "PROGRAMS", 3)
     monkeypatch.setattr(norm_launch, "TILE", 128)
     monkeypatch.setattr(norm_launch, "POOL_TILE", 64)
     compare(form, normal(7, 6, 7, 5), device)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 1, 1), (2, 3, 1, 6), (2, 3, 5, 2), (3, 4, 8, 8)])
+def test_windows_that_overlap_at_any_size(shape: tuple[int, ...], device: torch.device) -> None:
+    compare(Form(pool="3x3"), normal(*shape), device)
+
+
+def test_a_pixel_gathers_from_all_windows_that_chose_it(device: torch.device) -> None:
+    x = torch.zeros(2, 3, 6, 6, device=device)
+    x[:, :, 3, 3] = 1  # in four windows, as the only one above 0
+    results = []
+    for path in (BatchNormAct.forward, lambda norm, x: composition(x, norm, norm.form)):
+        torch.manual_seed(0)
+        start, norm = x.clone().requires_grad_(), block(3, Form(pool="3x3"), device)
+        nn.init.ones_(norm.weight)
+        nn.init.zeros_(norm.bias)
+        y = path(norm, start)
+        results.append((y, *torch.autograd.grad(y, [start, norm.weight, norm.bias], torch.ones_like(y))))
+    torch.testing.assert_close(*results)
+    assert (results[0][-1] == 2 * 4).all()
 
 
 def test_a_mean_far_from_zero_costs_only_what_its_own_rounding_costs(device: torch.device) -> None:

@@ -1,18 +1,22 @@
-"""Whole rows of ResNet-9 by the kernels, as a GPU trains them, against PyTorch's own operations."""
+"""Whole rows of ResNet-9 and a step of ResNet-18 by the kernels, against PyTorch's own operations."""
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from tests.test_overlap import gpu as gpu
 from train.config import Data, Recipe, Setting
 from train.data import Dataset, Split
 from train.kernels import augment, norm, sgd
 from train.loop import Trainer
+from train.model import build
+from train.parameters import Parameters
 from train.writer import RowResult
 
 RECIPE = Recipe(width=4, epochs=2, peak_epoch=1, batch=8, lr=0.02, threads=1, eval_batch=16)
@@ -32,15 +36,37 @@ def row(precision: str) -> RowResult:
     return result
 
 
+@contextlib.contextmanager
+def without_kernels() -> Iterator[None]:
+    with contextlib.ExitStack() as patched:
+        for module in (augment, norm, sgd):
+            patched.enter_context(mock.patch.object(module, "usable", return_value=False))
+        yield
+
+
 @pytest.mark.parametrize(("precision", "apart"), [("float32", 0.01), ("bfloat16", 0.1)])
 def test_a_row_by_kernels_is_the_row_by_pytorch(precision: str, apart: float, request: pytest.FixtureRequest) -> None:
     if not torch.cuda.is_available():
         request.getfixturevalue("gpu")
     ours = row(precision)
-    with contextlib.ExitStack() as without:
-        for module in (augment, norm, sgd):
-            without.enter_context(mock.patch.object(module, "usable", return_value=False))
+    with without_kernels():
         plain = row(precision)
     for name in ("train_margins", "test_logits"):
         difference = ours.arrays[name].astype(np.float64) - plain.arrays[name].astype(np.float64)
         assert np.abs(difference).mean() < apart * np.abs(plain.arrays[name].astype(np.float64)).mean()
+
+
+def test_gradients_of_resnet18_by_kernels_are_those_by_pytorch(device: torch.device) -> None:
+    network = build(Recipe(network="resnet18"), (36, 36, 3), 10).to(device)
+    parameters = Parameters(network, 1, device)
+    parameters.reset(0, range(1))
+    images, labels = torch.randn(1, 4, 36, 36, 3, device=device), torch.arange(4, device=device)
+
+    def gradient() -> torch.Tensor:
+        parameters.backward(F.cross_entropy(network(images)[0], labels))
+        return parameters.grad.clone()
+
+    ours = gradient()
+    with without_kernels():
+        plain = gradient()
+    assert 0 < (ours - plain).norm() < 1e-3 * plain.norm()

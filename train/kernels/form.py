@@ -13,8 +13,8 @@ class Form:
 
     relu: bool = True
     residual: Literal["before", "after"] | None = None
-    pool: Literal["2x2", "global"] | None = None
-    """`2x2`: MaxPool2d(2); `global`: the maximum of each image and channel, [B, C]."""
+    pool: Literal["2x2", "3x3", "global"] | None = None
+    """`2x2`: MaxPool2d(2); `3x3`: MaxPool2d(3, 2, 1); `global`: the maximum of each image and channel, [B, C]."""
 
     def __post_init__(self) -> None:
         if self.pool and self.residual:
@@ -39,4 +39,6 @@ def finish(y: Tensor, form: Form, residual: Tensor | None = None) -> Tensor:
         y = y + residual
     if form.pool == "2x2":
         return F.max_pool2d(y, 2)
+    if form.pool == "3x3":
+        return F.max_pool2d(y, 3, stride=2, padding=1)
     return y.amax((2, 3)) if form.pool == "global" else y

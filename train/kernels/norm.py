@@ -1,8 +1,8 @@
 """Batch norm in training mode with the ReLU, residual and pooling around it, in four passes over the activation.
 
 Forward: one for the statistics, one that writes the result. Backward: one for the two sums that the gradient needs, one
-that writes it; the ReLU's mask and the pool's choices are computed again from the input. Arithmetic is float32,
-activations are stored in their own precision, and the same input gives the same bytes.
+that writes it; the ReLU's mask and the pool's choices are computed again from the input, but for pools whose windows
+overlap. Arithmetic is float32, activations are stored in their own precision, and the same input gives the same bytes.
 """
 
 from typing import Any
@@ -71,11 +71,9 @@ class _BatchNormAct(torch.autograd.Function):
         x, residual = _channels_last(x), None if residual is None else _channels_last(residual)
         with torch.cuda.device_of(x):
             mean, rstd = norm_launch.statistics(x, norm)
-            y = norm_launch.normalise(x, (mean, rstd, weight, bias), residual, form)
+            y, kept = norm_launch.normalise(x, (mean, rstd, weight, bias), residual, form)
         ctx.form = form
-        # The result of a block's last ReLU is the next block's input, which is kept anyway.
-        kept = y if form.relu and form.residual == "before" else None
-        ctx.save_for_backward(x, mean, rstd, weight, bias, kept)
+        ctx.save_for_backward(x, mean, rstd, weight, bias, *kept)
         return y
 
     @staticmethod
@@ -83,10 +81,10 @@ class _BatchNormAct(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         from train.kernels import norm_launch
 
-        x, mean, rstd, weight, bias, y = ctx.saved_tensors
+        x, mean, rstd, weight, bias, *kept = ctx.saved_tensors
         dy = dy.contiguous() if ctx.form.pool == "global" else _channels_last(dy)
         with torch.cuda.device_of(x):
-            gradients = norm_launch.backward(x, y, dy, (mean, rstd, weight, bias), ctx.form)
+            gradients = norm_launch.backward(x, tuple(kept), dy, (mean, rstd, weight, bias), ctx.form)
         return *gradients, None, None
 
 

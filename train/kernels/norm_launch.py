@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from train.kernels.device import norm as plain
-from train.kernels.device import pool
+from train.kernels.device import overlap, pool
 from train.kernels.form import Form
 from train.kernels.runtime import OPTIONS, TILE, Tiling, ceil_div, image_tiling, power_of_two, tiling
 
@@ -14,6 +14,8 @@ FEW_CHANNELS = 8
 """Channels of a program that combines what the programs of a pass have found: 32 bytes of float32."""
 PLACES = {None: 0, "before": plain.BEFORE.value, "after": plain.AFTER.value}
 
+Kept = tuple[Tensor, ...]
+"""What a backward needs besides x: the result of a sum's ReLU, or what an overlapping pool has chosen."""
 Moments = tuple[Tensor, Tensor, Tensor, Tensor]
 """Mean, 1/sqrt(variance + eps), weight and bias, [C] each."""
 
@@ -32,11 +34,12 @@ def statistics(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return mean, rstd
 
 
-def normalise(x: Tensor, moments: Moments, residual: Tensor | None, form: Form) -> Tensor:
-    """What `form` makes of x."""
+def normalise(x: Tensor, moments: Moments, residual: Tensor | None, form: Form) -> tuple[Tensor, Kept]:
+    """What `form` makes of x, and what is to be kept for the gradient."""
     batch, channels, height, width = x.shape
     tiles = _tiles(x, form)
     grid = (tiles.steps, tiles.channel_blocks)
+    kept: Kept = ()
     if form.pool == "global":
         y = x.new_empty((batch, channels))
         pool.normalise_amax[grid](x, y, *moments, HW=height * width, RELU=form.relu, **tiles.blocks)
@@ -44,23 +47,30 @@ def normalise(x: Tensor, moments: Moments, residual: Tensor | None, form: Form) 
         y = _empty(x, height // 2, width // 2)
         sizes = {"H": height, "W": width, "RELU": form.relu}
         pool.normalise_pool[grid](x, y, *moments, tiles.items, **sizes, **tiles.blocks)
+    elif form.pool == "3x3":
+        y, chosen = (_empty(x, ceil_div(height, 2), ceil_div(width, 2)) for _ in range(2))
+        kept = chosen, torch.empty_like(y, dtype=torch.uint8)
+        sizes = {"H": height, "W": width, "RELU": form.relu}
+        overlap.normalise_pool[grid](x, y, *kept, *moments, tiles.items, **sizes, **tiles.blocks)
     else:
         y = _empty(x, height, width)
         flags = {"RELU": form.relu, "RESIDUAL": PLACES[form.residual]}
         plain.normalise[grid](x, residual, y, *moments, tiles.items, **flags, **tiles.blocks)
-    return y
+        if form.relu and form.residual == "before":
+            kept = (y,)  # the next block's input, which is kept anyway
+    return y, kept
 
 
 def backward(
-    x: Tensor, y: Tensor | None, dy: Tensor, moments: Moments, form: Form
+    x: Tensor, kept: Kept, dy: Tensor, moments: Moments, form: Form
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of x, weight, bias and the residual. y: the result, where it is the ReLU's of a sum."""
+    """Gradients of x, weight, bias and the residual, from that of the result and what `normalise` kept."""
     channels, height, width = x.shape[1:]
     tiles = _tiles(x, form)
     dx, dresidual = _empty(x, height, width), None
     if form.residual:
-        dresidual = dy if y is None else _empty(x, height, width)
-    operands = (x, y, dy, dx, dresidual, moments)
+        dresidual = _empty(x, height, width) if kept else dy
+    operands = (x, kept, dy, dx, dresidual, moments)
     sums, products = x.new_empty((2, tiles.splits, channels), dtype=torch.float32)
     _backward_pass(*operands, (sums, products), tiles, form, apply=False)
     dbias, dweight = x.new_empty((2, channels), dtype=torch.float32)
@@ -72,7 +82,7 @@ def backward(
 
 def _backward_pass(
     x: Tensor,
-    y: Tensor | None,
+    kept: Kept,
     dy: Tensor,
     dx: Tensor,
     dresidual: Tensor | None,
@@ -91,7 +101,12 @@ def _backward_pass(
     elif form.pool == "2x2":
         pixels = x.numel() // channels
         pool.backward_pool[grid](x, dy, dx, *moments, *sums, *sizes, pixels, H=height, W=width, **blocks)
+    elif form.pool == "3x3" and apply:
+        shape = {"H": height, "W": width, **tiles.blocks}
+        overlap.backward_pool[grid](x, kept[1], dy, dx, *moments, *sums, tiles.items, x.numel() // channels, **shape)
     else:
+        # What a pool has chosen is all that its sums are over.
+        x, y = (kept[0], None) if form.pool else (x, kept[0] if kept else None)
         place = PLACES[form.residual]
         plain.backward[grid](x, y, dy, dx, dresidual, *moments, *sums, *sizes, RESIDUAL=place, **blocks)
 
@@ -100,7 +115,7 @@ def _tiles(x: Tensor, form: Form) -> Tiling:
     batch, channels, height, width = x.shape
     if form.pool == "global":
         return image_tiling(batch, height * width, channels)
-    if form.pool == "2x2":
+    if form.pool in ("2x2", "3x3"):
         return tiling(batch * ceil_div(height, 2) * ceil_div(width, 2), channels, POOL_TILE)
     return tiling(batch * height * width, channels, TILE)
 
