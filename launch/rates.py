@@ -77,7 +77,8 @@ def of_tables(setting: Setting, device: str, on_gpu: bool, folder: Path) -> dict
         if table["device"] == device:
             basis = f"{path} (torch {table['torch']})"
             rows = [row for row in table["rows"] if row["dataset"] == setting.dataset]
-            found |= {row["alpha"]: Rate(row["seconds_per_row"], device, on_gpu, "table", basis) for row in rows}
+            rows = [row for row in rows if row["threads"] in (None, setting.recipe.threads)]
+            found |= {row["alpha"]: Rate(row["seconds"], device, on_gpu, "table", basis) for row in rows}
     if found and (key := _departs(setting)):
         notice(f"{folder} has seconds for {setting.dataset} on {device}, but of the published setting: {key} differs")
         return {}
@@ -90,10 +91,20 @@ def table_devices(folder: Path) -> list[str]:
 
 
 def _read_table(path: Path) -> dict[str, Any]:
+    """Device, torch, and of each setting whose rows were timed whole: data set, alpha, threads, a worker's seconds."""
     try:
         table = json.loads(path.read_bytes())
-        rows = [{key: row[key] for key in ("dataset", "alpha", "seconds_per_row")} for row in table["rows"]]
-        if not all(row["seconds_per_row"] > 0 and 0 < row["alpha"] < 1 for row in rows):
+        rows = [
+            {
+                "dataset": row["dataset"],
+                "alpha": row["alpha"],
+                "threads": row.get("threads"),
+                "seconds": row["seconds_per_row"] * row.get("workers", 1),
+            }
+            for row in table["rows"]
+            if row["seconds_per_row"] is not None
+        ]
+        if not all(row["seconds"] > 0 and 0 < row["alpha"] < 1 for row in rows):
             raise ValueError("seconds or alphas out of range")
         return {"device": str(table["device"]), "torch": str(table["torch"]), "rows": rows}
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -25,8 +25,9 @@ def test_a_stream_is_philox_with_the_purpose_in_the_counter(seed: int, row: int,
 
 
 def test_streams_have_their_published_numbers() -> None:
-    assert [stream.value for stream in Stream] == [0, 1, 2, 3, 4]
+    assert [stream.value for stream in Stream] == [0, 1, 2, 3, 4, 5, 6]
     assert (Stream.MASK, Stream.INITIALISATION, Stream.ORDER, Stream.AUGMENTATION, Stream.VALIDATION) == (0, 1, 2, 3, 4)
+    assert (Stream.NETWORK, Stream.RESAMPLE) == (5, 6)
 
 
 @given(seeds, rows, st.integers(1, 40))

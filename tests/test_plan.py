@@ -120,6 +120,20 @@ def test_a_table_counts_only_for_the_published_setting(
     assert "not known here: `--probe 2` measures it, `--device NAME` takes a table's: Abacus, Loom" in done.out
 
 
+def test_of_a_table_only_whole_rows_by_the_same_threads_count_and_workers_have_their_own_seconds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = {"dataset": "cifar", "alpha": 0.5}
+    rows = [
+        {**entry, "seconds_per_row": 3.0, "threads": 2, "workers": 4},
+        {**entry, "seconds_per_row": 5.0, "threads": 1},
+        {**entry, "seconds_per_row": None, "threads": 2},
+    ]
+    (tmp_path / "x.json").write_text(json.dumps({"device": "Loom", "torch": "2.0", "rows": rows}))
+    options = [*SMALL, "--root", tmp_path / "none", "--results", tmp_path, "--device=Loom", "--recipe.threads=2"]
+    assert planned(capsys, CIFAR, *options)["seconds_per_row"]["seconds"] == 12.0
+
+
 def test_a_damaged_table_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.json").write_text('{"device": "Loom", "rows": []}')
     error = in_process(capsys, "plan", DIGITS, *TINY, "--root", tmp_path / "none", "--results", tmp_path).error
