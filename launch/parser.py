@@ -8,8 +8,8 @@ from typing import Any
 
 import jsonargparse
 
-from launch import commands
-from launch.commands import Request
+from launch.commands import datamodels, store, train, whole
+from launch.request import Request
 from launch.slurm_config import Slurm
 from train.config_file import Parser, load_yaml
 from train.errors import UserError
@@ -118,20 +118,20 @@ def _status(parser: Any) -> None:
 
 
 COMMANDS = {
-    "init": Command(commands.init, "create the store of a setting"),
-    "train": Command(commands.train, "train the rows that are missing", _all(_rows, _training)),
-    "status": Command(commands.status, "say how many rows are done, missing and failed", _all(_json, _status)),
-    "verify": Command(commands.verify, "check every completed row against its checksums", _all(_json, _verify)),
-    "repair": Command(commands.repair, "make rows that verify finds bad missing again", _repair),
-    "grow": Command(commands.grow, "lengthen a setting to --models rows"),
-    "fit": Command(commands.fit, "fit the datamodels", _all(_split, _out, _fit)),
-    "eval": Command(commands.evaluate, "judge the datamodels on the evaluation rows", _all(_split, _out, _json, _eval)),
-    "report": Command(commands.report, "write an HTML page with plots and images", _all(_split, _out)),
-    "export": Command(commands.export, "write files for other libraries: docs/export.md", _export),
-    "run": Command(commands.run, "init, train, fit, eval and report in one go", _training),
-    "submit": Command(commands.submit, "the same on SLURM, as arrays of tasks", _all(_split, _submit)),
-    "plan": Command(commands.plan, "tell what a setting takes: bytes, hours, money", _all(_json, _plan)),
-    "data": Command(commands.data, "fetch or check the data set, and say where it lies"),
+    "init": Command(store.init, "create the store of a setting"),
+    "train": Command(train.train, "train the rows that are missing", _all(_rows, _training)),
+    "status": Command(store.status, "say how many rows are done, missing and failed", _all(_json, _status)),
+    "verify": Command(store.verify, "check every completed row against its checksums", _all(_json, _verify)),
+    "repair": Command(store.repair, "make rows that verify finds bad missing again", _repair),
+    "grow": Command(store.grow, "lengthen a setting to --models rows"),
+    "fit": Command(datamodels.fit, "fit the datamodels", _all(_split, _out, _fit)),
+    "eval": Command(datamodels.evaluate, "judge datamodels on the evaluation rows", _all(_split, _out, _json, _eval)),
+    "report": Command(datamodels.report, "write an HTML page with plots and images", _all(_split, _out)),
+    "export": Command(datamodels.export, "write files for other libraries: docs/export.md", _export),
+    "run": Command(whole.run, "init, train, fit, eval and report in one go", _training),
+    "submit": Command(whole.submit, "the same on SLURM, as arrays of tasks", _all(_split, _submit)),
+    "plan": Command(whole.plan, "tell what a setting takes: bytes, hours, money", _all(_json, _plan)),
+    "data": Command(store.data, "fetch or check the data set, and say where it lies"),
 }
 
 

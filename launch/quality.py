@@ -27,3 +27,7 @@ def everything(found: Evaluation) -> Lines:
         ("targets", f"{found.targets}, {found.undefined} of them without a rank correlation (counted as 0)"),
         ("models", f"{found.models} for evaluation, with {found.masks} masks"),
     ]
+
+
+def aligned(lines: Lines) -> str:
+    return "\n".join(f"{name:12} {value}" for name, value in lines)

@@ -165,7 +165,7 @@ def test_what_torch_raises_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
         done = in_process(capsys, "train", DIGITS, *options, "--workers=1")
     assert (done.code, done.err) == (1, "error: training on cpu failed: out of memory\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("launch.commands.open_store", out_of_memory)
+        patch.setattr("launch.request.open_store", out_of_memory)
         done = in_process(capsys, "fit", DIGITS, *options)
     assert (done.code, done.err) == (1, "error: out of memory It cannot go on\n")
 

@@ -44,7 +44,7 @@ def test_a_signal_during_the_fit_ends_the_command(
 
 def test_a_signal_while_the_data_are_read_ends_the_command(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("launch.commands.load", lambda *arguments: (os.kill(os.getpid(), 15), time.sleep(60)))
+        patch.setattr("launch.commands.whole.load", lambda *arguments: (os.kill(os.getpid(), 15), time.sleep(60)))
         assert in_process(capsys, "run", DIGITS, "--root", trained, *TINY).code == 75
 
 

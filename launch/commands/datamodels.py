@@ -1,0 +1,123 @@
+"""Commands on what rows were trained for: fit, eval, report, export."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch.progress import Stages, notice
+from launch.request import Request
+from train.config import Setting
+from train.data import Dataset, load
+from train.errors import UserError
+from train.store import ReadableStore
+
+if TYPE_CHECKING:  # it takes a while to import
+    from lasso import Curve
+
+
+def fit(request: Request) -> int:
+    store = request.store()
+    split = request.options["split"]
+    print(fit_split(store, split, request.span("targets", store.n_test if split == "test" else store.n_train)))
+    return 0
+
+
+def fit_split(store: ReadableStore, split: str, targets: tuple[int, int] | None) -> Path:
+    from lasso import fit as fit_datamodels
+
+    with Stages() as progress:
+        path = fit_datamodels(store, split, targets, progress)
+    if left_out := int((store.failed() & ~store.completed()).sum()):
+        notice(f"{left_out} of {store.rows} rows failed and were left out (fit.max_failed)")
+    return path
+
+
+def evaluate(request: Request) -> int:
+    from lasso import evaluate as judge
+    from launch.quality import aligned, everything
+
+    if request.options["curve"]:
+        return _curve(request)
+    weights, units = request.options["weights"], request.options["weight_units"]
+    with Stages() as progress:
+        path = Path(weights) if weights else None
+        result = judge(request.store(), request.options["split"], path, progress, units)
+    for text in result.notices:
+        notice(text)
+    if request.options["json"]:
+        print(json.dumps(result.to_json(request.options["per_target"])))
+    else:
+        print(aligned(everything(result)))
+    return 0
+
+
+def _curve(request: Request) -> int:
+    from lasso import curve
+
+    if request.options["weights"]:
+        raise UserError("--curve fits datamodels of its own, expected no --weights beside it")
+    store, split = request.store(), request.options["split"]
+    with Stages() as progress:
+        found = curve(store, split, progress=progress)
+    _keep_curve(store, split, found)
+    if request.options["json"]:
+        print(json.dumps(found.to_json()))
+        return 0
+    print(f"{'models':>10} {'LDS':>8} {'MSE':>10}")
+    for point in found.points:
+        print(f"{point.models:10} {point.lds:8.4f} {point.mse:10.4f}")
+    print(found.answer())
+    return 0
+
+
+def _keep_curve(store: ReadableStore, split: str, found: "Curve") -> None:
+    from launch.report.growth import keep
+
+    try:
+        keep(store, split, found)
+    except OSError as error:
+        notice(f"the curve is not kept for the report: cannot write {error.filename}: {error.strerror}")
+
+
+def report(request: Request) -> int:
+    from launch.report import refuse_unfitted, write_report
+
+    store, split = request.store(), request.options["split"]
+    refuse_unfitted(store, split)
+    dataset = _dataset_of(store, request.setting)
+    with Stages() as progress:
+        path = write_report(store, split, dataset, progress=progress)
+    print(path)
+    return 0
+
+
+def _dataset_of(store: ReadableStore, setting: Setting) -> Dataset | None:
+    """The data set that a store's columns stand for, or None (with a notice) where it is not at hand."""
+    try:
+        dataset = load(setting)
+    except UserError as error:
+        notice(f"no images in the report: {error}")
+        return None
+    sizes = len(dataset.train.labels), len(dataset.test.labels)
+    if sizes != (store.n_train, store.n_test):
+        notice(f"no images in the report: {dataset.where} has {sizes} images, the store {store.n_train, store.n_test}")
+        return None
+    return dataset
+
+
+def export(request: Request) -> int:
+    from launch.export import TARGETS, write_export
+
+    if request.options["to"] is None:
+        raise UserError(f"--to is missing: expected one of {', '.join(TARGETS)}")
+    store, given = request.store(), _given(request, "split", "margin", "threshold", "k")
+    for key in ("rows", "checkpoints"):
+        if span := request.span(key, store.rows):
+            given[key] = span
+    with Stages() as progress:
+        print(write_export(store, request.options["to"], given, progress))
+    return 0
+
+
+def _given(request: Request, *keys: str) -> dict[str, Any]:
+    return {key: request.options[key] for key in keys if request.options[key] is not None}

@@ -1,0 +1,144 @@
+"""Commands on a store and its data set: init, data, grow, status, verify, repair."""
+
+import json
+import sys
+import time
+from typing import Any
+
+from launch.progress import Progress, Stages, notice
+from launch.request import Request
+from train.config import Setting
+from train.data import Dataset, fetch, load, pack
+from train.errors import UserError
+from train.store import Store
+
+
+def init(request: Request) -> int:
+    existed = request.layout.manifest.exists()
+    store = create(request, load(request.setting))
+    size = sum(array.bytes for array in store.arrays.values())
+    print(
+        f"{request.layout.data}: {store.rows} rows, {size / 1e9:.3g} GB{' (it was there already)' if existed else ''}"
+    )
+    return 0
+
+
+def create(request: Request, dataset: Dataset) -> Store:
+    from train.create import create_store
+
+    if not request.layout.manifest.exists():
+        _refuse_recipe(request.setting, dataset)
+    return create_store(request.layout, request.setting, dataset, notice)
+
+
+def _refuse_recipe(setting: Setting, dataset: Dataset) -> None:
+    """Raises UserError where the recipe cannot train on the data set's images."""
+    from train.masks import batch_size
+    from train.model import check
+
+    images = dataset.train.images
+    check(setting.recipe, images.shape[1:], len(dataset.classes), batch_size(setting, len(images)))
+
+
+def data(request: Request) -> int:
+    fetch(request.setting)
+    with Stages() as progress:
+        pack(request.setting, progress)
+    dataset = load(request.setting)
+    train, test = dataset.train.images, dataset.test.images
+    print(f"{request.setting.dataset}: {dataset.where}")
+    print(f"{len(train)} training and {len(test)} test images of {'x'.join(map(str, train.shape[1:]))}")
+    print(f"sha256 {dataset.sha256()}")
+    return 0
+
+
+def grow(request: Request) -> int:
+    from train.create import grow as lengthen
+
+    if not request.explicit_models:
+        raise UserError("--models is missing: expected the new number of estimation rows")
+    store = lengthen(request.layout, request.setting, request.setting.models, notice)
+    print(f"{request.layout.data}: {store.models} estimation and {store.eval_models} evaluation rows")
+    return 0
+
+
+def status(request: Request) -> int:
+    from launch.slurm_status import queue
+    from launch.status import describe, summary
+
+    store = request.store()
+    clear = "\x1b[H\x1b[2J" if request.options.get("watch") and sys.stdout.isatty() else ""
+    while True:
+        found = summary(store) | (queue(store) if isinstance(store, Store) else {})
+        print(clear + (json.dumps(found) if request.options.get("json") else describe(found)), flush=True)
+        if not request.options.get("watch") or not _goes_on(found):
+            return 0
+        time.sleep(5)
+        if isinstance(store, Store):
+            store.refresh()
+
+
+def _goes_on(found: dict[str, Any]) -> bool:
+    """Whether rows are missing, or jobs queued that come after them."""
+    return bool(found["missing"] or found.get("queue") or found.get("gate"))
+
+
+def verify(request: Request) -> int:
+    from train.verify import verify as check
+
+    if request.options["retrain"] < 0:
+        raise UserError(f"--retrain is {request.options['retrain']}, expected a number of rows")
+    store = request.own_store()
+    with Progress("rows checked", store.rows) as progress:
+        finding = check(store, progress)
+    if len(store.mended_flags):
+        rows = ", ".join(map(str, store.mended_flags[:10])) + (", ..." if len(store.mended_flags) > 10 else "")
+        notice(f"{store.layout.completed}: the flags of rows {rows} did not match the journals and were put right")
+    result: dict[str, Any] = {"checked": finding.checked, "bad": finding.bad, "damaged_files": finding.files}
+    if request.options["retrain"]:
+        from launch.retrain import retrain
+
+        outcome = retrain(store, request.options["retrain"], set(finding.bad))
+        result["retrained"] = outcome
+        result["bad"] = sorted({*finding.bad, *outcome["different"]})
+    if request.options["json"]:
+        print(json.dumps(result))
+    else:
+        _tell(finding.reasons, result)
+    return 1 if result["bad"] or result["damaged_files"] else 0
+
+
+def _tell(reasons: dict[int, str], result: dict[str, Any]) -> None:
+    for row in result["bad"]:
+        print(f"row {row}: {reasons.get(row, 'trained again, it comes out different')}")
+    for text in result["damaged_files"]:
+        print(text)
+    if "retrained" in result:
+        again = result["retrained"]
+        print(
+            f"{len(again['equal'])} rows trained again byte-equal, {len(again['different'])} different; "
+            f"{len(again['close'])} rows of another environment within tolerance"
+        )
+    print(f"{result['checked']} rows checked, {len(result['bad'])} bad")
+
+
+def repair(request: Request) -> int:
+    from launch.worker import whereabouts
+    from train.verify import repair as mend
+    from train.verify import verify as check
+    from train.writer import Writer
+
+    store = request.own_store()
+    span = request.span("rows", store.rows)
+    writer = Writer(store, whereabouts())
+    try:
+        with Progress("rows checked", store.rows) as progress:
+            finding = check(store, progress)
+        if span:
+            finding.reasons |= {row: "named by --rows" for row in range(*span) if store.completed()[row]}
+        for text in mend(store, writer, finding):
+            print(text)
+    finally:
+        writer.close()
+    print(f"{len(finding.bad)} rows are missing again; `datamodels train` redoes them")
+    return 0

@@ -1,0 +1,122 @@
+"""Commands on a setting as a whole: run, plan, submit."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from launch.commands.datamodels import fit_split
+from launch.commands.store import create
+from launch.commands.train import retry, train_missing
+from launch.progress import Stages, notice
+from launch.request import Request
+from launch.status import report_path
+from launch.stop import Stop
+from train.data import Dataset, load
+from train.errors import UserError
+from train.layout import Layout
+from train.store import Store
+
+if TYPE_CHECKING:  # it takes a while to import
+    from lasso import Evaluation
+
+T = TypeVar("T")
+
+
+def run(request: Request) -> int:
+    """init, train, fit, eval, report; each step only where something is left to do."""
+    from lasso import evaluate as judge
+    from lasso import foresee, is_current, path_of
+
+    timings: dict[str, float] = {}
+    dataset = load(request.setting)
+    store = _timed(timings, "init", lambda: create(request, dataset))
+    foresee(store)
+    done_before = int(store.completed().sum())
+    stop = Stop()
+    code = _timed(timings, "train", lambda: train_missing(request, store, range(store.rows), stop))
+    stop.check()
+    trained = int(store.completed().sum()) - done_before
+    if is_current(store, "test"):
+        notice("nothing to fit: the datamodels are up to date")
+    else:
+        _timed(timings, "fit", lambda: fit_split(store, "test", None))
+    quality = _timed(timings, "eval", lambda: judge(store, "test")) if store.eval_models else None
+    path = report_path(store, "test")
+    if not trained and path.exists() and path.stat().st_mtime >= path_of(store, "test").stat().st_mtime:
+        notice("nothing to report: the page is up to date")
+    else:
+        _timed(timings, "report", lambda: _report(store, dataset, quality))
+    print(_table(store, trained, timings, quality))
+    print(path)
+    return code
+
+
+def plan(request: Request) -> int:
+    """What a setting takes before it is started, and what a budget buys."""
+    from launch.plan import Plan, Terms
+    from launch.plan_text import describe
+
+    given = {field.name: request.options.get(field.name) for field in fields(Terms)}
+    terms = Terms(**{key: value for key, value in given.items() if value is not None})
+    found = Plan(request.setting, request.layout, terms).to_json()
+    print(json.dumps(found) if request.options["json"] else describe(found))
+    return 0
+
+
+def submit(request: Request) -> int:
+    """The same as `run` on SLURM: one stage after the other, each as an array with a gate behind it."""
+    from lasso import foresee
+    from launch import slurm_submit
+    from launch.slurm_cancel import cancel
+    from launch.slurm_config import slurm_from
+    from launch.slurm_dry import dry_run
+    from launch.slurm_queue import require_sbatch
+    from launch.slurm_script import require_path
+
+    options = request.options
+    cluster, split, plan = slurm_from(options["slurm"]), options["split"], options["gate"]
+    layout = Layout(Path(os.path.abspath(request.root)), request.setting.dataset, request.setting.pct)
+    if options["dry_run"]:
+        return dry_run(request.setting, layout, cluster, split, options["retry_failed"])
+    require_sbatch()
+    if options["cancel"]:
+        return cancel(layout)
+    require_path(layout)
+    if plan:
+        return slurm_submit.pass_gate(request.own_store(), layout, cluster, Path(plan))
+    store = request.own_store() if layout.manifest.exists() else create(request, load(request.setting))
+    try:
+        foresee(store)
+    except UserError as error:
+        notice(f"the rows will be trained, but that is all: {error}")
+    if options["retry_failed"]:
+        retry(store, range(store.rows))
+    return slurm_submit.submit(store, layout, cluster, split)
+
+
+def _report(store: Store, dataset: Dataset, quality: "Evaluation | None") -> None:
+    from launch.report import write_report
+
+    with Stages() as progress:
+        write_report(store, "test", dataset, quality, progress)
+
+
+def _timed(timings: dict[str, float], stage: str, work: Callable[[], T]) -> T:
+    started = time.perf_counter()
+    result = work()
+    timings[stage] = time.perf_counter() - started
+    return result
+
+
+def _table(store: Store, trained: int, timings: dict[str, float], quality: "Evaluation | None") -> str:
+    from launch.quality import aligned, headline
+
+    rate = f"{trained / timings['train'] * 3600:,.0f}" if trained else "-"
+    lines = [("models", f"{store.models} + {store.eval_models} for evaluation"), ("rows/hour", rate)]
+    lines += headline(quality) if quality else []
+    lines += [(f"{stage}, s", f"{seconds:.1f}") for stage, seconds in timings.items()]
+    return aligned(lines)

@@ -1,0 +1,45 @@
+"""One command, as the user gave it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.config import Setting
+from train.errors import UserError
+from train.layout import Layout
+from train.store import ReadableStore, Store, open_own, open_store
+
+
+@dataclass(frozen=True)
+class Request:
+    setting: Setting
+    root: Path
+    config: Path
+    options: dict[str, Any]
+    explicit_models: bool
+    """Whether --models was given on the command line."""
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.root, self.setting.dataset, self.setting.pct)
+
+    def store(self) -> ReadableStore:
+        store = open_store(self.layout, self.setting, self.explicit_models)
+        if out := self.options.get("out"):
+            store.derived = Path(out).expanduser() / self.setting.dataset
+        return store
+
+    def own_store(self) -> Store:
+        return open_own(self.layout, self.setting)
+
+    def span(self, key: str, stop: int) -> tuple[int, int] | None:
+        """The option `A:B` as numbers within [0, stop). Raises UserError."""
+        text = self.options.get(key)
+        if text is None:
+            return None
+        text = str(text)
+        first, colon, last = text.partition(":")
+        numbers = text.isascii() and first.isdecimal() and last.isdecimal()
+        if not (colon and numbers and int(first) < int(last) <= stop):
+            raise UserError(f"--{key} is {text!r}, expected A:B with 0 <= A < B <= {stop}")
+        return int(first), int(last)
