@@ -127,11 +127,13 @@ def test_published_files_are_reported_on_without_and_with_images(tmp_path: Path)
     assert not Tags(page).unnamed
 
 
-@pytest.mark.parametrize(("side", "channels"), [(8, 1), (224, 3)])
+@pytest.mark.parametrize(("side", "channels"), [(8, 1), (8, 5), (224, 2), (224, 3), (224, 4)])
 def test_images_of_any_size_make_a_page_of_bounded_size(tmp_path: Path, side: int, channels: int) -> None:
     store = published(tmp_path)
     fit(store)
     page = write_report(store, "test", images(24, 30, side, channels)).read_bytes()
+    told = {2: "Of an image's 2 channels the first is shown", 4: "channels the first 3 are", 5: "channels the first 3"}
+    assert told.get(channels, "") in Tags(page.decode()).text
     assert len(page) < 5e6
     sizes = {Image.open(io.BytesIO(base64.b64decode(found))).size for found in re.findall(rb"base64,([^\"]+)", page)}
     assert max(max(size) for size in sizes if size[0] == size[1]) == min(side, html.LARGEST_THUMBNAIL)
@@ -256,11 +258,14 @@ def test_text_is_escaped_and_has_minus_signs_and_code() -> None:
     assert html.text("-0.5 & `eval --curve` of 2026-11-25") == "−0.5 &amp; <code>eval --curve</code> of 2026-11-25"
 
 
-def test_thumbnails_are_the_images() -> None:
-    for channels in (1, 3):
-        image = np.random.default_rng(0).integers(0, 256, (8, 6, channels), dtype=np.uint8)
-        content = base64.b64decode(html.data_url(image).partition(",")[2])
-        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))).reshape(8, 6, channels), image)
+@pytest.mark.parametrize(("channels", "shown"), [(1, 1), (2, 1), (3, 3), (4, 3), (5, 3)])
+def test_thumbnails_are_the_images_first_channel_as_grey_or_first_three_as_colours(channels: int, shown: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (8, 6, channels), dtype=np.uint8)
+    content = base64.b64decode(html.data_url(image).partition(",")[2])
+    picture = Image.open(io.BytesIO(content))
+    assert picture.mode == ("L" if shown == 1 else "RGB")
+    np.testing.assert_array_equal(np.asarray(picture).reshape(8, 6, shown), image[..., :shown])
+    assert bool(html.channels_shown(channels)) == (channels != shown)
 
 
 def test_bars_hold_every_value_and_tell_how_many() -> None:

@@ -32,7 +32,7 @@ def behind(subject: Subject, dataset: Dataset) -> Section:
         f"For {len(cases)} {subject.kind} images, evenly spaced: the training images that raise the margin most when "
         "a model is trained on them, and those that lower it most. The number is the weight, in units of margin; the "
         "bar is its share of the largest."
-    )
+    ) + unseen(dataset)
     if subject.found.own is not None:
         text += " A target's weight for itself is left out here and given beside it as “self”."
     return Section("behind", "Images behind predictions", html.paragraph(text) + "".join(cases))
@@ -60,7 +60,7 @@ def moved(subject: Subject, dataset: Dataset) -> Section:
     text = (
         f"The {len(cases)} training images of largest mean absolute weight over all targets (“mean”), with the "
         f"{subject.kind} images whose margins they raise and lower most."
-    )
+    ) + unseen(dataset)
     return Section("moved", "Images that move most", html.paragraph(text) + "".join(cases))
 
 
@@ -97,6 +97,11 @@ def _case(image: str, weight: NDArray[np.float32], draw: _Draw, titles: tuple[st
 
 def name_of(dataset: Dataset, images: Split, number: int) -> str:
     return dataset.classes[images.labels[number]]
+
+
+def unseen(dataset: Dataset) -> str:
+    """What the page's images leave out, as a sentence to append, or nothing."""
+    return html.channels_shown(dataset.train.images.shape[3])
 
 
 def signed(value: float) -> str:

@@ -116,10 +116,13 @@ def thumbnail(
 
 
 def data_url(image: NDArray[np.uint8]) -> str:
-    """An image [H, W, C] of 1 or 3 channels as a data URL: its own pixels as PNG, or where it is large a small JPEG."""
+    """An image [H, W, C] as a data URL: its own pixels as PNG, or where it is large a small JPEG.
+
+    Of 1 or 2 channels the first is shown as grey, of more the first 3 as red, green and blue: see `channels_shown`.
+    """
     from PIL import Image
 
-    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    picture = Image.fromarray(image[..., 0] if image.shape[2] < 3 else np.ascontiguousarray(image[..., :3]))
     lossless = max(picture.size) <= _LOSSLESS
     if not lossless:
         picture.thumbnail((LARGEST_THUMBNAIL, LARGEST_THUMBNAIL))
@@ -130,3 +133,11 @@ def data_url(image: NDArray[np.uint8]) -> str:
         picture.save(buffer, "JPEG", quality=82)
     kind = "png" if lossless else "jpeg"
     return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def channels_shown(channels: int) -> str:
+    """What `data_url` leaves out of an image, as a sentence with a space before it; empty where it leaves out nothing."""
+    if channels in (1, 3):
+        return ""
+    which = "the first is shown, as grey" if channels < 3 else "the first 3 are shown, as red, green and blue"
+    return f" Of an image's {channels} channels {which}."

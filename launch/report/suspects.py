@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launch.report import html, plots
-from launch.report.gallery import name_of, signed
+from launch.report.gallery import name_of, signed, unseen
 from launch.report.html import Section
 from launch.report.subject import Subject, spread
 from train.data import Dataset, Split
@@ -36,6 +36,7 @@ def duplicates(subject: Subject) -> Section:
         body = html.paragraph(
             f"{subject.kind.capitalize()} images that hang on one training image more than on all others, as on a "
             f"near-duplicate. {_DEFINITION.format(thing='image')} These are suspicions: look at them."
+            f"{unseen(subject.dataset)}"
         )
         dataset = subject.dataset
         pairs = "".join(_pair(subject, dataset, place) for place in places.tolist())
@@ -106,6 +107,7 @@ def harmful(subject: Subject) -> Section:
     body = html.paragraph(
         f"Training {thing} whose mean weight over all {subject.kind} {thing} is most negative: models that see them "
         "do worse on the whole. Mislabelled and ambiguous ones tend to come first."
+        f"{'' if subject.dataset is None else unseen(subject.dataset)}"
     )
     if not len(order):
         body += html.paragraph("None: no mean is negative.")
