@@ -20,6 +20,7 @@ from launch.report.weights import Fitted
 from tests.conftest import DIGITS, TINY, datamodels, in_process
 from tests.published import images, published, stored
 from train.config import Fit
+from train.errors import WorkError
 from train.layout import Layout
 from train.store import PublishedStore
 
@@ -222,22 +223,48 @@ def test_the_fit_and_scikit_learn_agree_along_the_path(tmp_path: Path, options: 
     assert (found.recorded <= found.errors[:, : options.min_lambdas].min(axis=1) * 1.01).all()
 
 
-def test_a_curve_that_eval_has_kept_is_shown_where_a_new_one_would_take_long(
+def _silent(stage: str, done: int, total: int) -> None:
+    pass
+
+
+def test_a_curve_is_kept_and_shown_again_where_a_new_one_would_take_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = published(tmp_path)
     fit(store)
-    found = growth.growth_of(store, "test", lambda *_: None)
-    assert isinstance(found, growth.Curve)
     monkeypatch.setattr(growth, "_QUICK", 10)
     assert "eval CONFIG --curve" in write_report(store, "test", None).read_text()
-    path = growth.keep(store, "test", found)
-    assert growth.growth_of(store, "test", lambda *_: None) == found
+    monkeypatch.undo()
+    found = growth.growth_of(store, "test", _silent)
+    assert isinstance(found, growth.Curve)
+    assert growth.kept(store, "test") == (found, True), "plan looks it up"
+    monkeypatch.setattr(growth, "_QUICK", 10)
+    assert growth.growth_of(store, "test", _silent) == found
     assert "LDS against number of models" in write_report(store, "test", None).read_text()
     store.setting = replace(store.setting, fit=Fit(k=50))
-    assert isinstance(growth.growth_of(store, "test", lambda *_: None), str), "of other options, it is stale"
-    path.write_text(json.dumps({"stamp": 1}))
-    assert isinstance(growth.growth_of(store, "test", lambda *_: None), str)
+    assert isinstance(growth.growth_of(store, "test", _silent), str), "of other options, it is stale"
+    growth.keep(store, "test", found).write_text(json.dumps({"stamp": 1}))
+    assert isinstance(growth.growth_of(store, "test", _silent), str)
+
+
+def test_a_curve_that_cannot_be_computed_or_kept_does_not_cost_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = published(tmp_path)
+    fit(store)
+    monkeypatch.setattr("lasso.lot.Lot.check", _misses)
+    assert "No curve of LDS against the number of models: target 3 misses" in write_report(
+        store, "test", None
+    ).read_text()
+    monkeypatch.undo()
+    growth._path(store, "test").mkdir()
+    assert "LDS against number of models" in write_report(store, "test", None).read_text()
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("the curve is not kept: cannot write")
+
+
+def _misses(self: object) -> None:
+    raise WorkError("target 3 misses its gap")
 
 
 def test_bad_input_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

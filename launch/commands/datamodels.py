@@ -2,17 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from launch.progress import Stages, notice
 from launch.request import Request
-from train.config import Setting
-from train.data import Dataset, load
+from train.data import Dataset
 from train.errors import UserError
 from train.store import ReadableStore
-
-if TYPE_CHECKING:  # it takes a while to import
-    from lasso import Curve
 
 
 def fit(request: Request) -> int:
@@ -53,13 +49,14 @@ def evaluate(request: Request) -> int:
 
 def _curve(request: Request) -> int:
     from lasso import curve
+    from launch.report.growth import keep
 
     if request.options["weights"]:
         raise UserError("--curve fits datamodels of its own, expected no --weights beside it")
     store, split = request.store(), request.options["split"]
     with Stages() as progress:
         found = curve(store, split, progress=progress)
-    _keep_curve(store, split, found)
+    keep(store, split, found)
     if request.options["json"]:
         print(json.dumps(found.to_json()))
         return 0
@@ -70,39 +67,25 @@ def _curve(request: Request) -> int:
     return 0
 
 
-def _keep_curve(store: ReadableStore, split: str, found: "Curve") -> None:
-    from launch.report.growth import keep
-
-    try:
-        keep(store, split, found)
-    except OSError as error:
-        notice(f"the curve is not kept for the report: cannot write {error.filename}: {error.strerror}")
-
-
 def report(request: Request) -> int:
     from launch.report import refuse_unfitted, write_report
 
     store, split = request.store(), request.options["split"]
     refuse_unfitted(store, split)
-    dataset = _dataset_of(store, request.setting)
+    dataset = _dataset_of(store)
     with Stages() as progress:
         path = write_report(store, split, dataset, progress=progress)
     print(path)
     return 0
 
 
-def _dataset_of(store: ReadableStore, setting: Setting) -> Dataset | None:
-    """The data set that a store's columns stand for, or None (with a notice) where it is not at hand."""
+def _dataset_of(store: ReadableStore) -> Dataset | None:
+    """The data set that a store's columns stand for, or None (with a notice) where it is not at hand or another one."""
     try:
-        dataset = load(setting)
+        return store.dataset()
     except UserError as error:
         notice(f"no images in the report: {error}")
         return None
-    sizes = len(dataset.train.labels), len(dataset.test.labels)
-    if sizes != (store.n_train, store.n_test):
-        notice(f"no images in the report: {dataset.where} has {sizes} images, the store {store.n_train, store.n_test}")
-        return None
-    return dataset
 
 
 def export(request: Request) -> int:

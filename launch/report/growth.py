@@ -10,7 +10,8 @@ import numpy as np
 from lasso import Curve, curve, path_of
 from lasso.curve import Law, Point
 from lasso.rows import Progress
-from train.errors import UserError
+from launch.progress import notice
+from train.errors import UserError, WorkError
 from train.npy import write_file
 from train.store import ReadableStore
 
@@ -19,7 +20,7 @@ _QUICK = 2500
 
 
 def growth_of(store: ReadableStore, split: str, progress: Progress) -> Curve | str:
-    """The curve, or why there is none. Raises WorkError for damaged rows."""
+    """The curve, or why there is none; one that is computed is kept, for the next report and for `plan`."""
     found = kept(store, split)
     if found and found[1]:
         return found[0]
@@ -29,16 +30,22 @@ def growth_of(store: ReadableStore, split: str, progress: Progress) -> Curve | s
             "as a fit. `datamodels eval CONFIG --curve` computes and keeps it, `datamodels report` then shows it."
         )
     try:
-        return curve(store, split, progress=progress)
-    except UserError as error:
+        computed = curve(store, split, progress=progress)
+    except (UserError, WorkError) as error:  # a point that misses its gap is no reason to show nothing else
         return f"No curve of LDS against the number of models: {error}."
+    keep(store, split, computed)
+    return computed
 
 
 def keep(store: ReadableStore, split: str, found: Curve) -> Path:
-    """Write a curve beside the datamodels, for the report; returns its path. Raises OSError."""
+    """Write a curve beside the datamodels, for reports and `plan`; returns its path, be it written or (told) not."""
     path = _path(store, split)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, (json.dumps({**_basis(store), **found.to_json()}, indent=1) + "\n").encode())
+    content = {**_basis(store), **found.to_json()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, (json.dumps(content, indent=1) + "\n").encode())
+    except OSError as error:
+        notice(f"the curve is not kept: cannot write {error.filename}: {error.strerror}")
     return path
 
 
