@@ -90,13 +90,16 @@ def _export(parser: Any) -> None:
     parser.add_argument("--out", metavar="DIR", help="folder for the export, where the root is read-only")
 
 
+def _price(parser: Any) -> None:
+    parser.add_argument("--price", type=float, help="price of a GPU for an hour (of a CPU core where no GPU trains)")
+
+
 def _plan(parser: Any) -> None:
     parser.add_argument("--probe", type=int, metavar="K", help="train K groups of rows, in a store that is not kept")
     parser.add_argument(
         "--device", metavar="NAME", help="device to plan for; default what made the rows, else this one"
     )
     parser.add_argument("--workers", type=int, metavar="W", help="workers that share a GPU; default 1")
-    parser.add_argument("--price", type=float, help="price of a GPU for an hour (of a CPU core where no GPU trains)")
     parser.add_argument(
         "--watts", type=float, help="power that a GPU (or CPU core) draws, with what it needs beside it"
     )
@@ -126,11 +129,11 @@ COMMANDS = {
     "grow": Command(store.grow, "lengthen a setting to --models rows"),
     "fit": Command(datamodels.fit, "fit the datamodels", _all(_split, _out, _fit)),
     "eval": Command(datamodels.evaluate, "judge datamodels on the evaluation rows", _all(_split, _out, _json, _eval)),
-    "report": Command(datamodels.report, "write an HTML page with plots and images", _all(_split, _out)),
+    "report": Command(datamodels.report, "write an HTML page with plots and images", _all(_split, _out, _price)),
     "export": Command(datamodels.export, "write files for other libraries: docs/export.md", _export),
     "run": Command(whole.run, "init, train, fit, eval and report in one go", _training),
     "submit": Command(whole.submit, "the same on SLURM, as arrays of tasks", _all(_split, _submit)),
-    "plan": Command(whole.plan, "tell what a setting takes: bytes, hours, money", _all(_json, _plan)),
+    "plan": Command(whole.plan, "tell what a setting takes: bytes, hours, money", _all(_json, _plan, _price)),
     "data": Command(store.data, "fetch or check the data set, and say where it lies"),
 }
 

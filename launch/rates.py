@@ -49,11 +49,12 @@ def maker_of(store: Store) -> tuple[str, bool] | None:
     found: Counter[tuple[str, bool]] = Counter()
     journals, counts = np.unique(store.states.journal[store.completed()], return_counts=True)
     for journal, count in zip(journals.tolist(), counts.tolist(), strict=True):
-        found[_maker(store, journal)] += count
+        found[maker(store, journal)] += count
     return found.most_common(1)[0][0] if found else None
 
 
-def _maker(store: Store, journal: int) -> tuple[str, bool]:
+def maker(store: Store, journal: int) -> tuple[str, bool]:
+    """The device that the rows of a journal were made on, and whether it is a GPU."""
     made = store.states.readers[journal].provenance
     return str(made.get("device")), str(made.get("on")).startswith("cuda")
 
@@ -61,7 +62,7 @@ def _maker(store: Store, journal: int) -> tuple[str, bool]:
 def of_store(store: Store, device: str, on_gpu: bool) -> Rate | None:
     """The mean over the rows that a device made, as their records tell."""
     done = store.completed()
-    journals = [at for at in np.unique(store.states.journal[done]).tolist() if _maker(store, at)[0] == device]
+    journals = [at for at in np.unique(store.states.journal[done]).tolist() if maker(store, at)[0] == device]
     seconds = store.states.seconds[done & np.isin(store.states.journal, journals)].astype(np.float64)
     return _mean(seconds, device, on_gpu, "store", f"{len(seconds)} rows in {store.layout.data}") if journals else None
 

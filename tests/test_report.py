@@ -95,7 +95,7 @@ def test_everything_that_is_referred_to_is_there_once(page: str) -> None:
 def test_the_page_tells_what_was_run_and_how_well_it_went(page: str) -> None:
     text = Tags(page).text
     for expected in (
-        *("Ceiling of LDS", "95% interval", "Pearson", "MSE", "Test accuracy", "worker-hours", "recipe.lr", "sha256"),
+        *("Ceiling of LDS", "95% interval", "Pearson", "MSE", "Test accuracy", "core-hours", "recipe.lr", "sha256"),
         *("float32, 1 threads", "24 to fit datamodels, 8 to judge them, 2 runs of each mask", "torch "),
         *("32 done, 0 missing, 0 failed", "duality gap", "Column sums of the masks", "Chosen lambdas"),
     ):
@@ -168,6 +168,16 @@ def test_too_few_evaluation_masks_are_told_not_refused(tmp_path: Path) -> None:
     store = published(tmp_path, eval_models=2)
     fit(store)
     assert "Not evaluated: the evaluation rows have 2 masks" in write_report(store, "test", None).read_text()
+
+
+def test_weights_of_unknown_origin_are_not_called_fitted(tmp_path: Path) -> None:
+    store = published(tmp_path)
+    path = fit(store)
+    assert "fitted by LASSO to 260 of the models" in write_report(store, "test", None).read_text()
+    path.with_suffix(".json").unlink()
+    text = Tags(write_report(store, "test", None).read_text()).text
+    assert "linear datamodel, of unknown origin (no record of a fit), predicts" in text
+    assert "LASSO to" not in text
 
 
 def test_what_is_fitted_so_far_is_reported_on(tmp_path: Path) -> None:
@@ -253,9 +263,8 @@ def test_a_curve_that_cannot_be_computed_or_kept_does_not_cost_the_page(
     store = published(tmp_path)
     fit(store)
     monkeypatch.setattr("lasso.lot.Lot.check", _misses)
-    assert "No curve of LDS against the number of models: target 3 misses" in write_report(
-        store, "test", None
-    ).read_text()
+    page = write_report(store, "test", None).read_text()
+    assert "No curve of LDS against the number of models: target 3 misses" in page
     monkeypatch.undo()
     growth._path(store, "test").mkdir()
     assert "LDS against number of models" in write_report(store, "test", None).read_text()

@@ -1,14 +1,19 @@
 """The report of a store of our own, on data of the user's own: what it tells of the training, and when it is stale."""
 
+import re
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from launch.cli import main
+from launch.report import run
+from launch.report.cost import Work
 from tests.conftest import DIGITS, TINY, Outcome, in_process
 from tests.published import images
+from train.config import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +62,40 @@ def test_images_that_are_not_those_trained_on_are_not_shown(folder: Path, capsys
     assert "was created with" in told
     assert "<img" not in _page(folder)
     assert "images are not at hand" in _page(folder)
+
+
+def test_hours_are_those_of_cores_or_gpus_and_a_price_makes_them_money(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "CPU core-hours" in _page(folder)
+    assert "Money" not in _page(folder)
+    _report(capsys, folder, "--price", 1000)
+    assert re.search(r"Money</th><td>\d+\.\d\d, at 1000 for an hour of a CPU core", _page(folder))
+    options = [*_command("report", folder), "--price"]
+    assert in_process(capsys, *options, -1).error == "error: --price is -1.0, expected a finite number above 0"
+
+
+def _work(gpu: float, cpu: float, threads: int) -> Work:
+    return Work(gpu, cpu, threads, 100, datetime.fromtimestamp(0, UTC), datetime.fromtimestamp(7200, UTC))
+
+
+def test_what_training_took_is_told_by_what_it_ran_on() -> None:
+    on_gpu, on_cpu, on_both = _work(7200, 0, 4), _work(0, 7200, 4), _work(3600, 3600, 1)
+    assert on_gpu.headline(3) == ("Training", "2 h 0 min", "of a GPU, 72 s a model; 6.00 in all")
+    assert on_cpu.headline(0.5) == ("Training", "2 h 0 min", "of 4 CPU cores, 72 s a model; 4.00 in all")
+    assert on_gpu.table(None, 1)[0][1].startswith("2 GPU-hours, 72 s of a GPU a model")
+    assert on_cpu.table(None, 1)[0][1].startswith("8 CPU core-hours (2 of workers with 4 cores), 72 s of 4 CPU cores a")
+    assert on_both.table(1, 2)[0][1].startswith("1 GPU-hours and 1 CPU core-hours, 72 s of a GPU or a CPU core a model")
+    assert on_both.table(1, 2)[1][1].startswith("not known")
+    assert on_both.table(1, 2)[2][1].endswith("on 2 machines")
+
+
+@pytest.mark.parametrize(
+    ("network", "told"), [("resnet9", "resnet9 of width 8, "), ("resnet18", "resnet18, "), ("my.py", "my.py, ")]
+)
+def test_a_width_is_told_of_networks_that_have_one(
+    network: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my.py").touch()
+    assert run._described(Recipe(network=network, width=8)).startswith(told)

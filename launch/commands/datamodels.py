@@ -1,6 +1,7 @@
 """Commands on what rows were trained for: fit, eval, report, export."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,13 @@ def _curve(request: Request) -> int:
 def report(request: Request) -> int:
     from launch.report import refuse_unfitted, write_report
 
-    store, split = request.store(), request.options["split"]
+    store, split, price = request.store(), request.options["split"], request.options["price"]
+    if price is not None and not 0 < price < math.inf:
+        raise UserError(f"--price is {price}, expected a finite number above 0")
     refuse_unfitted(store, split)
     dataset = _dataset_of(store)
     with Stages() as progress:
-        path = write_report(store, split, dataset, progress=progress)
+        path = write_report(store, split, dataset, progress=progress, price=price)
     print(path)
     return 0
 

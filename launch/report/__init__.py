@@ -5,13 +5,13 @@ from pathlib import Path
 
 from lasso import Evaluation
 from lasso.rows import Progress, silent
-from launch.progress import duration
 from launch.report import html
+from launch.report.cost import work_of
 from launch.report.fit import fit
 from launch.report.gallery import behind, moved
 from launch.report.models import accuracy_of, models
 from launch.report.quality import quality
-from launch.report.run import what_was_run, work_of
+from launch.report.run import what_was_run
 from launch.report.subject import Subject, gather
 from launch.report.suspects import duplicates, harmful
 from launch.report.weights import Fitted
@@ -35,12 +35,14 @@ def write_report(
     dataset: Dataset | None,
     found: Evaluation | None = None,
     progress: Progress = silent,
+    price: float | None = None,
 ) -> Path:
     """Write ROOT/{dataset}/report_{split}_{pct}pct.html and return its path. Raises UserError, WorkError.
 
     dataset: for the images; None where they are not at hand. found: what `evaluate` gives, where that is known already.
+    price: of an hour of a GPU, or of a CPU core where no GPU trained, for what training cost.
     """
-    subject = gather(store, split, dataset, found, progress)
+    subject = gather(store, split, dataset, found, progress, price)
     images = [behind(subject, dataset), moved(subject, dataset)] if dataset else []
     suspects = [duplicates(subject), harmful(subject)]
     sections = [quality(subject), *images, *suspects, fit(subject), models(subject), what_was_run(subject)]
@@ -59,12 +61,12 @@ def write_report(
 def _lead(subject: Subject) -> str:
     store, recipe = subject.store, subject.store.setting.recipe
     network = "" if work_of(store) is None else f" ({recipe.network}, {recipe.epochs} epochs)"
-    used = subject.fitted.report.get("rows", {}).get("used", store.models)
+    used = subject.fitted.report.get("rows", {}).get("used")
+    origin = "of unknown origin (no record of a fit)" if used is None else f"fitted by LASSO to {used:,} of the models"
     return (
         f"{int(store.completed().sum()):,} models{network} were trained on random subsets of {store.setting.pct}% of "
         f"{store.n_train:,} training examples. For each of {len(subject.fitted.targets):,} {subject.kind} examples a "
-        f"linear datamodel, fitted by LASSO to {used:,} of the models, predicts the margin from which training "
-        "examples a model has seen."
+        f"linear datamodel, {origin}, predicts the margin from which training examples a model has seen."
     )
 
 
@@ -85,7 +87,7 @@ def _headline(subject: Subject) -> list[tuple[str, str, str]]:
     if len(accuracy):
         entries.append(("Test accuracy", f"{accuracy.mean():.1%}", f"± {accuracy.std():.1%} over models"))
     if work := work_of(store):
-        entries.append(("Training", duration(work.seconds), f"of one worker, {work.per_row:.3g} s a model"))
+        entries.append(work.headline(subject.price))
     return entries
 
 

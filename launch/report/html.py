@@ -136,7 +136,7 @@ def data_url(image: NDArray[np.uint8]) -> str:
 
 
 def channels_shown(channels: int) -> str:
-    """What `data_url` leaves out of an image, as a sentence with a space before it; empty where it leaves out nothing."""
+    """What `data_url` leaves out of an image, as a sentence after a space; empty where that is nothing."""
     if channels in (1, 3):
         return ""
     which = "the first is shown, as grey" if channels < 3 else "the first 3 are shown, as red, green and blue"

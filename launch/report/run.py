@@ -1,47 +1,18 @@
 """The section about how the rows came about: setting, recipe, versions, machines, time."""
 
-from dataclasses import dataclass
-from datetime import UTC, datetime
-
-import numpy as np
-
-from launch.progress import duration
 from launch.report import html
+from launch.report.cost import work_of
 from launch.report.html import Section
 from launch.report.subject import Subject
 from launch.status import summary
 from train.config import Recipe, flatten
-from train.store import ReadableStore, Store
+from train.store import Store
 
 _VIEWS = {
     "mirror": "mean logits of the image and its mirror image",
     "none": "logits of the image itself",
     "legacy_fliplr": "mean logits of the image and its channel-reversed copy",
 }
-
-
-@dataclass(frozen=True)
-class Work:
-    """What training took, by the journals."""
-
-    seconds: float
-    """Of one worker, all rows together."""
-    per_row: float
-    first: datetime
-    """When the first row was begun."""
-    last: datetime
-    """When the last row was done."""
-
-
-def work_of(store: ReadableStore) -> Work | None:
-    """None for published files, which say nothing of it, and where no row is done."""
-    if not isinstance(store, Store) or not store.completed().any():
-        return None
-    done = store.completed()
-    seconds, times = store.states.seconds[done].astype(np.float64), store.states.time[done]
-    start, stop = float((times - seconds * store.group).min()), float(times.max())
-    total = float(seconds.sum())
-    return Work(total, total / len(seconds), datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(stop, UTC))
 
 
 def what_was_run(subject: Subject) -> Section:
@@ -54,7 +25,7 @@ def what_was_run(subject: Subject) -> Section:
         ("Rows", f"{found['done']:,} done, {found['missing']:,} missing, {found['failed']:,} failed"),
         *((f"Failed, {count:,} rows", reason) for reason, count in found.get("reasons", {}).items()),
         ("Data", f"{store.n_train:,} training and {store.n_test:,} test examples"),
-        *(_recorded(store, found) if isinstance(store, Store) else _UNRECORDED),
+        *(_recorded(store, found, subject.price) if isinstance(store, Store) else _UNRECORDED),
         ("Files", f"{found['folder']}, {found['bytes'] / 1e6:,.1f} MB"),
     ]
     body = html.table("What was run", rows)
@@ -68,9 +39,9 @@ def what_was_run(subject: Subject) -> Section:
 _UNRECORDED = [("Recipe, seed, time", "not recorded: these are published files, without a manifest")]
 
 
-def _recorded(store: Store, found: dict) -> list[tuple[str, str]]:
+def _recorded(store: Store, found: dict, price: float | None) -> list[tuple[str, str]]:
     """What manifest and journals tell."""
-    setting, manifest = store.setting, store.manifest
+    setting, manifest, work = store.setting, store.manifest, work_of(store)
     subsets = {
         "exact": f"{round(setting.alpha * store.n_train):,} of {store.n_train:,} training examples, drawn for each row",
         "bernoulli": f"each training example with probability {setting.alpha:g}, drawn for each row",
@@ -84,13 +55,14 @@ def _recorded(store: Store, found: dict) -> list[tuple[str, str]]:
         ("Seed", f"{setting.seed}; row r draws from the streams (seed, r)"),
         ("Store made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
         *((f"Made on, {count:,} rows", device) for device, count in found["devices"].items()),
-        *_time(store, len(found["hosts"])),
+        *(work.table(price, len(found["hosts"])) if work else []),
     ]
 
 
 def _described(recipe: Recipe) -> str:
+    width = f" of width {recipe.width}" if recipe.network in ("resnet9", "convnet") else ""
     return (
-        f"{recipe.network} of width {recipe.width}, {recipe.epochs} epochs, batches of {recipe.batch}, SGD with peak "
+        f"{recipe.network}{width}, {recipe.epochs} epochs, batches of {recipe.batch}, SGD with peak "
         f"learning rate {recipe.lr:g} at epoch {recipe.peak_epoch:g}, momentum {recipe.momentum:g}, weight decay "
         f"{recipe.weight_decay:g}, label smoothing {recipe.label_smoothing:g}"
     )
@@ -103,18 +75,3 @@ def _augmentation(recipe: Recipe) -> str:
         f"cutout of {recipe.cutout} px" if recipe.cutout else "",
     ]
     return ", ".join(filter(None, parts)) or "none"
-
-
-def _time(store: Store, machines: int) -> list[tuple[str, str]]:
-    work = work_of(store)
-    if work is None:
-        return []
-    threads = store.setting.recipe.threads
-    worker = f"one device, with {threads} CPU thread{'s' if threads > 1 else ''}"
-    elapsed = duration((work.last - work.first).total_seconds())
-    dates = " to ".join(f"{time:%Y-%m-%d %H:%M}" for time in (work.first, work.last))
-    where = f"{machines:,} machine{'s' if machines > 1 else ''}"
-    return [
-        ("Cost", f"{work.seconds / 3600:,.3g} worker-hours, {work.per_row:,.3g} s a model; a worker is {worker}"),
-        ("Time", f"{elapsed} from the first row to the last, pauses included; {dates} UTC, on {where}"),
-    ]

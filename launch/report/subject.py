@@ -43,6 +43,8 @@ class Subject:
     shown: NDArray[np.int64]
     """Places of those shown with their training images; `found.columns` goes on with them."""
     found: Survey
+    price: float | None
+    """Of an hour of a GPU or of a CPU core."""
 
     @property
     def kind(self) -> str:
@@ -57,7 +59,12 @@ class Subject:
 
 
 def gather(
-    store: ReadableStore, split: str, dataset: Dataset | None, quality: Evaluation | None, progress: Progress
+    store: ReadableStore,
+    split: str,
+    dataset: Dataset | None,
+    quality: Evaluation | None,
+    progress: Progress,
+    price: float | None,
 ) -> Subject:
     """Raises UserError, WorkError. quality: what `evaluate` has found, where that is known already."""
     fitted = Fitted(store, split)
@@ -67,7 +74,7 @@ def gather(
     plotted, shown = (spread(len(fitted.targets), count) for count in (_PLOTTED, SHOWN))
     found = survey(fitted, np.concatenate([plotted, shown]), split == "train", progress)
     growth = growth_of(store, split, progress) if quality else ""
-    return Subject(store, split, dataset, fitted, quality, unjudged, growth, plotted, shown, found)
+    return Subject(store, split, dataset, fitted, quality, unjudged, growth, plotted, shown, found, price)
 
 
 def spread(total: int, count: int) -> NDArray[np.int64]:
