@@ -10,7 +10,17 @@ from numpy.typing import NDArray
 from lasso.bootstrap import Bootstrap
 from lasso.correlation import pearson, spearman
 from lasso.design import product_with
-from lasso.rows import Progress, blocks, check_rows, evaluation_rows, margin_array, read_margins, read_masks, silent
+from lasso.rows import (
+    Progress,
+    blocks,
+    check_rows,
+    evaluation_rows,
+    margin_array,
+    read_margins,
+    read_masks,
+    refuse_unshared_masks,
+    silent,
+)
 from train.errors import UserError
 from train.store import ReadableStore as Store
 
@@ -61,6 +71,7 @@ class Holdout:
                 f"the evaluation rows have {len(self.runs)} masks, expected at least {LEAST_MASKS}: raise eval_models"
             )
         check_rows(store, ("train_masks", margin_array(store, split)), self.rows, progress)
+        refuse_unshared_masks(store, self.rows)
 
     def score(
         self,

@@ -143,6 +143,26 @@ def read_masks(store: Store, rows: NDArray[np.int64], checked: bool = False) -> 
     return read_rows(store, "train_masks", rows)
 
 
+def refuse_unshared_masks(store: Store, rows: NDArray[np.int64]) -> None:
+    """Raises UserError naming the first row whose mask is not that of the row before it, where they should share one.
+
+    Nothing vouches for `runs_per_mask` of published files, and runs of different masks would be averaged.
+    """
+    runs = store.setting.runs_per_mask
+    if runs == 1 or not len(rows):
+        return
+    last, index, before = -1, -1, np.empty(0, bool)
+    for block in blocks(store, rows):
+        for row, mask in zip(block.tolist(), read_masks(store, block, checked=True), strict=True):
+            shared, index = store.mask_index(row) == index, store.mask_index(row)
+            if shared and not np.array_equal(mask, before):
+                raise UserError(
+                    f"{store.layout.array('train_masks')}: row {row} has not the mask of row {last}, expected "
+                    f"{runs} rows a mask from row {store.models} on (runs_per_mask is {runs})"
+                )
+            last, before = row, mask
+
+
 def read_margins(
     store: Store, split: str, rows: NDArray[np.int64], columns: slice | NDArray[np.int64], checked: bool = False
 ) -> NDArray[np.float64]:

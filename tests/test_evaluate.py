@@ -9,6 +9,7 @@ from scipy import stats
 
 import lasso
 from lasso import curve, evaluate, fit
+from tests.conftest import PROJECT, in_process
 from tests.fake_store import FakeStore, linear_data
 from train.config import Eval, Fit, identity
 from train.errors import UserError, WorkError
@@ -212,6 +213,30 @@ def test_a_mask_that_lacks_a_run_still_counts(tmp_path):
     found = evaluate(store, weights=truth)
     assert (found.models, found.masks) == (799, 400)
     assert found.ceiling is not None
+
+
+@pytest.mark.parametrize("block", [1, 2**24])
+def test_runs_that_do_not_share_their_mask_are_never_averaged(tmp_path, monkeypatch, block):
+    monkeypatch.setattr("lasso.rows._BLOCK_VALUES", block)
+    store, truth = runs_store(tmp_path, 2)
+    store.arrays["train_masks"][601, 3] ^= True
+    expected = r"train_masks_50pct\.npy: row 601 has not the mask of row 600, expected 2 rows a mask from row 50 on"
+    with pytest.raises(UserError, match=expected):
+        evaluate(store, weights=truth)
+
+
+def test_published_rows_of_one_run_a_mask_are_not_taken_for_several(tmp_path, capsys):
+    data = tmp_path / "cifar" / "data"
+    data.mkdir(parents=True)
+    masks, margins = linear_data(60, 20, 8)
+    np.save(data / "train_masks_50pct.npy", masks)
+    np.save(data / "test_margins_50pct.npy", margins)
+    options = ["--root", tmp_path, "--eval_models", 20, "--runs_per_mask", 2, "--out", tmp_path / "mine"]
+    save(tmp_path / "w.pt", np.ones((20, 8)), np.zeros(8))
+    for command in (["eval", "--weights", tmp_path / "w.pt"], ["eval", "--curve"], ["export", "--to", "trak"]):
+        done = in_process(capsys, command[0], PROJECT / "configs" / "cifar_50pct.yaml", *options, *command[1:])
+        assert done.code == 2
+        assert "train_masks_50pct.npy: row 41 has not the mask of row 40" in done.err.splitlines()[-1]
 
 
 def test_attribution_scores_of_any_method_are_scored(store, tmp_path):

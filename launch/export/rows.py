@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lasso.holdout import LEAST_MASKS
-from lasso.rows import Progress, evaluation_rows, read_margins, read_rows, target_count
+from lasso.rows import Progress, evaluation_rows, read_margins, read_rows, refuse_unshared_masks, target_count
 from launch.export.margins import TrakMargins
 from launch.progress import notice
 from train.errors import UserError
@@ -45,12 +45,13 @@ class Subsets:
     progress: Progress
 
     def __post_init__(self) -> None:
-        """Raises UserError where the masks are too few for a rank correlation."""
+        """Raises UserError where the masks are too few for a rank correlation, or not shared as runs_per_mask says."""
         if self.count < LEAST_MASKS:
             raise UserError(
                 f"the completed rows chosen have {self.count} masks, expected at least {LEAST_MASKS}: name more with "
                 "--rows, or run `datamodels train`"
             )
+        refuse_unshared_masks(self.store, self.rows)
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
