@@ -5,7 +5,7 @@ Importing this package imports neither torch nor numba.
 
 from lasso.bootstrap import Interval
 from lasso.curve import Curve, curve
-from lasso.datamodels import Datamodels, Top, load, path_of, read_report
+from lasso.datamodels import Datamodels, Top, find, load, path_of, read_report
 from lasso.evaluate import Evaluation, evaluate
 from lasso.fit import assemble, fit, is_current
 from lasso.foresee import foresee
@@ -19,6 +19,7 @@ __all__ = [
     "assemble",
     "curve",
     "evaluate",
+    "find",
     "fit",
     "foresee",
     "is_current",

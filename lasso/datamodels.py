@@ -20,9 +20,31 @@ _TILE_VALUES = 2**23
 
 
 def path_of(store: Store, split: str, targets: tuple[int, int] | None = None) -> Path:
-    """The .pt of a split, or of the piece with targets [A, B)."""
-    piece = f".{targets[0]}-{targets[1]}" if targets else ""
-    return store.derived / "datamodels" / f"{split}_{store.setting.pct}pct{piece}.pt"
+    """The .pt of a split, or of the piece with targets [A, B), that a fit writes: below --out if that is given."""
+    path = store.derived / "datamodels" / f"{split}_{store.setting.pct}pct.pt"
+    return piece_of(path, targets) if targets else path
+
+
+def piece_of(path: Path, targets: tuple[int, int]) -> Path:
+    """The piece with targets [A, B) of the whole .pt at a path."""
+    return path.with_name(f"{path.stem}.{targets[0]}-{targets[1]}.pt")
+
+
+def places(store: Store, split: str) -> list[Path]:
+    """Where the .pt of a split may lie, in the order in which it is looked for: below --out, then in the root."""
+    path = path_of(store, split)
+    return list(dict.fromkeys((path, store.layout.folder / "datamodels" / path.name)))
+
+
+def find(store: Store, split: str) -> Path:
+    """The .pt of a split to read: the first that there is. Raises UserError where there is none."""
+    tried = places(store, split)
+    for path in tried:
+        if path.exists():
+            return path
+    which = "" if split == "test" else f" --split {split}"
+    beside = "".join(f" (nor {path})" for path in tried[1:])
+    raise UserError(f"{tried[0]} does not exist{beside}: run `datamodels fit{which}`")
 
 
 class Top(NamedTuple):
@@ -124,10 +146,7 @@ def load(source: str | Path | Store, split: str = "test") -> Datamodels:
     """Map the datamodels of a store's split, or a .pt in the format of the contract; raises UserError for others."""
     if isinstance(source, str | Path):
         return _load(Path(source))
-    path = path_of(source, split)
-    if not path.exists():
-        raise UserError(f"{path} does not exist: run `datamodels fit`")
-    return _load(path)
+    return _load(find(source, split))
 
 
 def _load(path: Path) -> Datamodels:

@@ -21,8 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from lasso import files
 from lasso.bootstrap import Bootstrap, Interval
+from lasso.datamodels import find, places
 from lasso.design import Scale
-from lasso.fit import is_current
+from lasso.fit import is_fresh
 from lasso.holdout import Holdout, Scores
 from lasso.rows import Progress, blocks, enough_memory, estimation_rows, read_masks, silent, target_count
 from train.errors import UserError
@@ -159,9 +160,7 @@ def _source(store: Store, split: str, weights: str | Path | None, scores: ArrayL
 
 
 def _from_file(store: Store, split: str, weights: str | Path | None) -> _Source:
-    path = Path(weights) if weights else files.path_of(store, split)
-    if weights is None and not path.exists():
-        raise UserError(f"{path} does not exist: run `datamodels fit`")
+    path = Path(weights) if weights else find(store, split)
     if path.suffix == ".npy":
         try:
             return _as_scores(str(path), np.load(path, mmap_mode="r", allow_pickle=False), path)
@@ -220,7 +219,7 @@ def _notices(store: Store, split: str, path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
     found, report = [], files.read_report(path)
-    if path == files.path_of(store, split) and not is_current(store, split):
+    if path in places(store, split) and not is_fresh(store, path):
         found.append(f"{path} was fitted on other rows or with other options than today's: run `datamodels fit`")
     last = (report or {}).get("rows", {}).get("last", -1)
     if last >= store.models:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from lasso.datamodels import load, path_of, read_report
+from lasso.datamodels import load, path_of, piece_of, read_report
 from lasso.design import Scale, divide
 from train.errors import UserError, WorkError
 from train.store import ReadableStore as Store
@@ -225,14 +225,14 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
-def pieces(store: Store, split: str) -> dict[tuple[int, int], dict[str, Any]]:
-    """Reports of the pieces that lie beside the whole file, by their targets [A, B)."""
-    pattern = re.compile(re.escape(path_of(store, split).stem) + r"\.(\d+)-(\d+)\.json")
+def pieces(path: Path) -> dict[tuple[int, int], dict[str, Any]]:
+    """Reports of the pieces that lie beside the whole file, or where it would be, by their targets [A, B)."""
+    pattern = re.compile(re.escape(path.stem) + r"\.(\d+)-(\d+)\.json")
     found = {}
-    for file in sorted(path_of(store, split).parent.glob("*.json")):
+    for file in sorted(path.parent.glob("*.json")):
         if match := pattern.fullmatch(file.name):
             targets = (int(match[1]), int(match[2]))
-            if report := read_report(path_of(store, split, targets)):
+            if report := read_report(piece_of(path, targets)):
                 found[targets] = report
     return found
 

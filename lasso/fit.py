@@ -158,10 +158,18 @@ def usable(store: Store) -> Split:
 
 
 def is_current(store: Store, split: str = "test", targets: tuple[int, int] | None = None) -> bool:
-    """Whether a whole fit (or the piece with these targets, or a whole one) exists for today's rows and options."""
-    wanted = _basis(store, _fitted_rows(store))
+    """Whether a whole fit (or the piece with these targets, or a whole one) exists for today's rows and options.
+
+    Only what `fit` would replace counts, see `is_fresh`: nothing in the root where --out names another folder.
+    """
     paths = {files.path_of(store, split), files.path_of(store, split, targets)}
-    return any((report := files.read_report(path)) is not None and _basis_of(report) == wanted for path in paths)
+    return any(is_fresh(store, path) for path in paths)
+
+
+def is_fresh(store: Store, path: Path) -> bool:
+    """Whether the datamodels in a .pt are those of today's rows and options."""
+    report = files.read_report(path)
+    return report is not None and _basis_of(report) == _basis(store, _fitted_rows(store))
 
 
 def assemble(store: Store, split: str = "test") -> Path | None:
@@ -175,7 +183,7 @@ def assemble(store: Store, split: str = "test") -> Path | None:
         return None
     with files.locked(path):
         wanted = _basis(store, _fitted_rows(store))
-        found = {key: report for key, report in files.pieces(store, split).items() if _basis_of(report) == wanted}
+        found = {key: report for key, report in files.pieces(path).items() if _basis_of(report) == wanted}
         chain = _cover(list(found), width)
         if chain is None:
             return None

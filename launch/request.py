@@ -26,7 +26,7 @@ class Request:
     def store(self) -> ReadableStore:
         store = open_store(self.layout, self.setting, self.explicit_models)
         if out := self.options.get("out"):
-            store.derived = Path(out).expanduser() / self.setting.dataset
+            store.derive_below(out)
         return store
 
     def own_store(self) -> Store:

@@ -16,7 +16,7 @@ from scipy import stats
 
 import lasso
 import train
-from tests.conftest import DIGITS, PROJECT, TINY, datamodels
+from tests.conftest import DIGITS, PROJECT, TINY, datamodels, in_process
 from tests.fake_store import FakeStore, linear_data
 from train.config import Fit
 
@@ -136,6 +136,12 @@ def test_what_a_store_lacks_is_named(root: Path) -> None:
         store.margins("val")
 
 
+def test_evaluation_rows_other_than_the_manifests_are_refused(root: Path) -> None:
+    assert train.open(root, eval_models=8).eval_models == 8
+    with pytest.raises(train.UserError, match=r"eval_models is 4, but .*store_50pct\.json says 8"):
+        train.open(root, eval_models=4)
+
+
 def test_images_are_those_that_the_store_was_made_of(root: Path) -> None:
     store = train.open(root)
     dataset = store.dataset()
@@ -143,6 +149,41 @@ def test_images_are_those_that_the_store_was_made_of(root: Path) -> None:
     store.setting = replace(store.setting, data=replace(store.setting.data, test=61))
     with pytest.raises(train.UserError, match=r"has \(100, 61\) examples, but the store \(100, 60\)"):
         store.dataset()
+
+
+def test_datamodels_of_a_root_are_read_wherever_else_one_writes(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
+
+    before, store = files(), train.open(root, out=tmp_path)
+    assert lasso.find(store, "test") == root / "digits" / "datamodels" / "test_50pct.pt"
+    assert torch.equal(lasso.load(store).weight, lasso.load(train.open(root)).weight)
+    assert lasso.evaluate(store).lds == lasso.evaluate(train.open(root)).lds
+    options = ["--root", root, *TINY, "--outputs.test_logits=true", "--out", tmp_path]
+    for command in (["eval", "--json"], ["report"], ["export", "--to=sparse"], ["eval", "--curve"]):
+        done = in_process(capsys, command[0], DIGITS, *options, *command[1:])
+        assert done.code == 0, done.err
+        assert "fitted on other rows" not in done.err
+    assert files() == before
+    written = {path.name for path in (tmp_path / "digits").rglob("*") if path.is_file()}
+    assert {"report_test_50pct.html", "weight.npz", "test_50pct.curve.json"} <= written
+    assert in_process(capsys, "fit", DIGITS, *options, "--fit.k=30").code == 0
+    assert lasso.find(store, "test") == tmp_path / "digits" / "datamodels" / "test_50pct.pt"
+    missing = r"does not exist \(nor .*train_50pct\.pt\): run `datamodels fit --split train`"
+    with pytest.raises(train.UserError, match=missing):
+        lasso.load(store, "train")
+
+
+def test_pieces_of_a_root_are_reported_on_from_elsewhere(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*TINY, "--outputs.test_logits=true", "--split=train"]
+    shutil.copytree(root, tmp_path / "root")
+    assert in_process(capsys, "fit", DIGITS, "--root", tmp_path / "root", *options, "--targets=0:30").code == 0
+    done = in_process(capsys, "report", DIGITS, "--root", tmp_path / "root", *options, "--out", tmp_path / "mine")
+    assert done.out.strip() == str(tmp_path / "mine" / "digits" / "report_train_50pct.html")
 
 
 def test_predictions_are_the_published_formula(root: Path) -> None:

@@ -318,7 +318,7 @@ def write_weights(store: FakeStore, n_train: int, targets: int) -> None:
 
 def test_a_store_without_datamodels_says_what_to_run(tmp_path: Path) -> None:
     for to in ("dattri", "sparse", "parquet"):
-        with pytest.raises(UserError, match="run `datamodels fit --split test`"):
+        with pytest.raises(UserError, match="run `datamodels fit`"):
             write_export(fake(tmp_path, fitted=False), to, {}, silent)
     assert not list(tmp_path.rglob("*.pt"))
 

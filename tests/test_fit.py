@@ -76,7 +76,7 @@ def test_pieces_make_the_whole_bit_for_bit(store, cuts):
     for key in whole.keys() - {"stamp"}:
         assert torch.equal(whole[key], joined[key]), key
     assert report(files.path_of(store, "test"))["targets"] == [0, TARGETS]
-    assert not files.pieces(store, "test")
+    assert not files.pieces(files.path_of(store, "test"))
     assert lasso.is_current(store)
 
 
@@ -141,7 +141,7 @@ def test_a_target_that_does_not_converge_is_named_and_the_other_lots_are_kept(st
     monkeypatch.setattr(solver, "_refined", refined)
     with pytest.raises(WorkError, match=r"target 0 has a relative duality gap of 0\.5 at the refit"):
         fit(store)
-    assert list(files.pieces(store, "test")) == [(128, TARGETS)]
+    assert list(files.pieces(files.path_of(store, "test"))) == [(128, TARGETS)]
     monkeypatch.undo()
     assert lasso.is_current(store) is False
     fit(store)

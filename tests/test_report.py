@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lasso import fit
+from lasso import fit, path_of
 from launch.progress import duration
 from launch.report import growth, html, plots, write_report
 from launch.report.path import paths_of
@@ -266,7 +266,7 @@ def test_a_curve_that_cannot_be_computed_or_kept_does_not_cost_the_page(
     page = write_report(store, "test", None).read_text()
     assert "No curve of LDS against the number of models: target 3 misses" in page
     monkeypatch.undo()
-    growth._path(store, "test").mkdir()
+    path_of(store, "test").with_suffix(".curve.json").mkdir()
     assert "LDS against number of models" in write_report(store, "test", None).read_text()
     (told,) = capsys.readouterr().err.splitlines()
     assert told.startswith("the curve is not kept: cannot write")

@@ -19,6 +19,7 @@ def open(
     *,
     root: str | Path | None = None,
     eval_models: int | None = None,
+    out: str | Path | None = None,
 ) -> ReadableStore:
     """Open a setting's rows for reading; its arrays are maps that cannot be written.
 
@@ -26,9 +27,23 @@ def open(
 
     where: the root of a store, with `dataset` and `alpha` where it holds several settings; or a config file, whose
     setting then is that of the store under `root`, by default runs/<name of the file>. eval_models: rows of published
-    files, the last ones, that are for evaluation; by default the config's, or 10,000. Raises UserError where there is
+    files, the last ones, that are for evaluation; by default the config's, or 10,000. out: folder for datamodels where
+    the root is read-only, as --out of the command; what it lacks is read from the root. Raises UserError where there is
     no such setting, or another one.
     """
+    store = _open(where, dataset, alpha, root, eval_models)
+    if out is not None:
+        store.derive_below(out)
+    return store
+
+
+def _open(
+    where: str | Path,
+    dataset: str | None,
+    alpha: float | None,
+    root: str | Path | None,
+    eval_models: int | None,
+) -> ReadableStore:
     where = Path(where).expanduser()
     if where.is_file() or where.suffix in (".yaml", ".yml"):
         setting = read_setting(where)
@@ -44,9 +59,12 @@ def open(
 
 
 def _of_rows(layout: Layout, setting: Setting | None, eval_models: int | None) -> Setting:
-    """The setting to open a layout with: the store's own one unless a config gives it."""
+    """The setting to open a layout with: the store's own one unless a config gives it. Raises UserError."""
     if setting is None and layout.manifest.exists():
-        return from_dict(read_manifest(layout.manifest).config)
+        setting = from_dict(read_manifest(layout.manifest).config)
+        if eval_models not in (None, setting.eval_models):
+            raise UserError(f"eval_models is {eval_models}, but {layout.manifest} says {setting.eval_models}")
+        return setting
     setting = setting or Setting(dataset=layout.dataset, alpha=float(f"{layout.pct}e-2"))
     return setting if eval_models is None else replace(setting, eval_models=eval_models)
 

@@ -40,12 +40,16 @@ class ReadableStore:
     def __init__(self, layout: Layout, setting: Setting, arrays: Sequence[Array], eras: tuple[Era, ...]) -> None:
         self.layout = layout
         self.derived = layout.folder
-        """Folder of what is made from the rows: datamodels and reports. Another one where the root is read-only."""
+        """Folder of what is made from the rows, datamodels and reports: that of the rows, or see `derive_below`."""
         self.setting = setting
         self.arrays = {array.name: array for array in arrays}
         self.eras = eras
         self.n_train = self.arrays["train_masks"].shape[1]
         self.n_test = self.arrays["test_margins"].shape[1]
+
+    def derive_below(self, folder: str | Path) -> None:
+        """Write what is made from the rows below another folder, as --out does; what it lacks is read from the root."""
+        self.derived = Path(folder).expanduser() / self.setting.dataset
 
     @property
     def models(self) -> int:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lasso import Datamodels, is_current, load, path_of
+from lasso import Datamodels, find, load
 from lasso.design import divide
+from lasso.fit import is_fresh
 from lasso.rows import Progress, target_count
 from launch.progress import notice
 from train.errors import UserError
@@ -35,16 +36,11 @@ class Weights:
 
         Raises UserError where there are none.
         """
-        path = path_of(store, split)
-        if not path.exists():
-            store.derived = store.layout.folder
-            path = path_of(store, split)
-        if not path.exists():
-            raise UserError(f"{path} does not exist: run `datamodels fit --split {split}`")
+        path = find(store, split)
         datamodels, shape = load(path), (store.n_train, target_count(store, split))
         if datamodels.weight.shape != shape:
             raise UserError(f"{path} has shape {tuple(datamodels.weight.shape)}, expected {shape}: [N_train, targets]")
-        if not is_current(store, split):
+        if not is_fresh(store, path):
             notice(f"{path} was fitted on other rows or with other options than today's: run `datamodels fit`")
         return cls(path, datamodels, progress)
 

@@ -50,6 +50,7 @@ def write_report(
     page = html.page(title, "Datamodels", _lead(subject), html.figures(_headline(subject)), _links(subject), sections)
     path = report_path(store, split)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, page.encode())
     except PermissionError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None

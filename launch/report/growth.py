@@ -9,6 +9,7 @@ import numpy as np
 
 from lasso import Curve, curve, path_of
 from lasso.curve import Law, Point
+from lasso.datamodels import places
 from lasso.rows import Progress
 from launch.progress import notice
 from train.errors import UserError, WorkError
@@ -39,7 +40,7 @@ def growth_of(store: ReadableStore, split: str, progress: Progress) -> Curve | s
 
 def keep(store: ReadableStore, split: str, found: Curve) -> Path:
     """Write a curve beside the datamodels, for reports and `plan`; returns its path, be it written or (told) not."""
-    path = _path(store, split)
+    path = path_of(store, split).with_suffix(".curve.json")
     content = {**_basis(store), **found.to_json()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,19 +50,20 @@ def keep(store: ReadableStore, split: str, found: Curve) -> Path:
     return path
 
 
-def _path(store: ReadableStore, split: str) -> Path:
-    return path_of(store, split).with_suffix(".curve.json")
-
-
 def _basis(store: ReadableStore) -> dict[str, Any]:
     """What a curve is made from: one made from anything else is stale."""
     return {"stamp": store.row_stamp(np.flatnonzero(store.completed())), "options": asdict(store.setting.fit)}
 
 
 def kept(store: ReadableStore, split: str) -> tuple[Curve, bool] | None:
-    """The curve that `keep` wrote last, and whether it is of today's rows and options."""
+    """The curve that `keep` wrote, below --out or else in the root, and whether it is of today's rows and options."""
+    curves = (_read(store, path.with_suffix(".curve.json")) for path in places(store, split))
+    return next(filter(None, curves), None)
+
+
+def _read(store: ReadableStore, path: Path) -> tuple[Curve, bool] | None:
     try:
-        content = json.loads(_path(store, split).read_bytes())
+        content = json.loads(path.read_bytes())
         law = Law(**content["law"]) if content["law"] else None
         found = Curve([Point(**point) for point in content["points"]], content["targets"], content["ceiling"], law)
         return found, {key: content[key] for key in ("stamp", "options")} == _basis(store)

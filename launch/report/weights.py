@@ -6,14 +6,17 @@ does not grow with the file and every byte is read once.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lasso import Datamodels, is_current, load, path_of, read_report
+from lasso import Datamodels, find, load
+from lasso.datamodels import piece_of, places
 from lasso.design import divide
 from lasso.files import VECTORS, pieces
+from lasso.fit import is_fresh
 from lasso.rows import Progress, target_count
 from train.errors import UserError
 from train.store import ReadableStore
@@ -26,6 +29,7 @@ _BAND_VALUES = 2**22
 class Part:
     """Datamodels of the targets [first, last), which are the file's columns from `skip` on."""
 
+    path: Path
     datamodels: Datamodels
     report: dict[str, Any]
     """The .json beside the .pt; empty where there is none."""
@@ -65,14 +69,12 @@ class Fitted:
 
     def __init__(self, store: ReadableStore, split: str) -> None:
         """Raises UserError where none is fitted."""
-        self.parts = _whole(store, split) or _pieces(store, split)
-        if not self.parts:
-            raise UserError(f"{path_of(store, split)} does not exist: run `datamodels fit`")
+        self.parts = _parts(store, split)
         self.n_train, self.width = store.n_train, target_count(store, split)
         shape = {len(part.datamodels.weight) for part in self.parts}, self.parts[-1].last
         if shape[0] != {self.n_train} or shape[1] > self.width:
             raise UserError(
-                f"{path_of(store, split)} is of {shape[0].pop()} training examples and {shape[1]} targets, expected "
+                f"{self.parts[0].path} is of {shape[0].pop()} training examples and {shape[1]} targets, expected "
                 f"{self.n_train} and {self.width}: run `datamodels fit`"
             )
         self.targets = np.concatenate([np.arange(part.first, part.last) for part in self.parts])
@@ -108,22 +110,28 @@ class Fitted:
         return bias - self.parts[0].datamodels.tensors["mean"].numpy() @ columns.astype(np.float64)
 
 
-def _whole(store: ReadableStore, split: str) -> list[Part]:
-    path = path_of(store, split)
-    if not path.exists():
-        return []
+def _parts(store: ReadableStore, split: str) -> list[Part]:
+    """The whole file, or else pieces of one folder. Raises UserError where there are neither."""
+    try:
+        path = find(store, split)
+    except UserError:
+        for path in places(store, split):
+            if parts := _pieces(store, path):
+                return parts
+        raise
     datamodels = load(path)
-    return [Part(datamodels, read_report(path) or {}, 0, datamodels.weight.shape[1])]
+    return [Part(path, datamodels, datamodels.report or {}, 0, datamodels.weight.shape[1])]
 
 
-def _pieces(store: ReadableStore, split: str) -> list[Part]:
+def _pieces(store: ReadableStore, whole: Path) -> list[Part]:
     """Pieces of today's rows and options, each from where the one before it ends."""
     parts: list[Part] = []
     reached = 0
-    for (first, last), report in sorted(pieces(store, split).items()):
-        if last > reached and is_current(store, split, (first, last)):
+    for (first, last), report in sorted(pieces(whole).items()):
+        path = piece_of(whole, (first, last))
+        if last > reached and is_fresh(store, path):
             start = max(first, reached)
-            parts.append(Part(load(path_of(store, split, (first, last))), report, start, last, start - first))
+            parts.append(Part(path, load(path), report, start, last, start - first))
             reached = last
     return parts
 
