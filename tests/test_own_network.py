@@ -104,7 +104,8 @@ def test_its_values_and_its_draws_come_from_two_streams_of_the_row(tmp_path: Pat
     drawn = torch.rand(1)
     torch.manual_seed(int(raw(7, 3, Stream.INITIALISATION, 1)[0]))
     expected = torch.nn.Linear(64, 10)
-    torch.testing.assert_close(lane.parameters.value, torch.cat([expected.weight.flatten(), expected.bias]))
+    value = lane.parameters.value[: lane.parameters.size]
+    torch.testing.assert_close(value, torch.cat([expected.weight.flatten(), expected.bias]))
     torch.manual_seed(int(raw(7, 3, Stream.NETWORK, 1)[0]))
     assert torch.rand(1) == drawn
 

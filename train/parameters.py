@@ -16,6 +16,9 @@ from train.model import ConvNet, ResNet18
 from train.own_network import OwnNetwork
 from train.streams import Stream, uniform
 
+ALIGNMENT = 16
+"""Elements of a flat tensor come in multiples of this, so that kernels move 16 bytes at a time to the end."""
+
 
 @dataclass(frozen=True)
 class Section:
@@ -31,9 +34,9 @@ class Section:
 class Parameters:
     """All parameters of a network for G rows in one flat tensor, with their gradient and momentum likewise.
 
-    Parameters lie one after another, each with its G rows together; the weights of ungrouped convolutions lie in
-    channels_last order, but in own networks. Where the network computes in `precision`, its convolutions' weights are
-    that precision's copy of the flat float32 tensor, which every step renews.
+    Parameters lie one after another, each with its G rows together, and zeros up to a multiple of ALIGNMENT; weights of
+    ungrouped convolutions lie in channels_last order, but in own networks. Where the network computes in `precision`,
+    its convolutions' weights are that precision's copy of the flat float32 tensor, which every step renews.
     """
 
     def __init__(
@@ -41,9 +44,10 @@ class Parameters:
     ) -> None:
         self.network, self.group = network, group
         self.sections = list(_sections(network, group))
-        size = sum(section.parameter.numel() for section in self.sections)
-        self.value, self.grad, self.momentum = (torch.zeros(size, device=device) for _ in range(3))
-        self.copy = None if precision == torch.float32 else torch.zeros(size, device=device, dtype=precision)
+        self.size = sum(section.parameter.numel() for section in self.sections)
+        padded = -(-self.size // ALIGNMENT) * ALIGNMENT
+        self.value, self.grad, self.momentum = (torch.zeros(padded, device=device) for _ in range(3))
+        self.copy = None if precision == torch.float32 else torch.zeros(padded, device=device, dtype=precision)
         self.grads: list[Tensor] = []
         """The gradient as the parameters see it, in their order."""
         self._attach()
@@ -52,7 +56,8 @@ class Parameters:
 
     def _row_of_each(self) -> NDArray[np.int64]:
         sizes = [section.stop - section.start for section in self.sections]
-        return np.tile(np.arange(self.group), len(sizes)).repeat(np.repeat(sizes, self.group))
+        rows = np.tile(np.arange(self.group), len(sizes)).repeat(np.repeat(sizes, self.group))
+        return np.pad(rows, (0, len(self.value) - self.size))
 
     def _attach(self) -> None:
         """Have the network's parameters lie in the flat tensors."""
@@ -77,7 +82,7 @@ class Parameters:
         if isinstance(self.network, OwnNetwork):
             self._take_over(self.network, seed, rows.start)
         else:
-            self.value.copy_(sent(self._start(seed, rows), self.value.device))
+            self.value[: self.size].copy_(sent(self._start(seed, rows), self.value.device))
         self.momentum.zero_()
         self._renew_copy()
 
@@ -86,11 +91,9 @@ class Parameters:
         network.restart(seed, row, self.value.device)
         self.sections = list(_sections(network, 1))
         values = torch.cat([section.parameter.detach().flatten() for section in self.sections])
-        if len(values) != len(self.value):
-            raise UserError(
-                f"{network.path}: network() makes {len(values)} parameters, but made {len(self.value)} before"
-            )
-        self.value.copy_(values)
+        if len(values) != self.size:
+            raise UserError(f"{network.path}: network() makes {len(values)} parameters, but made {self.size} before")
+        self.value[: self.size].copy_(values)
         self._attach()
 
     def _start(self, seed: int, rows: range) -> NDArray[np.float32]:
@@ -105,7 +108,10 @@ class Parameters:
         """Put the gradient of a loss in the place of the one before."""
         leaves = [section.parameter for section in self.sections]
         found = torch.autograd.grad(loss, leaves, materialize_grads=True)
-        torch._foreach_copy_(self.grads, found)
+        for dtype in dict.fromkeys(new.dtype for new in found):  # all of one type take one kernel, mixed ones one each
+            pairs = [(home, new) for home, new in zip(self.grads, found, strict=True) if new.dtype == dtype]
+            homes, new = zip(*pairs, strict=True)
+            torch._foreach_copy_(list(homes), list(new))
 
     def step(self, lr: Tensor, momentum: float, weight_decay: float, scale: float = 1.0) -> None:
         """One step of SGD as in torch.optim.SGD, with a learning rate per row (lr: [G]).
