@@ -148,8 +148,7 @@ def _mask_units(
     """weight [N_train, T] and bias [T] of a solution, whatever units it has."""
     weight, bias = solution.weight.T.astype(np.float64), solution.bias.astype(np.float64)
     if store.setting.fit.weight_units == "standardised":
-        weight *= matrices.whole_scale.inv[:, None]
-        bias -= matrices.whole_scale.mean @ weight
+        return matrices.whole_scale.unscaled(weight, bias)
     return weight, bias
 
 

@@ -1,14 +1,16 @@
 """Fitted datamodels as their users have them: read from a file, asked for predictions and influences."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lasso.design import divide, product_with
+from lasso.design import Scale, divide, product_with
 from train.errors import UserError
 from train.store import ReadableStore as Store
 
@@ -61,13 +63,17 @@ Sign = Literal["both", "positive", "negative"]
 
 @dataclass(frozen=True)
 class Datamodels:
-    """Fitted datamodels: mask @ weight + bias is the predicted margin, unless they were fitted with
-    `fit.weight_units: standardised`. The tensors are mapped, not read."""
+    """Fitted datamodels in mask units: mask @ weight + bias is the predicted margin.
 
-    weight: "torch.Tensor"
-    """float32 [N_train, T]"""
-    bias: "torch.Tensor"
-    """float32 [T]"""
+    A file may hold weights of standardised masks (`fit.weight_units`): they are converted as they are read. Files are
+    mapped, and the methods hold no more of them in memory than they are asked for.
+    """
+
+    path: Path
+    stored_weight: "torch.Tensor"
+    """float [N_train, T], in the units of the file"""
+    stored_bias: "torch.Tensor"
+    """float [T], in the units of the file"""
     tensors: "dict[str, torch.Tensor]"
     """Everything the file holds: `lam` [T], the diagnostics in files.VECTORS, and those in files.EXAMPLES."""
     report: dict[str, Any] | None = None
@@ -75,20 +81,61 @@ class Datamodels:
 
     @property
     def units(self) -> str:
-        """What the weights of the file are of: `mask` or `standardised` (the methods always speak of masks)."""
+        """What the weights in the file are of: `mask` or `standardised`."""
+        if (standardised := self.tensors.get("standardised")) is not None:
+            return "standardised" if bool(standardised.any()) else "mask"
         return str((self.report or {}).get("weight_units", "mask"))
 
-    def columns(
-        self, targets: NDArray[np.int64] | slice, units: str | None = None
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """weight [N_train, t] and bias [t] of some targets in mask units, `units` being those of the file."""
-        weight = self.weight[:, targets].numpy().astype(np.float64)
-        bias = self.bias[targets].numpy().astype(np.float64)
-        if (units or self.units) == "standardised":
-            deviation = self.tensors["deviation"].numpy()
-            weight *= divide(np.ones_like(deviation), deviation)[:, None]
-            bias -= self.tensors["mean"].numpy() @ weight
-        return weight, bias
+    @cached_property
+    def weight(self) -> "torch.Tensor":
+        """[N_train, T]: how much an example raises a target's margin where it is trained on, in logits.
+
+        Mapped; from a file of standardised weights a copy in memory, where `columns` and `rows` need less.
+        """
+        if self.units == "mask":
+            return self.stored_weight
+        import torch
+
+        weight = np.empty(tuple(self.stored_weight.shape), np.float32)
+        for examples in self._bands():
+            weight[examples] = self.rows(examples)
+        return torch.from_numpy(weight)
+
+    @cached_property
+    def bias(self) -> "torch.Tensor":
+        """[T]: the margin of a model without any of the examples, in logits. Reads a file of standardised weights."""
+        if self.units == "mask":
+            return self.stored_bias
+        import torch
+
+        shift = sum(self.scale.mean[examples] @ self.rows(examples) for examples in self._bands())
+        return torch.from_numpy((self.stored_bias.numpy() - shift).astype(np.float32))
+
+    @cached_property
+    def scale(self) -> Scale:
+        """Mean and deviation of the masks over the rows fitted. Raises UserError where the file does not tell."""
+        found = [self.tensors.get(name) for name in ("mean", "deviation")]
+        if any(tensor is None or tensor.shape != self.stored_weight.shape[:1] for tensor in found):
+            raise UserError(f"{self.path} holds no `mean` and `deviation` [N_train], expected them beside its weights")
+        mean, deviation = (tensor.double().numpy() for tensor in found if tensor is not None)
+        return Scale(float("nan"), mean, divide(np.ones_like(deviation), deviation))
+
+    def columns(self, targets: NDArray[np.int64] | slice) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """weight [N_train, t] and bias [t] of some targets."""
+        weight = self.stored_weight[:, targets].numpy().astype(np.float64)
+        bias = self.stored_bias[targets].numpy().astype(np.float64)
+        return self.scale.unscaled(weight, bias) if self.units == "standardised" else (weight, bias)
+
+    def rows(self, examples: NDArray[np.int64] | slice) -> NDArray[np.float64]:
+        """weight [n, T] of some training examples."""
+        weight = self.stored_weight[examples].numpy().astype(np.float64)
+        return weight * self.scale.inv[examples, None] if self.units == "standardised" else weight
+
+    def _bands(self) -> Iterator[slice]:
+        """All training examples, some at a time."""
+        n_train, targets = self.stored_weight.shape
+        height = max(1, _TILE_VALUES // max(1, targets))
+        yield from (slice(start, min(start + height, n_train)) for start in range(0, n_train, height))
 
     def predict(self, masks: ArrayLike) -> NDArray[np.float32]:
         """Margins [m, T] of models that would be trained on the subsets `masks` [m, N_train]; [T] for a single mask.
@@ -96,7 +143,7 @@ class Datamodels:
         Raises UserError for masks of another width.
         """
         given = np.asarray(masks)
-        n_train, targets = self.weight.shape
+        n_train, targets = self.stored_weight.shape
         if given.ndim not in (1, 2) or given.shape[-1] != n_train:
             raise UserError(f"the masks have shape {given.shape}, expected [m, {n_train}]")
         rows = np.atleast_2d(given)
@@ -115,17 +162,13 @@ class Datamodels:
 
         Fewer where fewer have a weight. Reads the whole file where it is mapped. Raises UserError for no such target.
         """
-        _require(target, self.weight.shape[1], "target")
+        _require(target, self.stored_weight.shape[1], "target")
         return _top(self.columns(np.array([target]))[0][:, 0], k, sign)
 
     def top_targets(self, example: int, k: int = 10, sign: Sign = "both") -> Top:
         """The k targets whose margin a training example moves most, as `top_examples`."""
-        _require(example, self.weight.shape[0], "training example")
-        weight = self.weight[example].numpy().astype(np.float64)
-        if self.units == "standardised":
-            deviation = float(self.tensors["deviation"][example])
-            weight = weight / deviation if deviation else np.zeros_like(weight)
-        return _top(weight, k, sign)
+        _require(example, self.stored_weight.shape[0], "training example")
+        return _top(self.rows(slice(example, example + 1))[0], k, sign)
 
 
 def _require(index: int, count: int, what: str) -> None:
@@ -161,13 +204,26 @@ def _load(path: Path) -> Datamodels:
         raise UserError(f"{path} cannot be read as datamodels: {reason}") from None
     for key in ("weight", "bias"):
         tensor = tensors.get(key) if isinstance(tensors, dict) else None
-        if not isinstance(tensor, torch.Tensor) or tensor.dtype not in (torch.float16, torch.float32, torch.float64):
-            raise UserError(f"{path} holds no floating-point tensor `{key}`, expected weight [N_train, T] and bias [T]")
+        if not _is_plain(tensor):
+            raise UserError(
+                f"{path} holds no dense floating-point tensor `{key}`, expected weight [N_train, T] and bias [T]"
+            )
     weight, bias = tensors["weight"].detach(), tensors["bias"].detach()
     if weight.ndim != 2 or bias.shape != weight.shape[1:]:
         found = f"weight of shape {tuple(weight.shape)} and bias of shape {tuple(bias.shape)}"
         raise UserError(f"{path} holds {found}, expected [N_train, T] and [T]")
-    return Datamodels(weight, bias, tensors, _report_of(path, tensors))
+    others = {key: tensor for key, tensor in tensors.items() if _is_plain(tensor, floating=False)}
+    return Datamodels(path, weight, bias, others, _report_of(path, others))
+
+
+def _is_plain(tensor: Any, floating: bool = True) -> bool:
+    """Whether this is a dense tensor of numbers (of floating-point ones) in memory or a file, which NumPy can read."""
+    import torch
+
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return False
+    kinds = (torch.float16, torch.float32, torch.float64)
+    return tensor.dtype in kinds or not (floating or tensor.is_complex() or tensor.is_quantized)
 
 
 def _report_of(path: Path, tensors: "dict[str, torch.Tensor]") -> dict[str, Any] | None:

@@ -32,6 +32,13 @@ class Scale:
         spread = np.sqrt(held * (rows - held)) / rows
         return cls(float(rows), held / rows, divide(np.ones_like(spread), spread))
 
+    def unscaled(
+        self, weight: NDArray[np.float64], bias: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """weight [N, T] and bias [T] for masks as they are, from those for standardised columns."""
+        weight = weight * self.inv[:, None]
+        return weight, bias - self.mean @ weight
+
     def target(
         self, cross: NDArray[np.float64], total: float, squares: float
     ) -> tuple[float, float, NDArray[np.float64]]:

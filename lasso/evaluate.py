@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lasso import files
 from lasso.bootstrap import Bootstrap, Interval
-from lasso.datamodels import find, places
+from lasso.datamodels import Datamodels, find, load, places
 from lasso.design import Scale
 from lasso.fit import is_fresh
 from lasso.holdout import Holdout, Scores
 from lasso.rows import Progress, blocks, enough_memory, estimation_rows, read_masks, silent, target_count
 from train.errors import UserError
+from train.npy import mapped
 from train.store import ReadableStore as Store
 
 _TILE_VALUES = 2**23
@@ -118,16 +118,16 @@ def evaluate(
     for damaged rows.
     """
     source = _source(store, split, weights, scores)
-    units = weight_units or source.units
+    units = weight_units or (source.datamodels.units if source.datamodels else "mask")
     if units not in ("mask", "standardised"):
         raise UserError(f"weight_units is {units!r}, expected mask or standardised")
     with enough_memory(store.n_train):
         holdout = Holdout(store, split, progress)
         bootstrap = _bootstrap(store, holdout)
-        scale = column_scale(store) if units == "standardised" else None
+        scale = _scale(store, source, units)
         tiles = [holdout.score(*tile, bootstrap) for tile in _tiles(source, len(holdout.rows), scale, progress)]
         found = summarise(holdout, Scores.join(tiles), bootstrap)
-    notices = _notices(store, split, source.path)
+    notices = _notices(store, split, source.datamodels)
     return dataclasses.replace(found, notices=notices, sample=_sample(store, split, holdout.rows))
 
 
@@ -141,8 +141,8 @@ class _Source:
     """[N_train, T], mapped where it comes from a file"""
     bias: NDArray[Any]
     """[T]"""
-    units: str = "mask"
-    path: Path | None = None
+    datamodels: Datamodels | None = None
+    """The file's, which knows its units and perhaps how its masks are standardised"""
 
 
 def _source(store: Store, split: str, weights: str | Path | None, scores: ArrayLike | None) -> _Source:
@@ -162,12 +162,9 @@ def _source(store: Store, split: str, weights: str | Path | None, scores: ArrayL
 def _from_file(store: Store, split: str, weights: str | Path | None) -> _Source:
     path = Path(weights) if weights else find(store, split)
     if path.suffix == ".npy":
-        try:
-            return _as_scores(str(path), np.load(path, mmap_mode="r", allow_pickle=False), path)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} cannot be read as .npy: {error}") from None
-    datamodels = files.load(path)
-    return _Source(str(path), datamodels.weight.numpy(), datamodels.bias.numpy(), datamodels.units, path)
+        return _as_scores(str(path), mapped(path))
+    found = load(path)
+    return _Source(str(path), found.stored_weight.numpy(), found.stored_bias.numpy(), found)
 
 
 def _as_array(scores: ArrayLike) -> NDArray[Any]:
@@ -177,10 +174,19 @@ def _as_array(scores: ArrayLike) -> NDArray[Any]:
         raise UserError(f"scores cannot be read as an array: {str(error).splitlines()[0]}") from None
 
 
-def _as_scores(name: str, scores: NDArray[Any], path: Path | None = None) -> _Source:
+def _as_scores(name: str, scores: NDArray[Any]) -> _Source:
     if scores.dtype.kind not in "fiub":
         raise UserError(f"{name} holds {scores.dtype}, expected real numbers")
-    return _Source(name, scores, np.zeros(scores.shape[-1] if scores.ndim else 0), path=path)
+    return _Source(name, scores, np.zeros(scores.shape[-1] if scores.ndim else 0))
+
+
+def _scale(store: Store, source: _Source, units: str) -> Scale | None:
+    """How the masks of standardised weights are scaled: as the file says, or as over today's estimation rows."""
+    if units == "mask":
+        return None
+    if source.datamodels and {"mean", "deviation"} <= source.datamodels.tensors.keys():
+        return source.datamodels.scale
+    return column_scale(store)
 
 
 def _tiles(
@@ -196,8 +202,7 @@ def _tiles(
         if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
             raise UserError(f"{source.name} holds weights that are not finite")
         if scale is not None:
-            weight *= scale.inv[:, None]
-            bias = bias - scale.mean @ weight
+            weight, bias = scale.unscaled(weight, bias)
         yield columns, weight, bias
         progress("evaluate", columns.stop, targets)
 
@@ -214,14 +219,14 @@ def _sample(store: Store, split: str, rows: NDArray[np.int64]) -> str:
     return hashlib.sha256(how.encode()).hexdigest()
 
 
-def _notices(store: Store, split: str, path: Path | None) -> tuple[str, ...]:
+def _notices(store: Store, split: str, datamodels: Datamodels | None) -> tuple[str, ...]:
     """What speaks against the figures of weights: rows or options that have changed, rows that were fitted on."""
-    if path is None:
+    if datamodels is None:
         return ()
-    found, report = [], files.read_report(path)
+    found, path = [], datamodels.path
     if path in places(store, split) and not is_fresh(store, path):
         found.append(f"{path} was fitted on other rows or with other options than today's: run `datamodels fit`")
-    last = (report or {}).get("rows", {}).get("last", -1)
+    last = (datamodels.report or {}).get("rows", {}).get("last", -1)
     if last >= store.models:
         found.append(f"{path} was fitted on rows up to {last}, evaluation rows from {store.models} on among them")
     return tuple(found)

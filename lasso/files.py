@@ -107,10 +107,16 @@ def write(path: Path, draft: Draft, weight: NDArray[np.float32], report: dict[st
     import torch
 
     stamp = _stamp(report)
-    arrays = {"weight": np.ascontiguousarray(weight), **draft.vectors, **draft.examples, "stamp": stamp}
+    arrays = {"weight": np.ascontiguousarray(weight), **_beside(draft, report, stamp)}
     with writing(path), replacing(path) as temporary:
         torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, temporary)
     return _finish(path, stamp, report)
+
+
+def _beside(draft: Draft, report: dict[str, Any], stamp: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    """What a .pt holds beside the weights, their units among it: the .json may be lost."""
+    standardised = np.array([report["weight_units"] == "standardised"])
+    return {**draft.vectors, **draft.examples, "stamp": stamp, "standardised": standardised}
 
 
 def write_joined(path: Path, draft: Draft, parts: list[Path], widths: list[int], report: dict[str, Any]) -> Path:
@@ -122,7 +128,7 @@ def write_joined(path: Path, draft: Draft, parts: list[Path], widths: list[int],
 
     stamp = _stamp(report)
     n_train, total = len(draft.examples["mean"]), sum(widths)
-    arrays = {**draft.vectors, **draft.examples, "stamp": stamp}
+    arrays = _beside(draft, report, stamp)
     tensors = {"weight": torch.empty((n_train, total), dtype=torch.float32)}  # memory that is never touched
     tensors.update({name: torch.from_numpy(array) for name, array in arrays.items()})
     with writing(path), replacing(path) as temporary:
@@ -141,7 +147,7 @@ def write_joined(path: Path, draft: Draft, parts: list[Path], widths: list[int],
 
 def _write_bands(file: BinaryIO, parts: list[Path], widths: list[int], n_train: int) -> None:
     offsets = [storages(part)[0] for part in parts]
-    stored = [load(part).weight.shape[1] for part in parts]
+    stored = [load(part).stored_weight.shape[1] for part in parts]
     height = max(1, _BAND_BYTES // (4 * sum(widths)))
     for start in range(0, n_train, height):
         rows = min(height, n_train - start)

@@ -256,6 +256,15 @@ def test_unfit_weights_are_refused(store, tmp_path):
     np.save(tmp_path / "wide.npy", np.zeros((6, 10)))
     np.save(tmp_path / "text.npy", np.full((10, 6), "a"))
     np.save(tmp_path / "nan.npy", np.full((10, 6), np.nan))
+    np.save(tmp_path / "complex.npy", np.full((10, 6), 1j))
+    np.save(tmp_path / "objects.npy", np.full((10, 6), None))
+    with open(tmp_path / "archive.npy", "wb") as file:
+        np.savez(file, scores=np.zeros((10, 6)))
+    torch.save({"weight": torch.zeros(10, 6).to_sparse(), "bias": torch.zeros(6)}, tmp_path / "sparse.pt")
+    torch.save({"weight": torch.zeros(10, 6, dtype=torch.complex64), "bias": torch.zeros(6)}, tmp_path / "complex.pt")
+    torch.save({"weight": torch.zeros(10, 6, device="meta"), "bias": torch.zeros(6)}, tmp_path / "meta.pt")
+    save(tmp_path / "nan.pt", np.full((10, 6), np.nan), np.zeros(6))
+    save(tmp_path / "deep.pt", np.zeros((10, 6, 1)), np.zeros(6))
     (tmp_path / "junk.npy").write_text("junk")
     (tmp_path / "empty.npy").touch()
     save(tmp_path / "wide.pt", np.zeros((6, 10)), np.zeros(10))
@@ -265,13 +274,23 @@ def test_unfit_weights_are_refused(store, tmp_path):
         ("wide.pt", r"shape \(6, 10\), expected \(10, 6\)"),
         ("text.npy", "expected real numbers"),
         ("nan.npy", "not finite"),
-        ("junk.npy", "cannot be read"),
-        ("empty.npy", "cannot be read"),
-        ("none.npy", "cannot be read"),
+        ("nan.pt", "not finite"),
+        ("complex.npy", "holds complex128, expected real numbers"),
+        ("objects.npy", "not a whole .npy file .*Python objects"),
+        ("archive.npy", "not a whole .npy file"),
+        ("sparse.pt", "no dense floating-point tensor `weight`"),
+        ("complex.pt", "no dense floating-point tensor `weight`"),
+        ("meta.pt", "no dense floating-point tensor `weight`"),
+        ("deep.pt", r"weight of shape \(10, 6, 1\)"),
+        ("junk.npy", "not a whole .npy file"),
+        ("empty.npy", "not a whole .npy file"),
+        ("none.npy", "not a whole .npy file"),
         ("none.pt", "does not exist"),
     ):
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=words) as refused:
             evaluate(store, weights=tmp_path / name)
+        assert name in str(refused.value)
+        assert "\n" not in str(refused.value)
 
 
 def test_unfit_scores_are_refused(store, tmp_path):
@@ -282,11 +301,39 @@ def test_unfit_scores_are_refused(store, tmp_path):
         (np.full((10, 6), np.inf), "scores holds weights that are not finite"),
         ([[1, 2], [3]], "scores cannot be read as an array"),
         (torch.zeros((10, 6), requires_grad=True), "scores cannot be read as an array"),
+        (torch.zeros((10, 6)).to_sparse(), "scores cannot be read as an array"),
+        (np.full((10, 6), 1j), "scores holds complex128, expected real numbers"),
+        ({"scores": 1}, "scores holds object, expected real numbers"),
     ):
         with pytest.raises(UserError, match=words):
             evaluate(store, scores=scores)
     with pytest.raises(UserError, match="both weights and scores"):
         evaluate(store, weights=tmp_path / "w.pt", scores=np.zeros((10, 6)))
+
+
+def test_weights_are_of_masks_whatever_the_file_holds(store, tmp_path):
+    plain = lasso.load(fit(store))
+    expected = evaluate(store)
+    store.with_fit(weight_units="standardised")
+    other = lasso.load(fit(store))
+    assert other.units == "standardised"
+    assert not np.allclose(other.stored_weight, plain.weight, atol=1e-3)
+    np.testing.assert_allclose(other.weight, plain.weight, atol=1e-6)
+    np.testing.assert_allclose(other.bias, plain.bias, atol=1e-5)
+    np.testing.assert_allclose(other.rows(np.array([7, 2])), plain.weight[[7, 2]], atol=1e-6)
+    assert evaluate(store, scores=other.weight).lds == pytest.approx(expected.lds, abs=1e-9)
+    alone = tmp_path / "alone.pt"  # without its .json
+    alone.write_bytes(other.path.read_bytes())
+    store.done[:100] = False  # other rows than those that the weights were standardised over
+    assert evaluate(store, weights=alone).mse == pytest.approx(expected.mse, abs=1e-6)
+
+
+def test_standardised_weights_that_do_not_tell_their_scale_are_those_of_the_estimation_rows(store, tmp_path):
+    found, masks = lasso.load(fit(store)), store.arrays["train_masks"][:500]
+    weight, bias = found.weight.numpy(), found.bias.numpy()
+    theirs = save(tmp_path / "theirs.pt", weight * masks.std(axis=0)[:, None], bias + masks.mean(axis=0) @ weight)
+    judged = evaluate(store, weights=theirs, weight_units="standardised")
+    assert judged.mse == pytest.approx(evaluate(store).mse, abs=1e-6)
 
 
 def test_without_a_fit_or_evaluation_rows_there_is_nothing_to_score(store):

@@ -301,7 +301,7 @@ def test_what_is_not_a_datamodel_file_is_refused(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     for name, words in (
         ("text", "cannot be read"),
-        ("short", "no floating-point tensor `bias`"),
+        ("short", "no dense floating-point tensor `bias`"),
         ("odd", "shape"),
         ("list", "weight"),
     ):
@@ -319,6 +319,6 @@ def test_columns_are_in_mask_units_whatever_the_files(tmp_path):
     found = []
     for units in ("mask", "standardised"):
         store = FakeStore(tmp_path / units, masks, margins, fit=Fit(weight_units=units))
-        found.append(files.load(fit(store)).columns(np.array([1, 4]), units))
+        found.append(files.load(fit(store)).columns(np.array([1, 4])))
     for mask, standardised in zip(*found, strict=True):
         np.testing.assert_allclose(standardised, mask, atol=1e-6)

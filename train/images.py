@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -101,17 +100,6 @@ class Split:
             return self.sha256
         labels = np.ascontiguousarray(self.labels, dtype="<i8").tobytes()
         return hashlib.sha256(f"{self.images.shape} {self.images.stamp()}".encode() + labels).hexdigest()
-
-
-def mapped(path: Path) -> np.memmap:
-    """The array in a .npy file, mapped copy-on-write: torch warns of arrays that it may not write to.
-
-    Raises UserError.
-    """
-    try:
-        return np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is not a whole .npy file ({error})") from None
 
 
 def gather(images: Images, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:

@@ -9,6 +9,7 @@ import errno
 import os
 import secrets
 import sys
+import tokenize
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from train.errors import WorkError
+from train.errors import UserError, WorkError
 
 HEADER_BYTES = 4096
 
@@ -29,6 +30,25 @@ def header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
     described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     length = HEADER_BYTES - 10
     return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + repr(described).encode().ljust(length - 1) + b"\n"
+
+
+def mapped(path: Path) -> np.memmap:
+    """The array in a .npy file, mapped copy-on-write: torch warns of arrays that it may not write to.
+
+    Raises UserError, for archives and pickled objects too.
+    """
+    try:
+        return np.lib.format.open_memmap(path, mode="c")
+    except UNREADABLE as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} is not a whole .npy file ({reason})") from None
+
+
+UNREADABLE = (
+    *(OSError, ValueError, EOFError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError),
+    tokenize.TokenError,
+)
+"""What NumPy raises for files that are not of its format."""
 
 
 def file_bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from train.config import Data
 from train.errors import UserError
-from train.images import Images, Split, chunks, mapped, nbytes
+from train.images import Images, Split, chunks, nbytes
+from train.npy import mapped
 from train.user_file import function_of, telling
 
 NAMES = ("train_images", "train_labels", "test_images", "test_labels")

@@ -23,8 +23,8 @@ import numpy as np
 
 from train import beton
 from train.errors import UserError, WorkError
-from train.images import Images, Split, cores, mapped, nbytes
-from train.npy import HEADER_BYTES, file_bytes, header, reserve, sync_folder, write_all, write_file
+from train.images import Images, Split, cores, nbytes
+from train.npy import HEADER_BYTES, file_bytes, header, mapped, reserve, sync_folder, write_all, write_file
 
 FORMAT = "datamodels-pack-1"
 SUFFIXES = {"npy": ".npy", "beton-raw": ".raw.beton", "beton-jpeg": ".jpeg.beton"}

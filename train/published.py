@@ -1,7 +1,6 @@
 """Roots that hold nothing but published files, opened for reading."""
 
 import hashlib
-import tokenize
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from train.errors import UserError
 from train.layout import ARRAY_NAMES, Layout
 from train.manifest import Array
 from train.masks import Era
-from train.npy import HEADER_BYTES
+from train.npy import HEADER_BYTES, UNREADABLE
 from train.readable import ReadableStore
 
 
@@ -68,7 +67,7 @@ def _read_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
             if fortran:
                 raise UserError(f"{path} is in Fortran order, expected C order")
             return shape, dtype, file.tell()
-    except (OSError, ValueError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} is not a readable .npy file: {error}") from None
 
 

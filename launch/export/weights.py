@@ -5,13 +5,11 @@ Shape letters: N training examples, T targets, t targets of one tile.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lasso import Datamodels, find, load
-from lasso.design import divide
 from lasso.fit import is_fresh
 from lasso.rows import Progress, target_count
 from launch.progress import notice
@@ -26,7 +24,6 @@ _TILE_VALUES = 2**23
 class Weights:
     """Weights float32 [N, T] and bias float32 [T] of a split: mask @ weight + bias is the predicted margin."""
 
-    path: Path
     datamodels: Datamodels
     progress: Progress
 
@@ -38,16 +35,17 @@ class Weights:
         """
         path = find(store, split)
         datamodels, shape = load(path), (store.n_train, target_count(store, split))
-        if datamodels.weight.shape != shape:
-            raise UserError(f"{path} has shape {tuple(datamodels.weight.shape)}, expected {shape}: [N_train, targets]")
+        if datamodels.stored_weight.shape != shape:
+            found = tuple(datamodels.stored_weight.shape)
+            raise UserError(f"{path} has shape {found}, expected {shape}: [N_train, targets]")
         if not is_fresh(store, path):
             notice(f"{path} was fitted on other rows or with other options than today's: run `datamodels fit`")
-        return cls(path, datamodels, progress)
+        return cls(datamodels, progress)
 
     @property
     def shape(self) -> tuple[int, int]:
         """(N, T)"""
-        n_train, targets = self.datamodels.weight.shape
+        n_train, targets = self.datamodels.stored_weight.shape
         return n_train, targets
 
     def tiles(self) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.float32]]]:
@@ -66,14 +64,10 @@ class Weights:
         height = max(1, _TILE_VALUES // targets)
         for start in range(0, n_train, height):
             examples = slice(start, min(start + height, n_train))
-            weight = self.datamodels.weight[examples].numpy().astype(np.float64)
-            if self.datamodels.units == "standardised":
-                deviation = self.datamodels.tensors["deviation"].numpy()[examples]
-                weight *= divide(np.ones_like(deviation), deviation)[:, None]
-            yield self._finite(weight)
+            yield self._finite(self.datamodels.rows(examples))
             self.progress("weights", examples.stop, n_train)
 
     def _finite(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
         if not np.isfinite(values).all():
-            raise UserError(f"{self.path} holds weights that are not finite")
+            raise UserError(f"{self.datamodels.path} holds weights that are not finite")
         return values.astype(np.float32)

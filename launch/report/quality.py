@@ -131,7 +131,7 @@ def _pairs(subject: Subject) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     targets = subject.fitted.targets[plotted]
     predicted = np.stack([masks[row] for row in rows]).astype(np.float32) @ columns
     actual = np.stack([margins[row, targets] for row in rows]).astype(np.float64)
-    return predicted + subject.fitted.bias(columns, plotted), actual
+    return predicted + subject.fitted.bias[plotted], actual
 
 
 def _extremes(subject: Subject, found: Evaluation) -> str:

@@ -105,6 +105,5 @@ def _score_pieces(holdout: Holdout, fitted: Fitted, bootstrap: Bootstrap | None)
     for part in fitted.parts:
         for start in range(part.first, part.last, width):
             targets = np.arange(start, min(start + width, part.last))
-            units = part.report.get("weight_units", "mask")
-            weight, bias = part.datamodels.columns(targets - part.first + part.skip, units)
+            weight, bias = part.datamodels.columns(targets - part.first + part.skip)
             yield holdout.score(targets, weight, bias, bootstrap)

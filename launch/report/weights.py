@@ -6,6 +6,7 @@ does not grow with the file and every byte is read once.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ _BAND_VALUES = 2**22
 class Part:
     """Datamodels of the targets [first, last), which are the file's columns from `skip` on."""
 
-    path: Path
     datamodels: Datamodels
     report: dict[str, Any]
     """The .json beside the .pt; empty where there is none."""
@@ -41,23 +41,16 @@ class Part:
     def columns(self) -> slice:
         return slice(self.skip, self.skip + self.last - self.first)
 
-    @property
-    def inverse(self) -> NDArray[np.float32] | None:
-        """What makes the weights of each example those of its mask: 1 / deviation, or None where they are."""
-        if self.report.get("weight_units", "mask") == "mask":
-            return None
-        deviation = self.datamodels.tensors["deviation"].numpy()
-        return divide(np.ones_like(deviation), deviation).astype(np.float32)
-
     def weight(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
         """Weights [rows, targets] of some training examples, in mask units."""
-        found = self.datamodels.weight.numpy()[rows, self.columns].astype(np.float32)
-        inverse = self.inverse
-        return found if inverse is None else found * inverse[rows, None]
+        found = self.datamodels.stored_weight.numpy()[rows, self.columns].astype(np.float32)
+        if self.datamodels.units == "mask":
+            return found
+        return found * self.datamodels.scale.inv.astype(np.float32)[rows, None]
 
     def bands(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """All weights, from the first training example to the last: which they are of, and weights [rows, targets]."""
-        n_train = len(self.datamodels.weight)
+        n_train = len(self.datamodels.stored_weight)
         height = max(1, _BAND_VALUES // (self.last - self.first))
         for start in range(0, n_train, height):
             rows = slice(start, min(start + height, n_train))
@@ -71,11 +64,11 @@ class Fitted:
         """Raises UserError where none is fitted."""
         self.parts = _parts(store, split)
         self.n_train, self.width = store.n_train, target_count(store, split)
-        shape = {len(part.datamodels.weight) for part in self.parts}, self.parts[-1].last
+        shape = {len(part.datamodels.stored_weight) for part in self.parts}, self.parts[-1].last
         if shape[0] != {self.n_train} or shape[1] > self.width:
             raise UserError(
-                f"{self.parts[0].path} is of {shape[0].pop()} training examples and {shape[1]} targets, expected "
-                f"{self.n_train} and {self.width}: run `datamodels fit`"
+                f"{self.parts[0].datamodels.path} is of {shape[0].pop()} training examples and {shape[1]} targets, "
+                f"expected {self.n_train} and {self.width}: run `datamodels fit`"
             )
         self.targets = np.concatenate([np.arange(part.first, part.last) for part in self.parts])
         """[t] columns of the margins, ascending"""
@@ -102,12 +95,10 @@ class Fitted:
         """Weights [examples, t] of some training examples, in mask units."""
         return np.concatenate([part.weight(examples) for part in self.parts], axis=1)
 
-    def bias(self, columns: NDArray[np.float32], positions: NDArray[np.int64]) -> NDArray[np.float64]:
-        """[c] for targets at some positions, whose weights [N_train, c] are `columns`."""
-        bias = np.concatenate([part.datamodels.bias.numpy()[part.columns] for part in self.parts])[positions]
-        if self.parts[0].inverse is None:
-            return bias.astype(np.float64)
-        return bias - self.parts[0].datamodels.tensors["mean"].numpy() @ columns.astype(np.float64)
+    @cached_property
+    def bias(self) -> NDArray[np.float64]:
+        """[t] in mask units"""
+        return np.concatenate([part.datamodels.bias.numpy()[part.columns] for part in self.parts]).astype(np.float64)
 
 
 def _parts(store: ReadableStore, split: str) -> list[Part]:
@@ -120,7 +111,7 @@ def _parts(store: ReadableStore, split: str) -> list[Part]:
                 return parts
         raise
     datamodels = load(path)
-    return [Part(path, datamodels, datamodels.report or {}, 0, datamodels.weight.shape[1])]
+    return [Part(datamodels, datamodels.report or {}, 0, datamodels.stored_weight.shape[1])]
 
 
 def _pieces(store: ReadableStore, whole: Path) -> list[Part]:
@@ -131,7 +122,7 @@ def _pieces(store: ReadableStore, whole: Path) -> list[Part]:
         path = piece_of(whole, (first, last))
         if last > reached and is_fresh(store, path):
             start = max(first, reached)
-            parts.append(Part(path, load(path), report, start, last, start - first))
+            parts.append(Part(load(path), report, start, last, start - first))
             reached = last
     return parts
 
