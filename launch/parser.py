@@ -95,11 +95,13 @@ def _price(parser: Any) -> None:
 
 
 def _plan(parser: Any) -> None:
-    parser.add_argument("--probe", type=int, metavar="K", help="train K groups of rows, in a store that is not kept")
+    probe = "train K groups of rows (on a GPU, K for each of the workers), in a store that is not kept"
+    parser.add_argument("--probe", type=int, metavar="K", help=probe)
     parser.add_argument(
         "--device", metavar="NAME", help="device to plan for; default what made the rows, else this one"
     )
-    parser.add_argument("--workers", type=int, metavar="W", help="workers that share a GPU; default 1")
+    workers = "groups of rows in training at once on a GPU, default 1: seconds are those measured so, if there are any"
+    parser.add_argument("--workers", type=int, metavar="W", help=workers)
     parser.add_argument(
         "--watts", type=float, help="power that a GPU (or CPU core) draws, with what it needs beside it"
     )

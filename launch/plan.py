@@ -13,10 +13,11 @@ import numpy as np
 
 from lasso import path_of, read_report
 from lasso.statistics import disk_bytes
+from launch.benchmarks import RESULTS, read_tables
 from launch.progress import notice
-from launch.rates import RESULTS, Rate, line, maker_of, of_store, of_tables, probe, table_devices
+from launch.rates import Rate, choose, maker_of, of_store, of_tables, probe
 from launch.report.growth import kept
-from launch.sizes import arrays_of, store_as_it_is
+from launch.sizes import arrays_of, fit_bytes, store_as_it_is
 from train.config import Setting, from_dict, identity
 from train.data import load
 from train.errors import UserError
@@ -41,7 +42,7 @@ class Terms:
     watts: float | None = None
     """Power drawn in that hour."""
     workers: int = 1
-    """Workers that share a GPU."""
+    """Groups of rows that a GPU has in training at once, as `train --workers` has them."""
     probe: int = 0
     """Groups of rows to train at each alpha in order to find out."""
     device: str | None = None
@@ -86,6 +87,7 @@ class Plan:
         self.n_train, self.n_test = shapes["train_masks"][1], shapes["test_margins"][1]
         self.alphas = sorted({setting.alpha, *(ALPHAS if terms.hours else ())})
         self.stores = {alpha: store for alpha in sorted({setting.alpha, *ALPHAS}) if (store := self._store_at(alpha))}
+        self.tables = read_tables(terms.results)
         self.rates = self._rates()
         """Seconds a row, by alpha, as far as they are known."""
 
@@ -106,26 +108,27 @@ class Plan:
         return Store(layout, there, manifest)
 
     def _rates(self) -> dict[float, Rate]:
+        workers = self.terms.workers
         if self.terms.probe:
             dataset = load(self.setting)
             settings = [dataclasses.replace(self.setting, alpha=alpha) for alpha in self.alphas]
-            return {setting.alpha: probe(setting, dataset, self.terms.probe) for setting in settings}
+            return {setting.alpha: probe(setting, dataset, self.terms.probe, workers) for setting in settings}
         device, on_gpu = self._device()
-        rates = {alpha: of_store(store, device, on_gpu) for alpha, store in self.stores.items()}
-        known = of_tables(self.setting, device, on_gpu, self.terms.results)
-        known |= {alpha: rate for alpha, rate in rates.items() if rate}
-        return known | line(self.setting, self.n_train, known, self.alphas)
+        known = of_tables(self.tables, self.setting, (self.n_train, self.n_test), device)
+        for alpha, store in self.stores.items():
+            known |= of_store(store, alpha, device, on_gpu)
+        return choose(self.setting, self.n_train, known, self.alphas, workers if on_gpu else 1)
 
     def _device(self) -> tuple[str, bool]:
         """The device to plan for, and whether it is a GPU."""
         for store in (self.store, *self.stores.values()):
             if store and (found := maker_of(store)) and self.terms.device in (None, found[0]):
                 return found
-        from train.device import device_name, pick_device
+        from train.device import device_name, on_gpu, pick_device
 
         here = pick_device(self.setting.recipe)
         name = self.terms.device or device_name(here)
-        return name, here.type == "cuda" if name == device_name(here) else self.setting.recipe.device == "cuda"
+        return name, next((table.on_gpu for table in self.tables if table.device == name), on_gpu(here))
 
     @property
     def rate(self) -> Rate | None:
@@ -139,16 +142,20 @@ class Plan:
         """Hours of a GPU, or of a CPU core, that rows take."""
         return rows * rate.seconds / 3600 * self._units(rate)
 
-    def _units(self, rate: Rate) -> float:
-        """GPUs or CPU cores that a worker takes."""
-        return 1 / self.terms.workers if rate.on_gpu else self.setting.recipe.threads
+    def _units(self, rate: Rate) -> int:
+        """GPUs or CPU cores that are busy in a rate's seconds."""
+        return 1 if rate.on_gpu else self.setting.recipe.threads
 
     def fit(self) -> dict[str, Any]:
-        """What a fit of the test examples takes in bytes, and the seconds that one of this store took."""
+        """What a fit of the test examples takes in bytes, and the seconds that one of this store took.
+
+        On disk that is `bytes`, its .pt, and `statistics_bytes`, beside the store's own; `meanwhile_bytes` end with it.
+        """
         report = read_report(path_of(self.store, "test")) if self.store else None
         sums, meanwhile = disk_bytes(self.models, self.n_train, self.n_test, self.n_test)
         return {
             "matrix_bytes": 4 * self.n_train**2,
+            "bytes": fit_bytes(self.n_train, self.n_test),
             "statistics_bytes": sums,
             "meanwhile_bytes": meanwhile,
             "seconds": sum(report["seconds"].values()) if report else None,
@@ -195,7 +202,7 @@ class Plan:
             "hours_of": ("GPU" if rate.on_gpu else "CPU core") if rate else None,
             "money": hours * terms.price if hours is not None and terms.price else None,
             "kwh": hours * terms.watts / 1000 if hours is not None and terms.watts else None,
-            "tables_of": [] if rate else table_devices(terms.results),
+            "tables_of": [] if rate else sorted({table.device for table in self.tables}),
             "fit": self.fit(),
             "expected": self.lds(self.setting.alpha, self.models),
             "budget_hours": terms.hours,

@@ -9,7 +9,7 @@ def describe(found: dict[str, Any]) -> str:
     """A plan as `Plan.to_json` has it."""
     lines = [("rows", f"{found['missing']:,} of {found['rows']:,} missing")]
     lines += [(name, f"{size} bytes") for name, size in found["bytes"].items()]
-    lines += [("disk", f"{found['total_bytes']} bytes ({_amount(found['total_bytes'])})")]
+    lines += [("store", f"{found['total_bytes']} bytes ({_amount(found['total_bytes'])})")]
     lines += [*_training(found), ("fit", _fit(found["fit"])), ("LDS", _lds(found))]
     return "\n".join([*(f"{name:14} {value}" for name, value in lines), *_budget(found)])
 
@@ -20,7 +20,7 @@ def _training(found: dict[str, Any]) -> list[tuple[str, str]]:
         tables = f", `--device NAME` takes a table's: {', '.join(found['tables_of'])}" if found["tables_of"] else ""
         return [("seconds a row", f"not known here: `--probe 2` measures it{tables}")]
     lines = [
-        ("seconds a row", f"{rate['seconds']:.3g} of one worker on {rate['device']}"),
+        ("seconds a row", f"{rate['seconds']:.3g} {_of(rate)} on {rate['device']}"),
         ("measured by", rate["basis"]),
         (
             f"{found['hours_of']}-hours",
@@ -31,11 +31,20 @@ def _training(found: dict[str, Any]) -> list[tuple[str, str]]:
     return lines + ([("energy", f"{found['kwh']:,.3g} kWh for the missing rows")] if found["kwh"] is not None else [])
 
 
+def _of(rate: dict[str, Any]) -> str:
+    if not rate["on_gpu"]:
+        return "of one worker"
+    return f"with {rate['streams']} groups at once" if rate["streams"] > 1 else "one group at a time"
+
+
 def _fit(fit: dict[str, Any]) -> str:
     took = f"; the last one took {duration(fit['seconds'])}" if fit["seconds"] is not None else ""
-    matrix, kept = _amount(fit["matrix_bytes"]), _amount(fit["statistics_bytes"])
+    matrix, kept, sums = (_amount(fit[key]) for key in ("matrix_bytes", "bytes", "statistics_bytes"))
     meanwhile = f" and {_amount(fit['meanwhile_bytes'])} meanwhile" if fit["meanwhile_bytes"] else ""
-    return f"{matrix} of memory for a matrix and up to 2 GB beside it, {kept} of disk for sums{meanwhile}{took}"
+    return (
+        f"{kept} of disk for datamodels of the test examples, {sums} for sums{meanwhile}; {matrix} of memory for a "
+        f"matrix and up to 2 GB beside it{took}"
+    )
 
 
 def _lds(found: dict[str, Any]) -> str:
@@ -51,7 +60,7 @@ def _budget(found: dict[str, Any]) -> list[str]:
         return []
     hours = f"{found['hours_of']}-hours" if found["hours_of"] else "hours"
     evaluation = found["rows"] - found["models"]
-    lines = ["", f"{found['budget_hours']:,.4g} {hours} buy, beside {evaluation:,} evaluation models:"]
+    lines = ["", f"{found['budget_hours']:,.4g} {hours} of training buy, beside {evaluation:,} evaluation models:"]
     lines.append(f"{'alpha':>6} {'seconds':>8} {'models':>10} {'LDS':>6}")
     for one in found["budget"]:
         rate, law = one["seconds_per_row"], one["expected"]
@@ -59,6 +68,7 @@ def _budget(found: dict[str, Any]) -> list[str]:
         lds = f"{law['lds']:.3f}" if law else "-"
         why = rate["basis"] if rate else "not measured: `--probe 2` does"
         lines.append(f"{one['alpha']:>6g} {seconds:>8} {models:>10} {lds:>6}  {why}")
+    lines.append("Fits, evaluation and the report come on top, and their time is not in it.")
     return [*lines, "LDS as far as `eval --curve` has been run at that alpha; each is for masks of its own alpha."]
 
 

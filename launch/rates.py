@@ -1,39 +1,33 @@
 """Seconds that a row takes, as measured: by the rows of a store, in a table of benchmarks, or by a probe.
 
-A worker trains one group of rows at a time, on a GPU or on recipe.threads cores. What it trains grows with alpha and
-what it evaluates does not, so over alphas on one device seconds are taken to be a line over a row's training images.
+They are a device's seconds for one row: of a GPU, with a number of groups in training at once (`streams`), which what
+was measured tells and nothing is divided by; of a CPU, of one worker with recipe.threads cores. What is trained grows
+with alpha and what is evaluated does not, so over alphas seconds are taken to be a line over a row's training images.
 """
 
 import dataclasses
-import json
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import launch
-from launch.progress import Progress, notice
+from launch.benchmarks import Table, rows_of
+from launch.progress import Progress
 from launch.stop import Stop
-from train.config import Setting, identity
-from train.config_file import read_setting
+from train.config import Setting
 from train.data import Dataset
-from train.errors import UserError, WorkError
+from train.errors import WorkError
 from train.layout import Layout
 from train.store import Store
-
-CHECKOUT = Path(launch.__path__[0]).parent
-RESULTS = CHECKOUT / "bench" / "results"
 
 
 @dataclass(frozen=True)
 class Rate:
-    """What one row takes one worker."""
+    """What one row takes a device."""
 
     seconds: float
     device: str
@@ -42,6 +36,12 @@ class Rate:
     """`store`, `table`, `probe` or `line`."""
     basis: str
     """What it rests on, for people."""
+    streams: int = 1
+    """Groups of rows that a GPU had in training at once."""
+
+
+Known = dict[tuple[float, int], Rate]
+"""Rates by alpha and streams, of one device."""
 
 
 def maker_of(store: Store) -> tuple[str, bool] | None:
@@ -59,106 +59,84 @@ def maker(store: Store, journal: int) -> tuple[str, bool]:
     return str(made.get("device")), str(made.get("on")).startswith("cuda")
 
 
-def of_store(store: Store, device: str, on_gpu: bool) -> Rate | None:
-    """The mean over the rows that a device made, as their records tell."""
-    done = store.completed()
-    journals = [at for at in np.unique(store.states.journal[done]).tolist() if maker(store, at)[0] == device]
-    seconds = store.states.seconds[done & np.isin(store.states.journal, journals)].astype(np.float64)
-    return _mean(seconds, device, on_gpu, "store", f"{len(seconds)} rows in {store.layout.data}") if journals else None
-
-
-def of_tables(setting: Setting, device: str, on_gpu: bool, folder: Path) -> dict[float, Rate]:
-    """By alpha, what `bench` measured on a device; of several files the last by name counts.
-
-    Nothing where the setting is not the published one of its data set, which is what they measure. Raises UserError.
-    """
-    found: dict[float, Rate] = {}
-    for path in sorted(folder.glob("*.json")):
-        table = _read_table(path)
-        if table["device"] == device:
-            basis = f"{path} (torch {table['torch']})"
-            rows = [row for row in table["rows"] if row["dataset"] == setting.dataset]
-            rows = [row for row in rows if row["threads"] in (None, setting.recipe.threads)]
-            found |= {row["alpha"]: Rate(row["seconds"], device, on_gpu, "table", basis) for row in rows}
-    if found and (key := _departs(setting)):
-        notice(f"{folder} has seconds for {setting.dataset} on {device}, but of the published setting: {key} differs")
-        return {}
+def of_store(store: Store, alpha: float, device: str, on_gpu: bool) -> Known:
+    """The means over the rows that a device made, as their records tell."""
+    done, journals, found = store.completed(), dict[int, list[int]](), Known()
+    for at in np.unique(store.states.journal[done]).tolist():
+        if maker(store, at)[0] == device:
+            journals.setdefault(store.states.readers[at].provenance.get("streams", 1), []).append(at)
+    for streams, of in journals.items():
+        seconds, basis = _mean(store, np.flatnonzero(done & np.isin(store.states.journal, of)))
+        found[alpha, streams] = Rate(seconds, device, on_gpu, "store", f"{basis}, in {store.layout.data}", streams)
     return found
 
 
-def table_devices(folder: Path) -> list[str]:
-    """The devices that there are tables of. Raises UserError."""
-    return sorted({_read_table(path)["device"] for path in folder.glob("*.json")})
+def of_tables(tables: list[Table], setting: Setting, images: tuple[int, int], device: str) -> Known:
+    """What `bench` measured of a setting, at any alpha, on a device; images: of training and test."""
+    return {
+        key: Rate(row.seconds, device, table.on_gpu, "table", f"{table.path} (torch {table.torch})", row.streams)
+        for key, (row, table) in rows_of(tables, setting, images, device).items()
+    }
 
 
-def _read_table(path: Path) -> dict[str, Any]:
-    """Device, torch, and of each setting whose rows were timed whole: data set, alpha, threads, a worker's seconds."""
-    try:
-        table = json.loads(path.read_bytes())
-        rows = [
-            {
-                "dataset": row["dataset"],
-                "alpha": row["alpha"],
-                "threads": row.get("threads"),
-                "seconds": row["seconds_per_row"] * row.get("workers", 1),
-            }
-            for row in table["rows"]
-            if row["seconds_per_row"] is not None
-        ]
-        if not all(row["seconds"] > 0 and 0 < row["alpha"] < 1 for row in rows):
-            raise ValueError("seconds or alphas out of range")
-        return {"device": str(table["device"]), "torch": str(table["torch"]), "rows": rows}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a table of benchmarks: {error!r}") from None
+def probe(setting: Setting, dataset: Dataset, groups: int, streams: int) -> Rate:
+    """Train some groups, on a GPU that many on each of its streams, in a store that is not kept.
 
-
-def _departs(setting: Setting) -> str | None:
-    """The first key in which a setting's training differs from the config of its data set that comes with us."""
-    path = CHECKOUT / "configs" / f"{setting.dataset}_50pct.yaml"
-    if not path.exists():
-        return "dataset"
-    ours, theirs = identity(setting.to_dict()), identity(read_setting(path).to_dict())
-    keys = [key for key in sorted(ours) if re.match(r"(data|recipe)\.|tta$", key)]
-    return next((key for key in keys if ours[key] != theirs.get(key)), None)
-
-
-def probe(setting: Setting, dataset: Dataset, groups: int) -> Rate:
-    """Train some groups in a store that is not kept. The first one warms up, and counts only where it is alone.
-
-    Raises UserError, WorkError, Interrupted.
+    The first one on each warms up, and counts only where it is alone. Raises UserError, WorkError, Interrupted.
     """
     from launch.worker import Task, work
     from train.create import create_store
-    from train.device import device_name, pick_device
+    from train.device import device_name, on_gpu, pick_device
 
     device, group = pick_device(setting.recipe), setting.recipe.group
+    streams = streams if on_gpu(device) else 1
     outputs = dataclasses.replace(setting.outputs, preallocate=False)
-    trial = dataclasses.replace(setting, models=groups * group, eval_models=0, outputs=outputs)
+    trial = dataclasses.replace(setting, models=groups * streams * group, eval_models=0, outputs=outputs)
     with tempfile.TemporaryDirectory(prefix="datamodels-probe-") as folder:
         layout = Layout(Path(folder), trial.dataset, trial.pct)
         store = create_store(layout, trial, dataset, lambda text: None)
-        task = Task(folder, trial.to_dict(), (0, trial.rows), str(device))
+        task = Task(folder, trial.to_dict(), (0, trial.rows), str(device), streams)
         with Progress(f"rows of a probe at alpha {trial.alpha:g}", trial.rows) as progress:
             work(task, Stop(), progress)
         store.refresh()
-        done = store.completed()
-        done[: group * (groups > 1)] = False
-        seconds = store.states.seconds[done].astype(np.float64)
-    if not len(seconds):
-        raise WorkError(f"all rows of the probe at alpha {setting.alpha:g} failed: `train` says why")
-    return _mean(
-        seconds, device_name(device), device.type == "cuda", "probe", f"{len(seconds)} rows trained to find out"
-    )
+        rows = np.flatnonzero(store.completed())
+        rows = rows[rows >= group * streams * (groups > 1)]
+        if not len(rows):
+            raise WorkError(f"all rows of the probe at alpha {setting.alpha:g} failed: `train` says why")
+        seconds, basis = _mean(store, rows)
+    basis += ", trained to find out" + (", with all that is done for the first time in it" if groups == 1 else "")
+    return Rate(seconds, device_name(device), on_gpu(device), "probe", basis, streams)
 
 
-def _mean(seconds: NDArray[np.float64], device: str, on_gpu: bool, source: str, basis: str) -> Rate:
-    mean = float(seconds.mean())
-    spread = f"standard deviation {seconds.std() / mean:.0%}" if len(seconds) > 1 else "a single one"
-    return Rate(mean, device, on_gpu, source, f"{basis}, {spread}")
+def _mean(store: Store, rows: NDArray[np.int64]) -> tuple[float, str]:
+    """Mean seconds, and what they rest on: a group is timed as a whole, so that its rows share one number."""
+    seconds = store.states.seconds[rows].astype(np.float64)
+    _, index, sizes = np.unique(rows // store.group, return_inverse=True, return_counts=True)
+    groups = np.bincount(index, seconds) / sizes
+    basis = _count(len(rows), "row") + (f" in {_count(len(groups), 'group')}" if store.group > 1 else "")
+    if len(groups) == 1:
+        return float(seconds.mean()), f"{basis}, no spread known"
+    return float(seconds.mean()), f"{basis}, standard deviation {groups.std(ddof=1) / seconds.mean():.0%}"
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}{'s' * (number > 1)}"
+
+
+def choose(setting: Setting, n_train: int, known: Known, alphas: Iterable[float], streams: int) -> dict[float, Rate]:
+    """By alpha, what was measured with so many streams, or a line through it; else with another number, and said so."""
+    chosen: dict[float, Rate] = {}
+    for number in sorted({key[1] for key in known}, key=lambda number: (number != streams, number)):
+        measured = {alpha: rate for (alpha, of), rate in known.items() if of == number}
+        for alpha, rate in (measured | line(setting, n_train, measured, alphas)).items():
+            other = f", measured with {_count(number, 'group')} at once, not {streams}"
+            basis = rate.basis + (other if rate.on_gpu and number != streams else "")
+            chosen.setdefault(alpha, dataclasses.replace(rate, basis=basis))
+    return chosen
 
 
 def line(setting: Setting, n_train: int, known: dict[float, Rate], alphas: Iterable[float]) -> dict[float, Rate]:
-    """The rates of alphas that were not measured, from at least two that were, on the same device."""
+    """The rates of alphas that were not measured, from at least two that were, with as many streams."""
     images = {alpha: _images(dataclasses.replace(setting, alpha=alpha), n_train) for alpha in {*known, *alphas}}
     measured = [images[alpha] for alpha in known]
     if len(set(measured)) < 2:
@@ -169,7 +147,7 @@ def line(setting: Setting, n_train: int, known: dict[float, Rate], alphas: Itera
         seconds, inside = float(constant + slope * images[alpha]), min(measured) <= images[alpha] <= max(measured)
         basis = f"a line through alpha {names}, {'between' if inside else 'beyond'} them"
         if seconds > 0:
-            found[alpha] = Rate(seconds, one.device, one.on_gpu, "line", basis)
+            found[alpha] = Rate(seconds, one.device, one.on_gpu, "line", basis, one.streams)
     return found
 
 

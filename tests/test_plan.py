@@ -1,18 +1,22 @@
 """`plan`: every figure from what was measured, and none where nothing was."""
 
 import json
+import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from lasso import files
 from lasso.curve import Curve, Law, Point
 from launch.plan import Plan, Terms
 from launch.plan_text import describe
-from launch.rates import Rate, line
+from launch.rates import Rate, choose, line
 from launch.report.growth import keep
+from launch.sizes import fit_bytes
 from tests.conftest import DIGITS, PROJECT, TINY, Outcome, in_process
 from train.config import Setting
 from train.layout import Layout
@@ -53,6 +57,24 @@ def test_bytes_are_those_that_init_takes(tmp_path: Path, capsys: pytest.CaptureF
     assert planned(capsys, DIGITS, *options)["bytes"] == before["bytes"]
 
 
+def test_bytes_of_a_fit_are_those_of_its_file(tmp_path: Path) -> None:
+    n_train, targets = 300, 170
+    vectors = {name: np.zeros(targets, kind) for name, kind in files.VECTORS.items()}
+    draft = files.Draft(vectors, {name: np.zeros(n_train) for name in files.EXAMPLES})
+    path = files.write(tmp_path / "test_50pct.pt", draft, np.zeros((n_train, targets), np.float32), {})
+    assert 0 <= path.stat().st_size - fit_bytes(n_train, targets) < 8192
+
+
+def test_what_a_fit_writes_is_told_beside_the_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(capsys, CIFAR, "--root", tmp_path / "none", "--budget=1")
+    assert found["fit"]["bytes"] == fit_bytes(50_000, 10_000)
+    assert found["total_bytes"] == sum(found["bytes"].values())
+    told = describe(found)
+    assert "2 GB of disk for datamodels of the test examples" in told
+    assert "hours of training buy" in told
+    assert "Fits, evaluation and the report come on top" in told
+
+
 def test_where_nothing_was_measured_it_says_what_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = [*TINY, "--root", tmp_path / "root", "--results", tmp_path, "--budget=5", "--price=2"]
     found = planned(capsys, DIGITS, *options)
@@ -79,8 +101,6 @@ def test_a_table_gives_hours_money_energy_and_what_a_budget_buys(
         alpha: int(4 * 3600 / seconds) - 500 for alpha, seconds in ((0.1, 1), (0.2, 1.5), (0.5, 3), (0.75, 4.25))
     }
     assert {one["alpha"]: one["models"] for one in found["budget"]} == expected
-    shared = planned(capsys, CIFAR, *options, "--workers=2")
-    assert shared["hours"] == pytest.approx(found["hours"] / 2)
 
 
 def test_a_budget_that_does_not_buy_the_evaluation_models_buys_none(results: Path, tmp_path: Path) -> None:
@@ -116,22 +136,84 @@ def test_a_table_counts_only_for_the_published_setting(
 ) -> None:
     options = [*SMALL, "--root", tmp_path / "none", "--results", results, "--device=Abacus"]
     done = in_process(capsys, "plan", CIFAR, *options, "--recipe.width=16")
-    assert "but of the published setting: recipe.width differs" in done.err
+    assert "seconds for cifar on Abacus, but not of this setting: recipe.width differs" in done.err
     assert "not known here: `--probe 2` measures it, `--device NAME` takes a table's: Abacus, Loom" in done.out
 
 
+Tabled = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def tabled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Tabled:
+    """`plan --json` of CIFAR-10 on a device that a table has some rows of, of which each names a few keys."""
+
+    def plan(rows: list[dict[str, Any]], *options: object, **content: object) -> dict[str, Any]:
+        rows = [{"dataset": "cifar", "alpha": 0.5, **row} for row in rows]
+        (tmp_path / "x.json").write_text(json.dumps({"device": "Loom", "torch": "2.0", "rows": rows, **content}))
+        given = [*SMALL, "--root", tmp_path / "none", "--results", tmp_path, "--device=Loom", *options]
+        return planned(capsys, CIFAR, *given)
+
+    return plan
+
+
 def test_of_a_table_only_whole_rows_by_the_same_threads_count_and_workers_have_their_own_seconds(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tabled: Tabled,
 ) -> None:
-    entry = {"dataset": "cifar", "alpha": 0.5}
     rows = [
-        {**entry, "seconds_per_row": 3.0, "threads": 2, "workers": 4},
-        {**entry, "seconds_per_row": 5.0, "threads": 1},
-        {**entry, "seconds_per_row": None, "threads": 2},
+        {"seconds_per_row": 3.0, "threads": 2, "workers": 4},
+        {"seconds_per_row": 5.0, "threads": 1},
+        {"seconds_per_row": None, "threads": 2},
     ]
-    (tmp_path / "x.json").write_text(json.dumps({"device": "Loom", "torch": "2.0", "rows": rows}))
-    options = [*SMALL, "--root", tmp_path / "none", "--results", tmp_path, "--device=Loom", "--recipe.threads=2"]
-    assert planned(capsys, CIFAR, *options)["seconds_per_row"]["seconds"] == 12.0
+    found = tabled(rows, "--recipe.threads=2")
+    assert found["seconds_per_row"]["seconds"] == 12.0
+    assert found["hours_of"] == "CPU core"
+
+
+def test_a_row_counts_for_the_setting_that_it_was_measured_on(tabled: Tabled) -> None:
+    """Whatever the order of the rows: those of a narrower network, of fewer images or epochs are of other settings."""
+    published = {"seconds_per_row": 3.0, "network": "resnet9", "width": 64, "train_images": 50_000, "epochs": 24}
+    others = [{"width": 16}, {"network": "convnet"}, {"train_images": 500}, {"epochs": 2}, {"group": 8}, {"batch": 8}]
+    rows = [published, *({**published, "seconds_per_row": 1.0, **other} for other in others)]
+    for order in (rows, rows[::-1]):
+        assert tabled(order)["seconds_per_row"]["seconds"] == 3.0
+    assert tabled(rows, "--recipe.width=16")["seconds_per_row"]["seconds"] == 1.0
+    assert tabled(rows, "--recipe.width=32")["seconds_per_row"] is None
+    assert tabled(rows, tiny=True)["seconds_per_row"] is None
+
+
+def test_seconds_are_those_of_as_many_groups_at_once_and_nothing_is_divided(tabled: Tabled) -> None:
+    rows = [{"seconds_per_row": seconds, "streams": streams} for seconds, streams in ((3.0, 1), (2.5, 2), (2.7, 4))]
+    found = {workers: tabled(rows, f"--workers={workers}") for workers in (1, 2, 3)}
+    assert [found[workers]["seconds_per_row"]["seconds"] for workers in found] == [3.0, 2.5, 3.0]
+    assert found[2]["hours"] == pytest.approx(2000 * 2.5 / 3600)
+    assert found[3]["seconds_per_row"]["basis"].endswith("measured with 1 group at once, not 3")
+    assert "measured with" not in found[2]["seconds_per_row"]["basis"]
+    assert "2.5 with 2 groups at once on Loom" in describe(found[2])
+
+
+def test_a_line_is_drawn_through_seconds_of_as_many_groups_at_once() -> None:
+    seconds = {(0.2, 1): 2.0, (0.4, 1): 4.0, (0.2, 2): 1.0}
+    known = {key: Rate(value, "Loom", True, "table", "x", key[1]) for key, value in seconds.items()}
+    found = choose(Setting(), 50_000, known, [0.2, 0.3], streams=2)
+    assert found[0.2].seconds == 1.0
+    assert found[0.3].seconds == pytest.approx(3.0, rel=0.02)
+    assert "measured with 1 group at once, not 2" in found[0.3].basis
+
+
+def test_a_table_tells_whether_its_device_is_a_gpu(tabled: Tabled) -> None:
+    row = {"seconds_per_row": 3.0}
+    assert tabled([row], on_gpu=True)["hours_of"] == "GPU"
+    assert tabled([row], on_gpu=False)["hours_of"] == "CPU core"
+    assert tabled([row], "--recipe.device=cpu")["hours_of"] == "GPU"
+
+
+def test_the_newest_table_counts(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, time, seconds in (("2026-02-02-loom", "08:00", 5.0), ("2026-02-02-loom-2", "09:00", 6.0)):
+        rows = [{"dataset": "cifar", "alpha": 0.5, "seconds_per_row": seconds}]
+        content = {"device": "Loom", "torch": "2.0", "date": f"2026-02-02T{time}Z", "rows": rows}
+        (results / f"{name}.json").write_text(json.dumps(content))
+    found = planned(capsys, CIFAR, *SMALL, "--root", tmp_path / "none", "--results", results, "--device=Loom")
+    assert found["seconds_per_row"]["seconds"] == 6.0
 
 
 def test_a_damaged_table_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,7 +249,11 @@ def test_rows_that_are_done_tell_what_the_others_take(trained: Path, same: Any, 
     seconds = store.states.seconds[:16]
     assert found["missing"] == 16
     assert found["seconds_per_row"]["seconds"] == pytest.approx(seconds.mean())
-    assert found["seconds_per_row"]["basis"].startswith(f"16 rows in {trained}/digits/data, standard deviation ")
+    (spread,) = re.fullmatch(
+        rf"16 rows in 2 groups, standard deviation (\d+)%, in {trained}/digits/data", found["seconds_per_row"]["basis"]
+    ).groups()  # type: ignore[union-attr]
+    groups = seconds.reshape(2, 8).mean(axis=1, dtype=np.float64)
+    assert int(spread) == round(100 * groups.std(ddof=1) / groups.mean())
     assert found["hours"] == pytest.approx(16 * seconds.mean() / 3600 * store.setting.recipe.threads)
     assert found["hours_of"] == "CPU core"
     by_alpha = {one["alpha"]: one["seconds_per_row"] for one in found["budget"]}
@@ -185,9 +271,11 @@ def test_a_probe_measures_each_alpha_and_leaves_nothing(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     found = planned(capsys, DIGITS, *TINY, "--root", tmp_path / "root", "--probe=2", "--budget=1")
     assert found["seconds_per_row"]["source"] == "probe"
-    assert found["seconds_per_row"]["basis"].startswith("8 rows trained to find out, standard deviation")
+    assert found["seconds_per_row"]["basis"] == "8 rows in 1 group, no spread known, trained to find out"
     assert all(one["seconds_per_row"]["seconds"] > 0 for one in found["budget"])
     assert list(tmp_path.iterdir()) == []
+    basis = planned(capsys, DIGITS, *TINY, "--root", tmp_path / "root", "--probe=1")["seconds_per_row"]["basis"]
+    assert basis.endswith("trained to find out, with all that is done for the first time in it")
 
 
 def test_a_kept_curve_tells_the_lds_to_expect(trained: Path, same: Any, tmp_path: Path) -> None:
