@@ -1,8 +1,10 @@
 """What several test modules share: tiny settings, the command line, real data where it is at hand."""
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,19 @@ def tiny(**changes: Any) -> Setting:
     )
     values = {"alpha": 0.5, "models": 24, "eval_models": 8, "runs_per_mask": 2, "tta": "none"}
     return Setting(dataset="digits", **{**values, "recipe": recipe, "data": Data(test=60), **changes})
+
+
+@contextlib.contextmanager
+def any_algorithm() -> Iterator[None]:
+    """Torch's own networks beside the trainer's: some of their gradients on a GPU add by atomics, which would warn."""
+    import torch
+
+    asked = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(asked, warn_only=True)
 
 
 @dataclass(frozen=True)

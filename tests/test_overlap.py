@@ -60,7 +60,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> set[int]:
 
     def warm_up(self: Replay) -> None:
         for _ in range(WARM_UP + 1):
-            self.function()
+            self._call()
 
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
     monkeypatch.setattr(torch.cuda, "stream", stream)
