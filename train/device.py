@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -37,10 +38,17 @@ def make_deterministic(device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.allow_tf32 = False  # float32 is float32
+        _keep_float32()
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Or every fresh tensor is written twice.
         deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _keep_float32() -> None:
+    """Float32 is float32, not TensorFloat-32. Some versions of torch warn of this way to say so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def on_gpu(device: torch.device) -> bool:
@@ -119,5 +127,5 @@ def environment(recipe: Recipe, device: torch.device) -> dict[str, Any]:
         "device": device_name(device),
         "precision": str(precision(recipe, device)).removeprefix("torch."),
         "threads": recipe.threads,
-        "versions": versions(),
+        "versions": versions() | ({"cudnn": str(torch.backends.cudnn.version())} if on_gpu(device) else {}),
     }
