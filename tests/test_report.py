@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lasso import fit, path_of
@@ -187,6 +188,40 @@ def test_what_is_fitted_so_far_is_reported_on(tmp_path: Path) -> None:
     text = Tags(write_report(store, "test", images(24, 30)).read_text()).text
     assert "16 of 30 targets are fitted so far" in text
     assert "over 16 targets" in text
+
+
+@pytest.mark.parametrize("eval_models", [40, 0])
+def test_a_stale_fit_is_told_and_gives_way_to_newer_pieces(tmp_path: Path, eval_models: int) -> None:
+    store = published(tmp_path, eval_models=eval_models)
+    fit(store)
+
+    def text() -> str:
+        return Tags(write_report(store, "test", None).read_text()).text
+
+    told = "with other options than today's" if eval_models else "of other rows or options than the store's today"
+    assert told not in text()
+    store.setting = replace(store.setting, fit=Fit(k=50))
+    assert told in text()
+    fit(store, targets=(4, 10))
+    newer = text()
+    assert told not in newer
+    assert "6 of 30 targets are fitted so far" in newer
+    assert "50 lambdas" in newer
+
+
+def test_predictions_that_are_shifted_correlate_as_well(tmp_path: Path) -> None:
+    store = published(tmp_path)
+    path = fit(store)
+    tensors = torch.load(path, weights_only=True)
+
+    def told() -> str:
+        page = write_report(store, "test", None).read_text()
+        return re.findall(r"Pearson correlation of all pairs (\d\.\d+)", page)[0]
+
+    before = told()
+    torch.save({**tensors, "bias": tensors["bias"] + torch.arange(30)}, path)
+    assert told() == before
+    assert float(before) > 0.5
 
 
 def test_a_single_target_and_masks_drawn_one_by_one(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def write_report(
     suspects = [duplicates(subject), harmful(subject)]
     sections = [quality(subject), *images, *suspects, fit(subject), models(subject), what_was_run(subject)]
     title = f"{store.setting.dataset}, alpha {store.setting.pct}%, {split} targets"
-    page = html.page(title, "Datamodels", _lead(subject), html.figures(_headline(subject)), _links(subject), sections)
+    beneath = _notes(subject) + _links(subject) + html.figures(_headline(subject))
+    page = html.page(title, "Datamodels", _lead(subject), beneath, sections)
     path = report_path(store, split)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,6 +70,14 @@ def _lead(subject: Subject) -> str:
         f"{store.n_train:,} training examples. For each of {len(subject.fitted.targets):,} {subject.kind} examples a "
         f"linear datamodel, {origin}, predicts the margin from which training examples a model has seen."
     )
+
+
+def _notes(subject: Subject) -> str:
+    """What speaks against taking the page's figures as they are."""
+    notes = [f"{text}." for text in subject.quality.notices] if subject.quality else []
+    if subject.fitted.stale and not notes:
+        notes.append("The datamodels are of other rows or options than the store's today: run `datamodels fit`.")
+    return "".join(html.paragraph(text, "note") for text in notes)
 
 
 def _headline(subject: Subject) -> list[tuple[str, str, str]]:

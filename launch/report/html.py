@@ -26,8 +26,8 @@ class Section:
     body: str
 
 
-def page(title: str, kicker: str, lead: str, figures: str, links: str, sections: Sequence[Section]) -> str:
-    """The whole document."""
+def page(title: str, kicker: str, lead: str, beneath: str, sections: Sequence[Section]) -> str:
+    """The whole document. beneath: what follows the lead, as HTML."""
     contents = "".join(f'<li><a href="#{section.name}">{escape(section.title)}</a></li>' for section in sections)
     bodies = "".join(
         f'<section id="{section.name}" aria-labelledby="{section.name}-title">'
@@ -39,7 +39,7 @@ def page(title: str, kicker: str, lead: str, figures: str, links: str, sections:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
         f'<style>{CSS}</style></head><body><header><p class="kicker">{escape(kicker)}</p><h1>{escape(title)}</h1>'
-        f'<p class="lead">{text(lead)}</p>{links}{figures}</header>'
+        f'<p class="lead">{text(lead)}</p>{beneath}</header>'
         f'<nav aria-label="Contents"><ul>{contents}</ul></nav><main>{bodies}</main></body></html>\n'
     )
 

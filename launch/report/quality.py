@@ -19,8 +19,7 @@ def quality(subject: Subject) -> Section:
     found = subject.quality
     if found is None:
         return Section("quality", "Quality", html.paragraph(subject.unjudged))
-    body = "".join(html.paragraph(f"{text}.", "note") for text in found.notices)
-    body += html.paragraph(
+    body = html.paragraph(
         "LDS (linear datamodeling score) is Spearman's rank correlation, over masks that no datamodel was fitted on, "
         "between the margin that a datamodel predicts and the one that the trained models have; here its mean over "
         "targets."
@@ -90,11 +89,8 @@ def _predictions(subject: Subject) -> list[str]:
     predicted, actual = _pairs(subject)
     n = f"n = {actual.size:,}: {actual.shape[1]:,} targets in {actual.shape[0]:,} models"
     raw = plots.density("predictions", predicted.ravel(), actual.ravel(), "predicted margin", "actual margin")
-    means = actual.mean(axis=0)
-    within = plots.density(
-        "deviations", (predicted - means).ravel(), (actual - means).ravel(), "predicted deviation", "actual deviation"
-    )
-    correlation = _correlation(predicted - means, actual - means)
+    x, y = ((values - values.mean(axis=0)).ravel() for values in (predicted, actual))
+    within = plots.density("deviations", x, y, "predicted deviation", "actual deviation")
     return [
         html.plot(
             "Predicted and actual margins",
@@ -107,15 +103,16 @@ def _predictions(subject: Subject) -> list[str]:
             "The same, around each target's mean",
             n,
             within,
-            "What the mask changes: margins minus the target's mean over these models. Pearson correlation "
-            f"{correlation:.3f}, each run by itself.",
+            "What the mask changes: predicted and actual margins, each minus its target's mean over these models. "
+            f"Pearson correlation of all pairs {_correlation(x, y):.3f}, each run by itself.",
         ),
     ]
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    scale = float(np.sqrt((a**2).sum() * (b**2).sum()))
-    return float((a * b).sum()) / scale if scale else 0.0
+    """Of centred values; 0 where either side is constant."""
+    scale = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / scale if scale else 0.0
 
 
 def _pairs(subject: Subject) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -87,7 +87,7 @@ def _judge(store: ReadableStore, split: str, fitted: Fitted, progress: Progress)
     if not store.eval_models:
         return None, "The setting has no evaluation models (eval_models is 0), so nothing here was held out."
     try:
-        if len(fitted.parts) == 1 and len(fitted.targets) == fitted.width:
+        if fitted.whole:
             return evaluate(store, split, progress=progress), ""
         holdout = Holdout(store, split, progress)
     except UserError as error:

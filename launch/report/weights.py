@@ -58,11 +58,17 @@ class Part:
 
 
 class Fitted:
-    """The datamodels of a split: of all targets, or of those that are fitted by now."""
+    """The datamodels of a split: of all targets, or of those that are fitted by now.
+
+    A whole fit that is stale gives way to pieces of today's rows and options, where there are any.
+    """
 
     def __init__(self, store: ReadableStore, split: str) -> None:
         """Raises UserError where none is fitted."""
-        self.parts = _parts(store, split)
+        self.parts, self.whole = _parts(store, split)
+        """whole: the weights are those of one file of all targets, which `evaluate` finds too"""
+        self.stale = self.whole and bool(self.report) and not is_fresh(store, self.parts[0].datamodels.path)
+        """Whether the weights are known to be of other rows or options than the store's."""
         self.n_train, self.width = store.n_train, target_count(store, split)
         shape = {len(part.datamodels.stored_weight) for part in self.parts}, self.parts[-1].last
         if shape[0] != {self.n_train} or shape[1] > self.width:
@@ -101,17 +107,19 @@ class Fitted:
         return np.concatenate([part.datamodels.bias.numpy()[part.columns] for part in self.parts]).astype(np.float64)
 
 
-def _parts(store: ReadableStore, split: str) -> list[Part]:
-    """The whole file, or else pieces of one folder. Raises UserError where there are neither."""
-    try:
-        path = find(store, split)
-    except UserError:
+def _parts(store: ReadableStore, split: str) -> tuple[list[Part], bool]:
+    """The whole file where it is fresh, else fresh pieces of one folder, else the whole file; and whether it is that.
+
+    Raises UserError where there is nothing.
+    """
+    found = [path for path in places(store, split) if path.exists()][:1]
+    if not (found and is_fresh(store, found[0])):
         for path in places(store, split):
             if parts := _pieces(store, path):
-                return parts
-        raise
+                return parts, False
+    path = find(store, split)
     datamodels = load(path)
-    return [Part(datamodels, datamodels.report or {}, 0, datamodels.stored_weight.shape[1])]
+    return [Part(datamodels, datamodels.report or {}, 0, datamodels.stored_weight.shape[1])], True
 
 
 def _pieces(store: ReadableStore, whole: Path) -> list[Part]:
