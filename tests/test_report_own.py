@@ -99,3 +99,35 @@ def test_a_width_is_told_of_networks_that_have_one(
     monkeypatch.chdir(tmp_path)
     Path("my.py").touch()
     assert run._described(Recipe(network=network, width=8)).startswith(told)
+
+
+def test_run_makes_the_page_anew_only_where_it_would_be_another(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def runs(*options: object) -> bool:
+        """Whether a `run` makes the page."""
+        before = _page(folder)
+        done = in_process(capsys, *_command("run", folder), *options)
+        assert done.code == 0, done.err
+        told = "nothing to report: the page is up to date" in done.err
+        assert told or _page(folder) != before
+        return not told
+
+    assert runs(), "it lies in another folder"
+    assert not runs()
+    assert runs("--eval.level=0.9")
+    assert "90% interval" in _page(folder)
+    assert not runs("--eval.level=0.9")
+    curve = folder / "root" / "mine" / "datamodels" / "test_50pct.curve.json"
+    curve.write_text(curve.read_text().replace('"targets": 30', '"targets": 29'))
+    assert runs("--eval.level=0.9")
+    assert "29 targets a point" in _page(folder)
+    images = folder / "data" / "test_images.npy"
+    content = images.read_bytes()
+    images.write_bytes(b"")
+    _report(capsys, folder, "--eval.level=0.9")
+    assert "<img" not in _page(folder)
+    images.write_bytes(content)
+    assert runs("--eval.level=0.9")
+    _report(capsys, folder, "--eval.level=0.9", "--price=2")
+    assert not runs("--eval.level=0.9"), "a page with money is none the worse"

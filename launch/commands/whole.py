@@ -29,7 +29,8 @@ T = TypeVar("T")
 def run(request: Request) -> int:
     """init, train, fit, eval, report; each step only where something is left to do."""
     from lasso import evaluate as judge
-    from lasso import foresee, is_current, path_of
+    from lasso import foresee, is_current
+    from launch.report import is_up_to_date
 
     timings: dict[str, float] = {}
     dataset = load(request.setting)
@@ -45,13 +46,12 @@ def run(request: Request) -> int:
     else:
         _timed(timings, "fit", lambda: fit_split(store, "test", None))
     quality = _timed(timings, "eval", lambda: judge(store, "test")) if store.eval_models else None
-    path = report_path(store, "test")
-    if not trained and path.exists() and path.stat().st_mtime >= path_of(store, "test").stat().st_mtime:
+    if is_up_to_date(store, "test", dataset):
         notice("nothing to report: the page is up to date")
     else:
         _timed(timings, "report", lambda: _report(store, dataset, quality))
     print(_table(store, trained, timings, quality))
-    print(path)
+    print(report_path(store, "test"))
     return code
 
 

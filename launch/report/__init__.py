@@ -6,6 +6,7 @@ from pathlib import Path
 from lasso import Evaluation
 from lasso.rows import Progress, silent
 from launch.report import html
+from launch.report.basis import basis_of, beside, is_up_to_date, tag
 from launch.report.cost import work_of
 from launch.report.fit import fit
 from launch.report.gallery import behind, moved
@@ -21,7 +22,7 @@ from train.errors import UserError, WorkError
 from train.npy import write_file
 from train.store import ReadableStore
 
-__all__ = ["refuse_unfitted", "write_report"]
+__all__ = ["is_up_to_date", "refuse_unfitted", "write_report"]
 
 
 def refuse_unfitted(store: ReadableStore, split: str) -> None:
@@ -48,7 +49,8 @@ def write_report(
     sections = [quality(subject), *images, *suspects, fit(subject), models(subject), what_was_run(subject)]
     title = f"{store.setting.dataset}, alpha {store.setting.pct}%, {split} targets"
     beneath = _notes(subject) + _links(subject) + html.figures(_headline(subject))
-    page = html.page(title, "Datamodels", _lead(subject), beneath, sections)
+    head = tag(basis_of(store, split, subject.fitted, dataset))
+    page = html.page(title, "Datamodels", _lead(subject), beneath, sections, head)
     path = report_path(store, split)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,8 +111,7 @@ def _uncertainty(found: Evaluation) -> str:
 
 def _links(subject: Subject) -> str:
     """To the reports of other alphas and of the other split that lie beside this one."""
-    own = report_path(subject.store, subject.split)
-    others = sorted(path for path in own.parent.glob("report_*pct.html") if path != own)
+    others = beside(subject.store, subject.split)
     if not others:
         return ""
     links = []

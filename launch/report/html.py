@@ -26,8 +26,8 @@ class Section:
     body: str
 
 
-def page(title: str, kicker: str, lead: str, beneath: str, sections: Sequence[Section]) -> str:
-    """The whole document. beneath: what follows the lead, as HTML."""
+def page(title: str, kicker: str, lead: str, beneath: str, sections: Sequence[Section], head: str = "") -> str:
+    """The whole document. beneath: what follows the lead, as HTML; head: elements of the document's head."""
     contents = "".join(f'<li><a href="#{section.name}">{escape(section.title)}</a></li>' for section in sections)
     bodies = "".join(
         f'<section id="{section.name}" aria-labelledby="{section.name}-title">'
@@ -35,7 +35,8 @@ def page(title: str, kicker: str, lead: str, beneath: str, sections: Sequence[Se
         for section in sections
     )
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(kicker)}: {escape(title)}</title>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{head}'
+        f"<title>{escape(kicker)}: {escape(title)}</title>"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
         f'<style>{CSS}</style></head><body><header><p class="kicker">{escape(kicker)}</p><h1>{escape(title)}</h1>'

@@ -31,11 +31,27 @@ class Part:
     """Datamodels of the targets [first, last), which are the file's columns from `skip` on."""
 
     datamodels: Datamodels
-    report: dict[str, Any]
-    """The .json beside the .pt; empty where there is none."""
     first: int
     last: int
+    made: str
+    """What tells the file from one that takes its place later."""
     skip: int = 0
+
+    @classmethod
+    def of(cls, path: Path, first: int = 0, start: int = 0) -> "Part":
+        """A file of the targets from `first` on, those before `start` left out. Raises UserError."""
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
+        datamodels = load(path)
+        last, made = first + datamodels.stored_weight.shape[1], f"{path.name} {status.st_size} {status.st_mtime_ns}"
+        return cls(datamodels, start, last, made, start - first)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The .json beside the .pt; empty where there is none."""
+        return self.datamodels.report or {}
 
     @property
     def columns(self) -> slice:
@@ -118,19 +134,17 @@ def _parts(store: ReadableStore, split: str) -> tuple[list[Part], bool]:
             if parts := _pieces(store, path):
                 return parts, False
     path = find(store, split)
-    datamodels = load(path)
-    return [Part(datamodels, datamodels.report or {}, 0, datamodels.stored_weight.shape[1])], True
+    return [Part.of(path)], True
 
 
 def _pieces(store: ReadableStore, whole: Path) -> list[Part]:
     """Pieces of today's rows and options, each from where the one before it ends."""
     parts: list[Part] = []
     reached = 0
-    for (first, last), report in sorted(pieces(whole).items()):
+    for first, last in sorted(pieces(whole)):
         path = piece_of(whole, (first, last))
         if last > reached and is_fresh(store, path):
-            start = max(first, reached)
-            parts.append(Part(load(path), report, start, last, start - first))
+            parts.append(Part.of(path, first, max(first, reached)))
             reached = last
     return parts
 
