@@ -148,6 +148,19 @@ def test_labels_beyond_the_class_names_are_refused(folder: Path) -> None:
     assert "train_labels.npy has the label 2 at 2, expected 0 to 1 for the 2 class names" in refusal(setting(folder))
 
 
+def test_an_archive_of_arrays_is_no_array(folder: Path) -> None:
+    with open(folder / "train_images.npy", "wb") as file:
+        np.savez(file, images=np.zeros((40, 8, 8), np.uint8))
+    assert "train_images.npy is not a whole .npy file" in refusal(setting(folder))
+
+
+def test_blank_lines_are_no_classes(folder: Path) -> None:
+    (folder / "classes.txt").write_text("cat\ndog\nbig owl\n \n\n")
+    assert load(setting(folder)).classes == ("cat", "dog", "big owl")
+    (folder / "classes.txt").write_text("cat\n\nowl\n")
+    assert "classes.txt has no name in line 2, expected one class name a line" in refusal(setting(folder))
+
+
 def test_a_missing_file_names_all_four_and_the_built_in_data_sets(tmp_path: Path) -> None:
     folder = write(tmp_path / "data", test_labels=None)
     assert refusal(setting(folder)) == (

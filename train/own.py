@@ -83,12 +83,19 @@ def _folder(data: Data) -> Path:
 
 
 def _class_names(path: Path) -> tuple[str, ...] | None:
+    """The lines of a file, without blank ones at its end; None where there is no file. Raises UserError."""
     try:
-        return tuple(path.read_text(encoding="utf-8").splitlines())
+        names = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
+    while names and not names[-1].strip():
+        names.pop()
+    for number, name in enumerate(names, 1):
+        if not name.strip():
+            raise UserError(f"{path} has no name in line {number}, expected one class name a line")
+    return tuple(names)
 
 
 def _splits(arrays: dict[str, _Named], names: tuple[str, ...] | None) -> tuple[tuple[Split, Split], tuple[str, ...]]:
