@@ -12,7 +12,7 @@ the largest correlation that anything else can have with it.
 import dataclasses
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from lasso.datamodels import Datamodels, find, load, places
 from lasso.design import Scale
 from lasso.fit import is_fresh
 from lasso.holdout import Holdout, Scores
+from lasso.protocol import protocol
 from lasso.rows import Progress, blocks, enough_memory, estimation_rows, read_masks, silent, target_count
 from train.errors import UserError
 from train.npy import mapped
@@ -67,16 +68,19 @@ class Evaluation:
     """[resamples]: `lds` in each resample of the masks, the same ones wherever `sample` is the same."""
     sample: str = ""
     """Digest of the rows, the split and how they are resampled."""
+    protocol: dict[str, Any] = field(default_factory=dict)
+    """What the figures are of: see `lasso.protocol`, and `weights`, `weight_units` and `fit_models`, the rows that the
+    weights were fitted to (None: not known)."""
     notices: tuple[str, ...] = ()
     """What somebody who reads the figures should know about the weights, a sentence each."""
 
     def to_json(self, per_target: bool = False) -> dict[str, Any]:
-        """The summary; `ceiling` and `lds_interval` only where there is one.
+        """The summary and the protocol; `ceiling` and `lds_interval` only where there is one.
 
         per_target: with lists per target, `per_target: {lds, lds_low, lds_high, pearson, mse, r2, ceiling}`.
         """
-        names = [field.name for field in dataclasses.fields(self)]
-        told = [name for name in names if name not in ("lds_resampled", "sample", "notices")]
+        names = [each.name for each in dataclasses.fields(self)]
+        told = [name for name in names if name not in ("lds_resampled", "sample", "protocol", "notices")]
         known = {name: getattr(self, name) for name in told if getattr(self, name) is not None}
         summary = {key: value for key, value in known.items() if not key.startswith("target_")}
         if self.lds_interval:
@@ -84,9 +88,9 @@ class Evaluation:
         if per_target:
             arrays = known.keys() - summary.keys()
             summary["per_target"] = {key.removeprefix("target_"): known[key].tolist() for key in sorted(arrays)}
-        return summary
+        return summary | self.protocol
 
-    def better_than(self, other: "Evaluation") -> Interval:
+    def lds_difference(self, other: "Evaluation") -> Interval:
         """Interval of the difference of two LDS on the same rows, `self.lds - other.lds`.
 
         Both are resampled together, so that what the masks do to both cancels. Raises UserError where the rows, the
@@ -127,8 +131,12 @@ def evaluate(
         scale = _scale(store, source, units)
         tiles = [holdout.score(*tile, bootstrap) for tile in _tiles(source, len(holdout.rows), scale, progress)]
         found = summarise(holdout, Scores.join(tiles), bootstrap)
-    notices = _notices(store, split, source.datamodels)
-    return dataclasses.replace(found, notices=notices, sample=_sample(store, split, holdout.rows))
+    return dataclasses.replace(
+        found,
+        sample=_sample(store, split, holdout.rows),
+        protocol={**protocol(store, split), **_origin(source, units)},
+        notices=_notices(store, split, source.datamodels),
+    )
 
 
 @dataclass(frozen=True)
@@ -217,6 +225,12 @@ def _bootstrap(store: Store, holdout: Holdout) -> Bootstrap | None:
 def _sample(store: Store, split: str, rows: NDArray[np.int64]) -> str:
     how = f"{store.row_stamp(rows)} {split} {store.setting.seed} {store.setting.eval}"
     return hashlib.sha256(how.encode()).hexdigest()
+
+
+def _origin(source: _Source, units: str) -> dict[str, Any]:
+    """What the protocol says of weights."""
+    report = (source.datamodels and source.datamodels.report) or {}
+    return {"weights": source.name, "weight_units": units, "fit_models": report.get("rows", {}).get("used")}
 
 
 def _notices(store: Store, split: str, datamodels: Datamodels | None) -> tuple[str, ...]:

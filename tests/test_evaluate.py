@@ -9,8 +9,9 @@ from scipy import stats
 
 import lasso
 from lasso import curve, evaluate, fit
-from tests.conftest import PROJECT, in_process
+from tests.conftest import DIGITS, PROJECT, in_process
 from tests.fake_store import FakeStore, linear_data
+from tests.published import published
 from train.config import Eval, Fit, identity
 from train.errors import UserError, WorkError
 
@@ -47,8 +48,42 @@ def test_scores_equal_plain_definitions(store):
 def test_the_json_has_the_keys_of_the_contract_and_no_ceiling_for_single_runs(store):
     fit(store)
     found = json.loads(json.dumps(evaluate(store).to_json()))
-    assert set(found) == {"lds", "lds_interval", "undefined", "pearson", "mse", "r2", "targets", "models", "masks"}
+    figures = {"lds", "lds_interval", "undefined", "pearson", "mse", "r2", "targets", "models", "masks"}
+    assert set(found) == figures | PROTOCOL
     assert set(found["lds_interval"]) == {"low", "high", "level", "replicates"}
+
+
+PROTOCOL = {
+    *("dataset", "alpha", "split", "margin", "mask", "tta", "seed", "runs_per_mask"),
+    *("weights", "weight_units", "fit_models"),
+}
+
+
+def test_the_json_says_by_which_protocol_the_figures_were_made(store, tmp_path):
+    path = fit(store)
+    found = evaluate(store).to_json()
+    assert {key: found[key] for key in ("dataset", "alpha", "split", "mask", "tta", "seed", "runs_per_mask")} == {
+        "dataset": "fake", "alpha": 0.5, "split": "test", "mask": "exact", "tta": "mirror", "seed": 0,
+        "runs_per_mask": 1,
+    }  # fmt: skip
+    assert (found["weights"], found["weight_units"], found["fit_models"]) == (str(path), "mask", 500)
+    text = " ".join((PROJECT / "docs" / "evaluation.md").read_text().replace("`", "").split())
+    assert found["margin"][1:] in text
+    other = evaluate(store, scores=np.ones((10, 6))).to_json()
+    assert (other["weights"], other["fit_models"]) == ("scores", None)
+
+
+def test_what_published_files_do_not_tell_is_null(tmp_path):
+    store = published(tmp_path, runs_per_mask=1, tta="none")
+    found = evaluate(store, scores=np.ones((24, 30))).to_json()
+    assert {key for key in PROTOCOL if found[key] is None} == {"mask", "tta", "seed", "fit_models"}
+
+
+@pytest.mark.parametrize("option", ["--per_target", "--weight_units=mask", "--weights=w.npy"])
+def test_the_curve_takes_no_options_of_weights(capsys, tmp_path, option):
+    done = in_process(capsys, "eval", DIGITS, "--root", tmp_path, "--curve", "--json", option)
+    name = option.split("=")[0]
+    assert done.error == f"error: --curve fits datamodels of its own, expected no {name} beside it"
 
 
 def test_intervals_of_targets_and_mean_hold_the_estimates(store):
@@ -70,14 +105,14 @@ def test_two_methods_are_compared_on_the_same_resamples(store):
     weight = lasso.load(store).weight.numpy()
     nearly = evaluate(store, scores=weight + 0.01 * rng.normal(size=weight.shape))
     worse = evaluate(store, scores=weight + 0.3 * rng.normal(size=weight.shape))
-    gain = whole.better_than(worse)
+    gain = whole.lds_difference(worse)
     assert 0 < gain.low < whole.lds - worse.lds < gain.high
-    loss = worse.better_than(whole)
+    loss = worse.lds_difference(whole)
     assert (loss.low, loss.high) == pytest.approx((-gain.high, -gain.low), abs=0.01)
     width = whole.lds_interval.high - whole.lds_interval.low
-    close = whole.better_than(nearly)
+    close = whole.lds_difference(nearly)
     assert close.high - close.low < width / 3
-    same = whole.better_than(whole)
+    same = whole.lds_difference(whole)
     assert (same.low, same.high) == (0, 0)
 
 
@@ -85,13 +120,13 @@ def test_evaluations_of_other_rows_are_not_compared(store):
     fit(store)
     whole = evaluate(store)
     with pytest.raises(UserError, match="other rows, another split or other resamples"):
-        whole.better_than(evaluate(store, "train", scores=np.ones((10, 6))))
+        whole.lds_difference(evaluate(store, "train", scores=np.ones((10, 6))))
     store.done[600] = False
     with pytest.raises(UserError, match="other rows, another split or other resamples"):
-        whole.better_than(evaluate(store))
+        whole.lds_difference(evaluate(store))
     store.setting = replace(store.setting, eval=Eval(replicates=0))
     with pytest.raises(UserError, match=r"no resamples, expected eval\.replicates above 0"):
-        whole.better_than(evaluate(store))
+        whole.lds_difference(evaluate(store))
 
 
 def test_level_and_replicates_are_settings_and_no_part_of_a_settings_identity(store):
@@ -248,7 +283,8 @@ def test_attribution_scores_of_any_method_are_scored(store, tmp_path):
     assert found.lds == pytest.approx(evaluate(store, "train", tmp_path / "scores.npy").lds)
     for given in (scores, torch.tensor(scores), scores.tolist()):
         from_memory = evaluate(store, scores=given)
-        assert from_memory.to_json(per_target=True) == found.to_json(per_target=True)
+        same_figures = {**found.to_json(per_target=True), "weights": "scores"}
+        assert from_memory.to_json(per_target=True) == same_figures
 
 
 def test_unfit_weights_are_refused(store, tmp_path):

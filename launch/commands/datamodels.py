@@ -50,16 +50,18 @@ def evaluate(request: Request) -> int:
 
 def _curve(request: Request) -> int:
     from lasso import curve
+    from lasso.protocol import protocol
     from launch.report.growth import keep
 
-    if request.options["weights"]:
-        raise UserError("--curve fits datamodels of its own, expected no --weights beside it")
+    for option in ("weights", "weight_units", "per_target"):
+        if request.options[option]:
+            raise UserError(f"--curve fits datamodels of its own, expected no --{option} beside it")
     store, split = request.store(), request.options["split"]
     with Stages() as progress:
         found = curve(store, split, progress=progress)
     keep(store, split, found)
     if request.options["json"]:
-        print(json.dumps(found.to_json()))
+        print(json.dumps({**found.to_json(), **protocol(store, split)}))
         return 0
     print(f"{'models':>10} {'LDS':>8} {'MSE':>10}")
     for point in found.points:
