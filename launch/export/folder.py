@@ -24,8 +24,9 @@ def new_folder(path: Path, about: dict[str, Any]) -> Iterator[Path]:
 
     Raises UserError where something that is no export lies there or nothing can be written, WorkError.
     """
-    _refuse_foreign(path)
     try:
+        _settle(path)
+        _refuse_foreign(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_orphans(path.parent)
         folder = aside(path)
@@ -40,6 +41,8 @@ def new_folder(path: Path, about: dict[str, Any]) -> Iterator[Path]:
             _put_in_place(folder, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _settle(path)
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -64,12 +67,26 @@ def _files(folder: Path) -> list[Path]:
 def _put_in_place(folder: Path, path: Path) -> None:
     for entry in (*folder.rglob("*"), folder):
         sync(entry)
-    former = aside(path)
     if path.exists():
-        path.rename(former)
+        path.rename(_former(path))
     folder.rename(path)
     sync(path.parent)
-    shutil.rmtree(former, ignore_errors=True)
+
+
+def _former(path: Path) -> Path:
+    """Where a former export lies while another takes its place."""
+    return path.with_name(f".{path.name}.former")
+
+
+def _settle(path: Path) -> None:
+    """Remove a former export that was replaced, or bring it back where the one to replace it failed or was killed."""
+    former = _former(path)
+    if not former.exists():
+        return
+    if os.path.lexists(path):
+        shutil.rmtree(former)
+    else:
+        former.rename(path)
 
 
 def write_npy(path: Path, shape: tuple[int, ...], dtype: DTypeLike, blocks: Iterable[NDArray[Any]]) -> None:
