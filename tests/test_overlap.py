@@ -35,17 +35,20 @@ from train.writer import RowResult, Writer
 class Event:
     """The time at which the host recorded it, which here is the time at which the work before it was done."""
 
-    def __init__(self, enable_timing: bool) -> None:
-        assert enable_timing
-        self.at = 0.0
+    def __init__(self, enable_timing: bool = False, blocking: bool = False) -> None:
+        self.timed, self.at = enable_timing, 0.0
+        assert blocking, "to wait for it would keep a core busy"
 
     def record(self) -> None:
         self.at = time.perf_counter()
 
     def synchronize(self) -> None:
-        assert self.at > 0
+        pass
 
     def elapsed_time(self, end: "Event") -> float:
+        assert self.timed
+        assert end.timed
+        assert self.at > 0
         return 1000 * (end.at - self.at)
 
 
@@ -118,6 +121,41 @@ def test_a_stop_ends_the_groups_in_flight(gpu: set[int]) -> None:
     stopped = used.start(2, asked.is_set)
     with pytest.raises(Interrupted):
         stopped.result()
+
+
+class LateEvent(Event):
+    """Of a GPU that fetches a batch only when somebody waits for it."""
+
+    latest: "LateEvent"
+    unfetched: dict["LateEvent", torch.Tensor]
+    fetched: list[torch.Tensor]
+
+    def record(self) -> None:
+        LateEvent.latest = self
+
+    def synchronize(self) -> None:
+        if self in self.unfetched:
+            self.fetched.append(self.unfetched.pop(self).clone())
+
+
+def test_a_few_buffers_serve_all_batches_and_are_waited_for(gpu: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    allocated: list[torch.Tensor] = []
+    LateEvent.unfetched, LateEvent.fetched = {}, []
+
+    def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        allocated.append(torch.empty(shape, dtype=dtype))
+        return allocated[-1]
+
+    monkeypatch.setattr(feed, "pinned", pinned)
+    monkeypatch.setattr(torch.cuda, "Event", LateEvent)
+    images = np.arange(100, dtype=np.uint8)[:, None, None, None].repeat(3, 3)
+    for batch in feed.Feed(images, torch.device("cpu"), resident=False).all(6):
+        LateEvent.unfetched[LateEvent.latest] = batch
+    waiting = list(LateEvent.unfetched)
+    assert len(allocated) == len(waiting) == feed.AHEAD + 2
+    for event in waiting:
+        event.synchronize()
+    np.testing.assert_array_equal(torch.cat(LateEvent.fetched).numpy(), images)
 
 
 META = {

@@ -3,6 +3,7 @@
 Shape letters: G rows of a group, S steps, B images of a batch, N images of a split, H W C an image.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,15 +41,16 @@ class Feed:
 
     def sent(self, picks: Iterable[NDArray[np.int64]]) -> Iterator[Tensor]:
         """The images of each pick on the device, without their border, read ahead of their use."""
-        ahead: deque[Future[Tensor]] = deque()
-        buffers: list[Tensor] = []
+        buffers = itertools.cycle([_Buffer(self.device, self.images.shape[1:]) for _ in range(AHEAD + 2)])
+        ahead: deque[tuple[_Buffer, Future[Tensor]]] = deque()
         with ThreadPoolExecutor(1) as reader:
-            for number, pick in enumerate(picks):
-                ahead.append(reader.submit(self._read, pick, self._buffer(buffers, number, len(pick))))
+            for pick in picks:
+                buffer = next(buffers)
+                ahead.append((buffer, reader.submit(self._read, pick, buffer)))
                 if len(ahead) > AHEAD:
-                    yield ahead.popleft().result().to(self.device, non_blocking=True)
+                    yield _send(*ahead.popleft())
             while ahead:
-                yield ahead.popleft().result().to(self.device, non_blocking=True)
+                yield _send(*ahead.popleft())
 
     def all(self, batch: int) -> Iterator[Tensor]:
         """All images without their border, in order, `batch` at a time."""
@@ -57,21 +59,10 @@ class Feed:
             return
         yield from self.inside(self.kept).split(batch)
 
-    def _buffer(self, buffers: list[Tensor], number: int, count: int) -> Tensor:
-        """Memory for a batch: on a CPU that of an earlier one, for a GPU pinned, which torch keeps while it is sent."""
-        shape = (count, *self.images.shape[1:])
-        if on_gpu(self.device):
-            return pinned(shape, torch.uint8)
-        if len(buffers) < AHEAD + 2:
-            buffers.append(_host_buffer(shape))
-        place = number % (AHEAD + 2)
-        if len(buffers[place]) < count:
-            buffers[place] = _host_buffer(shape)
-        return buffers[place][:count]
-
-    def _read(self, pick: NDArray[np.int64], buffer: Tensor) -> Tensor:
-        gather(self.images, pick, buffer.numpy())
-        return buffer
+    def _read(self, pick: NDArray[np.int64], buffer: "_Buffer") -> Tensor:
+        room = buffer.room(len(pick))
+        gather(self.images, pick, room.numpy())
+        return room
 
     def _size(self) -> int:
         count, height, width, channels = self.images.shape
@@ -102,9 +93,41 @@ class Feed:
         return bordered[:, t : t + height, t : t + width]
 
 
-def _host_buffer(shape: tuple[int, ...]) -> Tensor:
-    """Memory from NumPy, which asks the system for huge pages: copies into it are a quarter faster."""
-    return torch.from_numpy(np.empty(shape, np.uint8))
+class _Buffer:
+    """Memory of the host for a batch, and for the batches after it once a device has it: a few serve all of a split.
+
+    To wait for a GPU until then is the reader's part, and costs the GPU nothing: whoever feeds it has AHEAD steps more
+    to give it before the batch that waits is asked for.
+    """
+
+    def __init__(self, device: torch.device, shape: tuple[int, ...]) -> None:
+        self.device, self._shape = device, shape
+        self._memory: Tensor | None = None
+        self._sent = torch.cuda.Event(blocking=True) if on_gpu(device) else None
+
+    def room(self, count: int) -> Tensor:
+        """Room for so many images, once a GPU has fetched what is there."""
+        if self._sent is not None:
+            self._sent.synchronize()
+        if self._memory is None or len(self._memory) < count:
+            self._memory = self._allocate((count, *self._shape))
+        return self._memory[:count]
+
+    def _allocate(self, shape: tuple[int, ...]) -> Tensor:
+        if on_gpu(self.device):
+            return pinned(shape, torch.uint8)
+        return torch.from_numpy(np.empty(shape, np.uint8))  # NumPy asks for huge pages: copies are a quarter faster
+
+    def note_sent(self) -> None:
+        """That a GPU's current stream has been told to fetch what is there."""
+        if self._sent is not None:
+            self._sent.record()
+
+
+def _send(buffer: _Buffer, read: "Future[Tensor]") -> Tensor:
+    images = read.result().to(buffer.device, non_blocking=True)
+    buffer.note_sent()
+    return images
 
 
 def select(images: Tensor, index_GB: Tensor) -> Tensor:

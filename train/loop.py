@@ -197,7 +197,7 @@ class Outcome:
 def _now(device: torch.device) -> Moment:
     if not on_gpu(device):
         return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
+    event = torch.cuda.Event(enable_timing=True, blocking=True)  # who waits for it leaves the core to others
     event.record()
     return event
 
