@@ -59,7 +59,8 @@ def work(task: Task, stop: Stop, finished: Callable[[int], None] = lambda rows: 
         check_data(store.manifest, dataset)
         device = torch.device(task.device)
         trainer = Trainer(store.setting, dataset, device, store.eras, task.streams)
-        writer = Writer(store, {**environment(store.setting.recipe, device), **whereabouts(), "on": task.device})
+        where = {**whereabouts(), "on": task.device, "streams": len(trainer.lanes)}
+        writer = Writer(store, {**environment(store.setting.recipe, device), **where})
         try:
             with stop:
                 train_rows(store, writer, trainer, range(*task.rows), stop, lambda results: finished(len(results)))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -17,6 +18,8 @@ import numpy as np
 import pytest
 import torch
 
+from launch.stop import Stop
+from launch.worker import Task, work
 from tests.conftest import tiny
 from tests.faults.stores import check
 from tests.test_loop import trainer
@@ -24,11 +27,13 @@ from tests.test_rows import MadeUp, train
 from tests.test_rows import store as store
 from train import augment, device, feed, lane, loop, replay
 from train.config import Data, Recipe, Setting
+from train.create import create_store
 from train.data import Dataset, Split, load
 from train.errors import Interrupted, WorkError
+from train.layout import Layout
 from train.loop import Trainer
 from train.replay import WARM_UP, Replay
-from train.store import Store
+from train.store import Store, open_own
 from train.writer import RowResult, Writer
 
 
@@ -111,6 +116,25 @@ def test_rows_do_not_depend_on_what_is_in_flight(
             np.testing.assert_allclose(
                 row.arrays[name].astype(np.float64), array.astype(np.float64), rtol=2e-3, atol=2e-3
             )
+
+
+def test_seconds_are_the_devices_and_not_those_that_rows_share(gpu: set[int]) -> None:
+    used = Trainer(tiny(), load(tiny()), torch.device("cpu"), streams=2)
+    outcome = used.start(0).outcome()
+    began, _, ended = outcome.moments
+    ended.at = began.at + 48
+    assert {result.seconds for result in outcome.results()} == {3}, "48 s for 8 rows, with 8 others beside them"
+
+
+def test_a_record_tells_how_many_groups_shared_the_device(
+    gpu: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    layout = Layout(tmp_path, "digits", "50")
+    create_store(layout, tiny(), load(tiny()), lambda text: None)
+    work(Task(str(tmp_path), tiny().to_dict(), (0, 24), "cpu", streams=2), Stop())
+    (reader,) = open_own(layout, tiny()).states.readers
+    assert reader.provenance["streams"] == 2
 
 
 def test_a_stop_ends_the_groups_in_flight(gpu: set[int]) -> None:

@@ -106,7 +106,7 @@ class Trainer:
             values |= {f"{name}_margins": margin(logits, labels), f"{name}_logits": logits}
         largest = {kind: fetched(value.abs().flatten(1).amax(1), self.device) for kind, value in values.items()}
         halves = {kind: fetched(value.half(), self.device) for kind, value in values.items()}
-        return Outcome(rows, masks, halves, largest, (began, ready, _now(self.device)))
+        return Outcome(rows, masks, halves, largest, (began, ready, _now(self.device)), len(self.lanes))
 
     def plan(self, rows: range, masks: list[NDArray[np.bool_]]) -> Tables:
         # A row without any example (possible under `bernoulli`) trains on the first and is failed afterwards.
@@ -167,12 +167,14 @@ class Outcome:
     """Their largest absolute values [G] before that."""
     moments: tuple[Moment, Moment, Moment]
     """Its beginning, its first step, its end."""
+    at_once: int = 1
+    """Groups that the device had in training at a time."""
 
     def results(self) -> Results:
         began, _, ended = self.moments
         if isinstance(ended, torch.cuda.Event):
             ended.synchronize()
-        seconds = between(began, ended) / len(self.rows)
+        seconds = between(began, ended) / (len(self.rows) * self.at_once)
         return [self._result(g, seconds) for g in range(len(self.rows))]
 
     def _result(self, g: int, seconds: float) -> RowResult | RowFailure:

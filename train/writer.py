@@ -34,6 +34,7 @@ class RowResult:
     arrays: Mapping[str, NDArray]
     """By array name, each of one row's shape and dtype."""
     seconds: float
+    """What the row took of its device: its group's time, shared among the group's rows and the groups beside it."""
     accuracy: float
     train_accuracy: float
 
