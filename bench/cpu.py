@@ -27,7 +27,7 @@ import torch
 
 from bench import plain
 from bench.profiled import table
-from bench.results import FOLDER, Results, refuse
+from bench.results import Results, refuse
 from bench.steps import CPU, Reading, phase, recipe_and_images
 
 PROJECT = Path(__file__).parent.parent
@@ -119,14 +119,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of phase and profile")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, help="these sections")
     parser.add_argument("--tiny", action="store_true", help="in miniature, to see that it works")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the JSON file")
+    parser.add_argument("--out", type=Path, help="folder of the JSON file; default bench/results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    results = Results(CPU, sys.argv[1:])
+    results = Results(CPU, sys.argv[1:], options.out, options.tiny)
     print(f"{results.content['device']}, torch {torch.__version__}", flush=True)
     for name in options.only or [name for name in SECTIONS if name != "command" or options.data_root]:
-        SECTIONS[name](options, results)
-    print(results.write(options.out))
+        with results.guarded(name):
+            SECTIONS[name](options, results)
+        path = results.write()
+    print(path)
+    sys.exit(1 if results.content["failed"] else 0)
 
 
 if __name__ == "__main__":

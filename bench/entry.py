@@ -1,5 +1,6 @@
 """One measured setting: what it is, what its seconds mean, and how both are told."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from bench import flops
@@ -25,6 +26,10 @@ def identity(setting: Setting, dataset: Dataset, streams: int) -> dict[str, Any]
         "network": recipe.network,
         "width": recipe.width,
         "group": recipe.group,
+        "epochs": recipe.epochs,
+        "batch": recipe.batch,
+        "eval_batch": recipe.eval_batch,
+        "tta": setting.tta,
         "streams": streams,
         "train_images": len(dataset.train.labels),
         "test_images": len(dataset.test.labels),
@@ -52,7 +57,24 @@ def describe(entry: dict[str, Any]) -> str:
     return (
         f"{entry['seconds_per_row']:.4f} s a row (n = {entry['rows']}, {entry['fastest']:.4f} to "
         f"{entry['slowest']:.4f}), {entry['training_images_per_second']:,.0f} images/s, "
-        f"{entry['flops_per_second'] / 1e12:.3g} TFLOP/s, {entry['fraction_of_matmul']:.1%} of matmul; idle between "
-        f"rows {entry['idle']:.2%} (until the first step {entry['idle_until_first_step']:.2%}); commit "
+        f"{entry['flops_per_second'] / 1e12:.3g} TFLOP/s, {entry['fraction_of_matmul']:.1%} of matmul; idle from "
+        f"a row's end to the next one's first step {entry['idle_between_rows']:.2%}; commit "
         f"{1e3 * entry['commit']:.0f} ms"
     )
+
+
+def fastest_streams(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of settings that were measured with several numbers of streams: seconds a row by number, and the fastest one."""
+    keys = ("dataset", "alpha", "network", "width", "group")
+    seconds: dict[tuple[Any, ...], dict[int, float]] = {}
+    for entry in entries:
+        seconds.setdefault(tuple(entry[key] for key in keys), {})[entry["streams"]] = entry["seconds_per_row"]
+    return [
+        {
+            **dict(zip(keys, setting, strict=True)),
+            "seconds_per_row": found,
+            "fastest": min(found, key=found.__getitem__),
+        }
+        for setting, found in seconds.items()
+        if len(found) > 1
+    ]

@@ -7,6 +7,7 @@ and its libraries may choose the fastest kernels, deterministic or not.
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -30,30 +31,49 @@ def upstream(images: plain.Images, setting: Setting) -> Loop:
     return plain.Loop(images, precision, recipe.width, recipe.epochs, recipe.batch)
 
 
-def compiled(images: plain.Images, setting: Setting) -> Loop:
+def compiled(images: plain.Images, setting: Setting, mode: str) -> Loop:
     recipe = setting.recipe
     backend = "inductor" if on_gpu(images.train.device) else "aot_eager"  # a CPU's would need a C++ compiler
-    return CompiledLoop(images, recipe.width, recipe.epochs, recipe.batch, backend)
+    return CompiledLoop(images, recipe.width, recipe.epochs, recipe.batch, backend, mode)
 
 
-PEERS: dict[str, Callable[[plain.Images, Setting], Loop]] = {
-    "eager float16 loop as upstream's": upstream,
-    "airbench-style compiled loop": compiled,
-}
+Maker = Callable[[plain.Images, Setting], Loop]
 
 
-def seconds_per_row(
-    make: Callable[[plain.Images, Setting], Loop], setting: Setting, dataset: Dataset, device: torch.device, rows: int
-) -> float:
-    """Median of some rows, after one of a single epoch that warms up and compiles."""
+def makers(mode: str) -> dict[str, Maker]:
+    """The peers by name; mode: of torch.compile."""
+    return {
+        "eager float16 loop as upstream's": upstream,
+        f"airbench-style loop, compiled for {mode}": partial(compiled, mode=mode),
+    }
+
+
+def measured(
+    make: Maker, setting: Setting, dataset: Dataset, device: torch.device, rows: int, ours: float
+) -> dict[str, float]:
+    """Seconds of some rows, after one of a single epoch that warms up and compiles, and times ours."""
     images = on_device(dataset, device)
     subset = first(setting, len(images.train), device)
-    with fastest_kernels():
+    with algorithms(deterministic=False, benchmark=True):
         loop = make(images, setting)
         loop(subset, 1)
-        taken = statistics.median(wall(lambda: loop(subset), device) for _ in range(rows))
+        taken = [wall(lambda: loop(subset), device) for _ in range(rows)]
     torch.compiler.reset()  # what was compiled would keep its memory
-    return taken
+    median = statistics.median(taken)
+    return {
+        "seconds_per_row": median,
+        "rows": rows,
+        "fastest": min(taken),
+        "slowest": max(taken),
+        "over_ours": median / ours,
+    }
+
+
+def describe(found: dict[str, float]) -> str:
+    return (
+        f"{found['seconds_per_row']:.3f} s a row, the median of {found['rows']} ({found['fastest']:.3f} to "
+        f"{found['slowest']:.3f}), {found['over_ours']:.2f} times ours"
+    )
 
 
 def on_device(dataset: Dataset, device: torch.device) -> plain.Images:
@@ -67,12 +87,14 @@ def first(setting: Setting, n_train: int, device: torch.device) -> Tensor:
 
 
 @contextmanager
-def fastest_kernels() -> Iterator[None]:
-    """Take back what the trainer asks for so that rows come out the same twice, until the peer is through."""
+def algorithms(deterministic: bool, benchmark: bool) -> Iterator[None]:
+    """Other algorithms than the trainer asks for so that rows come out the same twice: not deterministic ones alone, or
+    the fastest that cuDNN finds by timing them (`benchmark`).
+    """
     cudnn = torch.backends.cudnn
     before = cudnn.deterministic, cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
-    cudnn.deterministic, cudnn.benchmark = False, True
-    torch.use_deterministic_algorithms(False)
+    cudnn.deterministic, cudnn.benchmark = deterministic, benchmark
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
     try:
         yield
     finally:

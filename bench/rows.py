@@ -36,10 +36,9 @@ class Measured:
     """From one commit to the next; with several streams, they come in bunches."""
     commit: float
     """Median seconds of a group's commit on the host; it overlaps the next group's training."""
-    idle: float
-    """Share of the time in which no row was between its beginning and its end on the device."""
-    idle_until_first_step: float
-    """The same with a row's beginning at its first step: its tables and initial state count as idle too."""
+    idle_between_rows: float
+    """Share of the time in which no row was between its first step and its end on the device: from one row's last value
+    on its way to the host until the next row's first step, tables and initial state count as idle."""
 
 
 class WatchedTrainer(Trainer):
@@ -113,8 +112,7 @@ def measure(rows: Rows, budget: float, most: int) -> Measured:
         fastest=min(steps),
         slowest=max(steps),
         commit=statistics.median(rows.writer.taken),
-        idle=idle([(began, done) for began, _, done in spans]),
-        idle_until_first_step=idle([(first, done) for _, first, done in spans]),
+        idle_between_rows=idle([(first, done) for _, first, done in spans]),
     )
 
 
