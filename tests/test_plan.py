@@ -61,7 +61,8 @@ def test_bytes_of_a_fit_are_those_of_its_file(tmp_path: Path) -> None:
     n_train, targets = 300, 170
     vectors = {name: np.zeros(targets, kind) for name, kind in files.VECTORS.items()}
     draft = files.Draft(vectors, {name: np.zeros(n_train) for name in files.EXAMPLES})
-    path = files.write(tmp_path / "test_50pct.pt", draft, np.zeros((n_train, targets), np.float32), {})
+    report = {"weight_units": "mask"}
+    path = files.write(tmp_path / "test_50pct.pt", draft, np.zeros((n_train, targets), np.float32), report)
     assert 0 <= path.stat().st_size - fit_bytes(n_train, targets) < 8192
 
 
