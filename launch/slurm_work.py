@@ -114,7 +114,7 @@ class Rows:
     arrays: Sequence[Array]
     missing: NDArray[np.int64]
     seconds: float | None
-    """Mean seconds a row and worker of the rows that are done."""
+    """Mean seconds of the rows that are done, of a GPU or of a CPU's worker."""
 
     @cached_property
     def row_bytes(self) -> list[int]:
@@ -124,7 +124,8 @@ class Rows:
         """Rows an hour of one task, as stated or measured."""
         if cluster.rows_per_hour or not self.seconds:
             return cluster.rows_per_hour
-        return cluster.workers_for(self.setting) * 3600 / self.seconds
+        at_work = cluster.gpus_for(self.setting) or cluster.workers_for(self.setting)
+        return at_work * 3600 / self.seconds
 
     def tasks(self, cluster: Slurm, queued: Sequence[Range]) -> list[Range]:
         wanted = self._rows_of_a_task(cluster)

@@ -5,12 +5,14 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from launch import slurm_queue, slurm_status
+from launch.slurm_config import Slurm
 from launch.slurm_plan import folder_of
 from launch.slurm_queue import Busy, Limits, jobs, limits
-from launch.slurm_work import Queue
+from launch.slurm_work import Queue, Rows
 from tests.conftest import DIGITS, TINY, datamodels, tiny
 from tests.slurm.test_script import rendered
 from train.errors import UserError
@@ -24,6 +26,12 @@ def answer(monkeypatch: pytest.MonkeyPatch, folder: Path, *lines: str) -> Path:
     text = "".join(f"{line}|{plan / name}\n" for line, name in (line.rsplit("|", 1) for line in lines))
     monkeypatch.setattr(slurm_queue, "_ask", lambda *command, **options: text)
     return plan
+
+
+def test_seconds_of_a_row_are_a_gpus_however_many_groups_share_it_or_a_cpu_workers() -> None:
+    rows = Rows(tiny(), 32, 8, [], np.arange(32), seconds=2.0)
+    assert rows.rate(Slurm(gpus=2, workers=3)) == 2 * 3600 / 2
+    assert rows.rate(Slurm(gpus=0, cpus=4)) == 4 // rows.setting.recipe.threads * 3600 / 2
 
 
 def test_jobs_are_told_by_their_script_whatever_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
