@@ -43,6 +43,7 @@ BLOCKS = {
         ((512, 512, 7, 7), Form(relu=False)),
     ],
 }
+COMPILED = [("resnet9", torch.float16), ("resnet9", torch.float32), ("resnet18", torch.bfloat16)]
 
 
 @needs_interpreter
@@ -58,11 +59,7 @@ def _interpreting() -> dict[str, str]:
 
 
 @needs_triton
-@pytest.mark.parametrize(
-    ("network", "dtype"),
-    [("resnet9", torch.float16), ("resnet9", torch.float32), ("resnet18", torch.bfloat16)],
-    ids=str,
-)
+@pytest.mark.parametrize(("network", "dtype"), COMPILED, ids=str)
 def test_batch_norm_compiles_well(network: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """For sm_90, at the recipes' sizes: nothing spilled, activations moved 16 bytes at a time (choices: 8)."""
     from tests.kernels.compiled import recorded
@@ -82,6 +79,24 @@ def test_batch_norm_compiles_well(network: str, dtype: torch.dtype, monkeypatch:
             assert binary.widths("ld") - ({8} if "choice" in binary.arguments else set()) == {16}, binary
         if binary.name.startswith("backward") and binary.constants.get("APPLY", True):
             assert binary.widths("st") == {16}, binary
+
+
+@needs_triton
+@pytest.mark.parametrize(("network", "dtype"), COMPILED, ids=str)
+def test_evaluation_is_one_kernel_of_16_bytes_at_a_time(
+    network: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.kernels.compiled import recorded
+
+    monkeypatch.setattr(norm, "usable", lambda device: True)
+    for shape, form in BLOCKS[network]:
+        x = torch.empty(shape, device="meta", dtype=dtype)
+        evaluated = BatchNormAct(shape[1], form).to("meta").eval()
+        with recorded() as binaries, torch.inference_mode():
+            evaluated(x, *[x] * (form.residual is not None))
+        (binary,) = binaries
+        assert binary.widths("ld") == {16}
+        assert _nothing_spilled(binary)
 
 
 @needs_triton

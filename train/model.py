@@ -16,6 +16,7 @@ from train.config import Recipe
 from train.errors import UserError
 from train.kernels.form import RELU, Form, finish
 from train.kernels.norm import batch_norm_act
+from train.kernels.runtime import usable
 from train.own_network import OwnNetwork
 from train.vision import torchvision
 
@@ -23,8 +24,9 @@ from train.vision import torchvision
 class Unit:
     """A convolution, its batch norm, and what may follow: `x -> relu(bn(conv(x)))` and relatives.
 
-    In training, batch norm takes the batch's statistics. In evaluation it is folded into the convolution: one pass over
-    the activations instead of two. Owns nothing: the two modules belong to a network.
+    In training, batch norm takes the batch's statistics. In evaluation it costs no pass of its own over the
+    activations: where own kernels run, it is in the one that ReLU, residual and pooling take; elsewhere it is folded
+    into the convolution. Owns nothing: the two modules belong to a network.
     """
 
     def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
@@ -33,9 +35,14 @@ class Unit:
     def __call__(self, x: Tensor, form: Form = RELU, residual: Tensor | None = None) -> Tensor:
         """[B, C, H, W] to the same, or to what the form pools it to. x may have further channels, of zeros."""
         conv = self.conv
-        if conv.training:
+        if conv.training or usable(x.device):
             y = F.conv2d(x, _like(x, conv.weight), None, conv.stride, conv.padding)
             return batch_norm_act(y, self.bn, form, residual)
+        return finish(self._folded(x), form, residual)
+
+    def _folded(self, x: Tensor) -> Tensor:
+        """Convolution and batch norm in evaluation as one convolution."""
+        conv = self.conv
         mean, var = self.bn.running_mean, self.bn.running_var
         assert mean is not None
         assert var is not None
@@ -43,7 +50,7 @@ class Unit:
         weight = conv.weight * scale[:, None, None, None]
         shift = self.bn.bias - mean * scale
         folded = _like(x, weight.to(x.dtype)), shift.to(x.dtype)
-        return finish(F.conv2d(x, *folded, conv.stride, conv.padding), form, residual)
+        return F.conv2d(x, *folded, conv.stride, conv.padding)
 
 
 def _like(x: Tensor, weight_OIHW: Tensor) -> Tensor:

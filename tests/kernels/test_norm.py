@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -98,6 +99,33 @@ def compare(form: Form, x: Tensor, device: torch.device, bound: float = 1e-6, st
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_results_and_gradients_equal_those_in_float64(form: Form, dtype: torch.dtype, device: torch.device) -> None:
     compare(form, (2 * normal(3, 20, 7, 9) + 1).to(dtype), device)
+
+
+@pytest.mark.parametrize("dtype", STORED, ids=str)
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_evaluation_equals_the_composition_in_float64(form: Form, dtype: torch.dtype, device: torch.device) -> None:
+    norm, x = block(20, form, device).eval(), (2 * normal(3, 20, 7, 9) + 1).to(device, dtype)
+    nn.init.normal_(norm.running_mean)
+    nn.init.uniform_(norm.running_var, 0.1, 9)
+    residual = [normal(*x.shape).to(device, dtype)] if form.residual else []
+    before = copy.deepcopy(norm.state_dict())
+    with torch.inference_mode():
+        y = norm(x, *residual)
+    expected = composition(x.double(), copy.deepcopy(norm).double(), form, *(each.double() for each in residual))
+    assert y.dtype == dtype
+    assert (y.double() - expected).norm() <= STORED[dtype] * expected.norm().clamp_min(expected.numel() ** 0.5)
+    torch.testing.assert_close(norm.state_dict(), before, rtol=0, atol=0)
+
+
+def test_evaluation_has_a_gradient_where_one_is_wanted(device: torch.device) -> None:
+    norm = block(5, Form(), device).eval()
+    x = normal(2, 5, 4, 4).to(device).requires_grad_()
+    with torch.no_grad():
+        shown = norm(x)
+    y = norm(x)
+    torch.testing.assert_close(y, shown)
+    y.sum().backward()
+    assert x.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("channels", [1, 3, 65, 256])

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tests.conftest import any_algorithm
 from tests.test_overlap import gpu as gpu
-from train import loop
+from train import loop, model
 from train.config import Data, Recipe, Setting
 from train.data import Dataset, Split
 from train.kernels import augment, norm, sgd
@@ -43,7 +43,7 @@ def without_kernels() -> Iterator[None]:
     with contextlib.ExitStack() as patched:
         patched.enter_context(any_algorithm())
         patched.enter_context(mock.patch.object(loop, "make_deterministic"))
-        for module in (augment, norm, sgd):
+        for module in (augment, model, norm, sgd):
             patched.enter_context(mock.patch.object(module, "usable", return_value=False))
         yield
 

@@ -1,8 +1,9 @@
-"""Batch norm in training mode with the ReLU, residual and pooling around it, in four passes over the activation.
+"""Batch norm with the ReLU, residual and pooling around it, in four passes over the activation in training.
 
-Forward: one for the statistics, one that writes the result. Backward: one for the two sums that the gradient needs, one
-that writes it; the ReLU's mask and the pool's choices are computed again from the input, but for pools whose windows
-overlap. Arithmetic is float32, activations are stored in their own precision, and the same input gives the same bytes.
+Forward: one for the statistics, one that writes the result, which is the only one in evaluation. Backward: one for the
+two sums that the gradient needs, one that writes it; the ReLU's mask and the pool's choices are computed again from the
+input, but for pools whose windows overlap. Arithmetic is float32, activations are stored in their own precision, and
+the same input gives the same bytes.
 """
 
 from typing import Any
@@ -20,17 +21,20 @@ AMAX_PIXELS = 512
 
 
 def batch_norm_act(x: Tensor, norm: nn.BatchNorm2d, form: Form = RELU, residual: Tensor | None = None) -> Tensor:
-    """Normalise x [B, C, H, W] with the batch's statistics, and do what `form` says; updates the running statistics.
+    """Normalise x [B, C, H, W], and do what `form` says.
 
-    Own kernels where they can run, in training; `composition` otherwise. x that is not channels_last is copied first.
-    Against float64 on the same x, in the norm of the difference over the norm, activations and their gradients are
-    within 1e-6 in float32, 5e-4 in float16 and 4e-3 in bfloat16, which is how they are stored; statistics and the
-    parameters' gradients within 1e-6 of what they add up. A mean of r standard deviations costs 1e-7 r besides.
+    In training with the batch's statistics, which update the running ones; in evaluation with those. Own kernels where
+    they can run (in evaluation, where no gradient is wanted), `composition` otherwise. x that is not channels_last is
+    copied first. Against float64 on the same x, in the norm of the difference over the norm, activations and their
+    gradients are within 1e-6 in float32, 5e-4 in float16 and 4e-3 in bfloat16, which is how they are stored; statistics
+    and the parameters' gradients within 1e-6 of what they add up. A mean of r standard deviations costs 1e-7 r besides.
     """
     if (residual is None) != (form.residual is None):
         raise ValueError(f"form.residual is {form.residual!r}, but {'no' if residual is None else 'a'} residual came")
     if not _supported(x, norm, form):
         return composition(x, norm, form, residual)
+    if not norm.training:
+        return _evaluated(x, norm, form, residual)
     return _BatchNormAct.apply(x, norm.weight, norm.bias, residual, norm, form)
 
 
@@ -49,7 +53,7 @@ def _supported(x: Tensor, norm: nn.BatchNorm2d, form: Form) -> bool:
     batch, _, height, width = x.shape
     return (
         usable(x.device)
-        and norm.training
+        and (norm.training or not torch.is_grad_enabled())
         and norm.affine
         and norm.track_running_stats
         and norm.momentum is not None
@@ -59,6 +63,14 @@ def _supported(x: Tensor, norm: nn.BatchNorm2d, form: Form) -> bool:
         and (form.pool != "2x2" or min(height, width) > 1)
         and (form.pool != "global" or height * width <= AMAX_PIXELS)
     )
+
+
+def _evaluated(x: Tensor, norm: nn.BatchNorm2d, form: Form, residual: Tensor | None) -> Tensor:
+    from train.kernels import norm_launch
+
+    x, residual = _channels_last(x), None if residual is None else _channels_last(residual)
+    with torch.cuda.device_of(x):
+        return norm_launch.evaluated(x, norm, residual, form)
 
 
 class _BatchNormAct(torch.autograd.Function):

@@ -17,7 +17,7 @@ PLACES = {None: 0, "before": plain.BEFORE.value, "after": plain.AFTER.value}
 Kept = tuple[Tensor, ...]
 """What a backward needs besides x: the result of a sum's ReLU, or what an overlapping pool has chosen."""
 Moments = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Mean, 1/sqrt(variance + eps), weight and bias, [C] each."""
+"""Mean, 1/sqrt(variance + eps) (in evaluation the variance), weight and bias, [C] each."""
 
 
 def statistics(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -34,29 +34,40 @@ def statistics(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return mean, rstd
 
 
-def normalise(x: Tensor, moments: Moments, residual: Tensor | None, form: Form) -> tuple[Tensor, Kept]:
-    """What `form` makes of x, and what is to be kept for the gradient."""
+def evaluated(x: Tensor, norm: nn.BatchNorm2d, residual: Tensor | None, form: Form) -> Tensor:
+    """What `form` makes of x with the running statistics of `norm`, in one pass."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return normalise(x, (norm.running_mean, norm.running_var, norm.weight, norm.bias), residual, form, norm.eps)[0]
+
+
+def normalise(
+    x: Tensor, moments: Moments, residual: Tensor | None, form: Form, eps: float | None = None
+) -> tuple[Tensor, Kept]:
+    """What `form` makes of x, and what is to be kept for the gradient.
+
+    eps: of an evaluation; the second moment is then the variance, and nothing is kept.
+    """
     batch, channels, height, width = x.shape
     tiles = _tiles(x, form)
     grid = (tiles.steps, tiles.channel_blocks)
+    how = {"RELU": form.relu, "EPS": eps, **tiles.blocks}
     kept: Kept = ()
     if form.pool == "global":
         y = x.new_empty((batch, channels))
-        pool.normalise_amax[grid](x, y, *moments, HW=height * width, RELU=form.relu, **tiles.blocks)
+        pool.normalise_amax[grid](x, y, *moments, HW=height * width, **how)
     elif form.pool == "2x2":
         y = _empty(x, height // 2, width // 2)
-        sizes = {"H": height, "W": width, "RELU": form.relu}
-        pool.normalise_pool[grid](x, y, *moments, tiles.items, **sizes, **tiles.blocks)
+        pool.normalise_pool[grid](x, y, *moments, tiles.items, H=height, W=width, **how)
     elif form.pool == "3x3":
-        y, chosen = (_empty(x, ceil_div(height, 2), ceil_div(width, 2)) for _ in range(2))
-        kept = chosen, torch.empty_like(y, dtype=torch.uint8)
-        sizes = {"H": height, "W": width, "RELU": form.relu}
-        overlap.normalise_pool[grid](x, y, *kept, *moments, tiles.items, **sizes, **tiles.blocks)
+        y = _empty(x, ceil_div(height, 2), ceil_div(width, 2))
+        if eps is None:
+            kept = torch.empty_like(y), torch.empty_like(y, dtype=torch.uint8)
+        overlap.normalise_pool[grid](x, y, *(kept or (None, None)), *moments, tiles.items, H=height, W=width, **how)
     else:
         y = _empty(x, height, width)
-        flags = {"RELU": form.relu, "RESIDUAL": PLACES[form.residual]}
-        plain.normalise[grid](x, residual, y, *moments, tiles.items, **flags, **tiles.blocks)
-        if form.relu and form.residual == "before":
+        plain.normalise[grid](x, residual, y, *moments, tiles.items, RESIDUAL=PLACES[form.residual], **how)
+        if form.relu and form.residual == "before" and eps is None:
             kept = (y,)  # the next block's input, which is kept anyway
     return y, kept
 

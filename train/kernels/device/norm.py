@@ -1,7 +1,8 @@
-"""Triton: batch norm in training mode, ReLU and a residual, on activations that lie as [pixels, channels].
+"""Triton: batch norm, ReLU and a residual, on activations that lie as [pixels, channels].
 
 A launch over `splits` chunks of pixels leaves one partial result a chunk and channel, and a second one combines them in
-a fixed order: no atomics, so the same bytes every time. Whatever is added up is float32.
+a fixed order: no atomics, so the same bytes every time. Whatever is added up is float32. In evaluation, `normalise` is
+all there is to do: it then takes the running mean and variance, and EPS.
 
 Second passes start with the pixels that the first pass read last, which are the ones still in the GPU's cache.
 """
@@ -30,10 +31,12 @@ def rectify(value):
 
 
 @triton.jit
-def per_channel(mean, rstd, weight, bias, channel, there):
-    """Mean, rstd, weight * rstd and bias of some channels."""
+def per_channel(mean, rstd, weight, bias, channel, there, EPS: tl.constexpr = None):
+    """Mean, rstd, weight * rstd and bias of some channels. With EPS, rstd points to variances."""
     m = tl.load(mean + channel, mask=there, other=0.0)
     r = tl.load(rstd + channel, mask=there, other=0.0)
+    if EPS is not None:
+        r = 1.0 / tl.sqrt_rn(r + EPS)
     w = tl.load(weight + channel, mask=there, other=0.0).to(tl.float32)
     b = tl.load(bias + channel, mask=there, other=0.0).to(tl.float32)
     return m, r, w * r, b
@@ -129,6 +132,7 @@ def normalise(
     C: tl.constexpr,
     RELU: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    EPS: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -138,7 +142,7 @@ def normalise(
     there = channel < C
     inside = (pixel < pixels)[:, None] & there[None, :]
     at = pixel[:, None] * C + channel[None, :]
-    m, _, scale, b = per_channel(mean, rstd, weight, bias, channel, there)
+    m, _, scale, b = per_channel(mean, rstd, weight, bias, channel, there, EPS)
     value = affine(tl.load(x + at, mask=inside, other=0.0).to(tl.float32), m, scale, b)
     if RESIDUAL == BEFORE:
         value += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)

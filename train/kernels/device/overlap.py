@@ -33,14 +33,15 @@ def normalise_pool(
     W: tl.constexpr,
     C: tl.constexpr,
     RELU: tl.constexpr,
+    EPS: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """y = max_pool2d(relu(bn(x)), 3, 2, 1); of each window, which pixel that is and what x is there."""
+    """y = max_pool2d(relu(bn(x)), 3, 2, 1); of each window, where that is asked for, its pixel and what x is there."""
     window = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_P + tl.arange(0, BLOCK_P)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     there = channel < C
-    m, _, scale, b = per_channel(mean, rstd, weight, bias, channel, there)
+    m, _, scale, b = per_channel(mean, rstd, weight, bias, channel, there, EPS)
     inside = (window < windows)[:, None] & there[None, :]
     across = (W + 1) // 2
     row = window // across % ((H + 1) // 2) * 2
@@ -66,8 +67,9 @@ def normalise_pool(
         best = rectify(best)
     at = window[:, None] * C + channel[None, :]
     tl.store(y + at, best.to(y.dtype.element_ty), mask=inside)
-    tl.store(chosen + at, found.to(chosen.dtype.element_ty), mask=inside)
-    tl.store(choice + at, winner.to(tl.uint8), mask=inside)
+    if chosen is not None:
+        tl.store(chosen + at, found.to(chosen.dtype.element_ty), mask=inside)
+        tl.store(choice + at, winner.to(tl.uint8), mask=inside)
 
 
 @triton.jit(do_not_specialize=["windows", "pixels"])

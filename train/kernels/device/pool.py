@@ -51,6 +51,7 @@ def normalise_pool(
     W: tl.constexpr,
     C: tl.constexpr,
     RELU: tl.constexpr,
+    EPS: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -58,7 +59,7 @@ def normalise_pool(
     window = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_P + tl.arange(0, BLOCK_P)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     there = channel < C
-    m, _, scale, b = per_channel(mean, rstd, weight, bias, channel, there)
+    m, _, scale, b = per_channel(mean, rstd, weight, bias, channel, there, EPS)
     out, whole = pooled_pixel(window, H, W)
     inside = (whole & (window < windows))[:, None] & there[None, :]
     best = tl.full((BLOCK_P, BLOCK_C), float("-inf"), tl.float32)
@@ -176,6 +177,7 @@ def normalise_amax(
     HW: tl.constexpr,
     C: tl.constexpr,
     RELU: tl.constexpr,
+    EPS: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -185,7 +187,7 @@ def normalise_amax(
     there = channel < C
     lane = tl.arange(0, BLOCK_P)
     inside = (lane < HW)[:, None] & there[None, :]
-    m, _, scale, b = per_channel(mean, rstd, weight, bias, channel, there)
+    m, _, scale, b = per_channel(mean, rstd, weight, bias, channel, there, EPS)
     at = (image * HW + lane)[:, None] * C + channel[None, :]
     value = affine(tl.load(x + at, mask=inside, other=0.0).to(tl.float32), m, scale, b)
     best = tl.max(tl.where(inside, value, float("-inf")), axis=0)
