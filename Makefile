@@ -48,7 +48,9 @@ faults: .venv/.test
 
 .venv/.test: .venv/.core
 	bash .ci/packages strace slurmctld slurmd slurm-client
-	$(PIP) -e .[test]
+	bash .ci/packages chromium fonts-dejavu-core
+	bash .ci/packages dataset-fashion-mnist
+	$(PIP) -e .[test,docs]
 	bash .ci/ffcv $(BIN)/pip
 	touch $@
 

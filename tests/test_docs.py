@@ -31,6 +31,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "html"
 
 
+def test_make_test_installs_what_tests_say_they_lack() -> None:
+    install = " ".join(re.findall(r"bash \.ci/packages (.*)", (PROJECT / "Makefile").read_text())).split()
+    sources = [path.read_text() for path in (PROJECT / "tests").rglob("*.py") if path != Path(__file__)]
+    named = " ".join(re.findall(r"apt-get install ([a-z -]+)", "\n".join(sources))).split()
+    assert {"chromium", "slurmctld"} <= set(named) <= set(install)
+
+
 def test_every_page_is_in_the_site(site: Path) -> None:
     names = {path.stem for path in (PROJECT / "docs").glob("*.md")}
     assert {"api", "index", "store"} <= names
