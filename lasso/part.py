@@ -31,6 +31,8 @@ HEADER = 128
 """Bytes before the values of an .npy file of ours."""
 _CHECKPOINT = 300.0
 """Seconds after which half-made counts are written down."""
+_STRIP = 512
+"""Examples whose counts are read at a time."""
 _AT_ONCE = 2**26
 """Mask entries that are unpacked at a time."""
 _DIRECT_BYTES, _DIRECT_WORK = 2**29, 1e12
@@ -119,7 +121,9 @@ class Part:
         half, begin = self.file(f"{GROUPS[group]}.partial"), 0
         if half.exists() and half.stat().st_size == HEADER + gram.counts.nbytes:
             begin = int(np.fromfile(half, np.int64, 1)[0])
-            gram.absorb(0, read(half, np.int32, 0, gram.counts.shape))
+            for start in range(0, len(gram.counts), _STRIP):  # never two matrices in memory
+                strip = gram.counts[start : start + _STRIP]
+                strip += read(half, np.int32, start * self.store.n_train, strip.shape)
         written = time.monotonic()
         for done, masks in self.masks_of(group, begin):
             gram.add(masks)
@@ -196,7 +200,7 @@ class Part:
                 for start, stop in ranges:
                     place = 2 * ((start - first) * rows + at * (stop - start))
                     piece = np.ascontiguousarray(values[:, start - first : stop - first], np.float16)
-                    os.pwrite(file.fileno(), piece.data, place)
+                    _write_at(file.fileno(), piece, place)
                 done = at + len(values)
                 scratch.mark(file, path, at, done, rows)
                 progress("rows", self.first + done, self.last)
@@ -219,6 +223,14 @@ def header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
     described = {"descr": dtype.str, "fortran_order": False, "shape": shape}
     text = repr(described).encode().ljust(HEADER - 11) + b"\n"
     return b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little") + text
+
+
+def _write_at(fd: int, array: NDArray, place: int) -> None:
+    """Write all bytes of an array at a place, however many the system takes at a time. Raises OSError."""
+    left = array.data.cast("B")
+    while left:
+        done = os.pwrite(fd, left, place)
+        left, place = left[done:], place + done
 
 
 def write(path: Path, array: NDArray) -> None:

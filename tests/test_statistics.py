@@ -1,5 +1,6 @@
 import fcntl
 import json
+import os
 import subprocess
 import sys
 
@@ -112,6 +113,25 @@ def test_sorting_margins_by_files_changes_nothing_and_an_interrupted_pass_goes_o
     assert not list(folder_of(store).glob("*.margins*"))
 
 
+def test_a_write_that_takes_only_some_bytes_is_gone_on_with(tmp_path, one_part, monkeypatch):
+    store = FakeStore(tmp_path, *linear_data(ROWS, N, 300), fit=Fit(k=20))
+    whole = weight(fit(twin(store, tmp_path / "twin")))
+    plain = os.pwrite
+    monkeypatch.setattr("lasso.part._DIRECT_BYTES", 0)
+    monkeypatch.setattr("os.pwrite", lambda fd, data, place: plain(fd, memoryview(data).cast("B")[:1000], place))
+    assert torch.equal(weight(fit(store)), whole)
+
+
+def test_a_disk_that_fills_up_while_margins_are_sorted_is_told_in_one_line(sorting, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    with pytest.raises(WorkError, match=r"cannot write .*\.margins: No space left on device"):
+        fit(sorting)
+    assert not scratch_files(sorting)
+
+
 def scratch_files(store):
     return sorted(file.name.split(".", 2)[2] for file in folder_of(store).glob("*.margins"))
 
@@ -217,7 +237,11 @@ def test_counts_that_were_interrupted_go_on_where_they_were_written_down(store, 
         fit(store, progress=stop_at("counts, training", 600))
     (half,) = folder_of(store).glob("*.training.partial")
     assert int(np.fromfile(half, np.int64, 1)[0]) == 512
+    read, sizes = sys.modules["lasso.part"].read, []
+    monkeypatch.setattr("lasso.part._STRIP", 5)
+    monkeypatch.setattr("lasso.part.read", lambda *place: (sizes.append(place[3]), read(*place))[1])
     fit(store)
+    assert [size for size in sizes if size[1] == N] == [(5, N), (5, N), (2, N)]  # not a whole matrix beside the other
     training, heldout = statistics(store).grams()
     masks, held = store.arrays["train_masks"].astype(int), statistics(store).rows.heldout
     np.testing.assert_array_equal(training.counts, masks[~held].T @ masks[~held])
