@@ -243,6 +243,18 @@ def pieces(path: Path) -> dict[tuple[int, int], dict[str, Any]]:
     return found
 
 
+def paths_of(store: Store, split: str, targets: tuple[int, int]) -> Path:
+    """Where the paths of a piece are kept until its refit."""
+    return path_of(store, split, targets).with_suffix(".path.npz")
+
+
+def remove_piece(store: Store, split: str, targets: tuple[int, int]) -> None:
+    """Remove what there is of a piece, its .json first."""
+    path = path_of(store, split, targets)
+    for file in (path.with_suffix(".json"), path, paths_of(store, split, targets)):
+        file.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock of a whole file while it is assembled."""

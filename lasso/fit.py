@@ -44,11 +44,12 @@ def fit(
         raise UserError(f"targets are {first}:{last}, expected a range within 0:{width} ({split} split)")
     rows = usable(store)
     files.prepare(store, split)
+    begun_whole = is_current(store, split)
     with enough_memory(store.n_train):
         path = Fitting(store, split, rows, (first, last), files.path_of(store, split, targets), progress).run()
-    if targets:
-        assemble(store, split)
-    return path
+    if targets and assemble(store, split) is None and not begun_whole and is_current(store, split):
+        files.remove_piece(store, split, targets)  # made twice at once, and the other one completed the split
+    return path if path.exists() else files.path_of(store, split)
 
 
 class Fitting:
@@ -59,32 +60,52 @@ class Fitting:
     ) -> None:
         self.store, self.split, self.rows, self.targets, self.path = store, split, rows, targets, path
         self.progress, self.clock = progress, _Clock()
-        self.lots = slabs(store, split, *targets)
+        self.lots, self.basis = slabs(store, split, *targets), _basis(store, rows)
         self.device = device_for(store.setting.fit, store.n_train, target_count(store, split))
         self.statistics = Statistics(store, rows, progress, _sums_device(self.device))
 
     def run(self) -> Path:
-        due = [lot for lot in self.lots if len(self.lots) == 1 or not is_current(self.store, self.split, lot)]
+        """The path of what was fitted: the whole file's where other processes have completed it meanwhile."""
+        due = [lot for lot in self.lots if not self._is_done(lot)]
         if due:
             self._fit(due)
         if len(self.lots) == 1:
             return self.path
-        with files.locked(files.path_of(self.store, self.split)):
-            if is_current(self.store, self.split):  # joined by another process
-                return files.path_of(self.store, self.split)
-            _join(self.store, self.split, self.lots, self.targets, self.path, self.lots)
-        return self.path
+        whole = files.path_of(self.store, self.split)
+        with files.locked(whole):
+            found = [path for path in (whole, self.path) if self._is_made(path)]
+            if not found:
+                return _join(self.store, self.split, self.lots, self.targets, self.path, self.lots)
+            for lot in self.lots:  # joined by another process, for which these came too late
+                files.remove_piece(self.store, self.split, lot)
+        return found[0]
+
+    def _is_made(self, path: Path) -> bool:
+        report = files.read_report(path)
+        return report is not None and _serves(report, self.store, self.basis)
+
+    def _is_done(self, lot: tuple[int, int]) -> bool:
+        """Whether a lot, or what it is to be a part of, is there already; a fit of one lot is always made anew."""
+        if len(self.lots) == 1:
+            return False
+        piece, whole = files.path_of(self.store, self.split, lot), files.path_of(self.store, self.split)
+        return any(map(self._is_made, (piece, self.path, whole)))
 
     def _fit(self, due: list[tuple[int, int]]) -> None:
         """Paths of all lots, then refits of all lots, so that the matrices are made once; failures are told last."""
         self.statistics.make(self.split, due[0][0], due[-1][1])
         matrices = self.statistics.matrices()
         self.clock.lap("statistics")
-        held = {lot: self._follow_paths(matrices, lot) for lot in due}
+        solution = None
+        for lot in due:
+            if not self._is_done(lot) and self._read_paths(lot) is None:
+                solution = self._follow_paths(matrices, lot)
+                if len(self.lots) > 1:
+                    solution = None  # it is in a file
         failures = []
         for lot in due:
             try:
-                self._refit(matrices, lot, held.pop(lot))
+                self._refit(matrices, lot, solution)
             except WorkError as error:
                 failures.append(error)
         if failures:
@@ -99,32 +120,41 @@ class Fitting:
         first, last = self.targets
         return lambda done: self.progress(stage, lot[0] - first + done, last - first)
 
-    def _follow_paths(self, matrices: Matrices, lot: tuple[int, int]) -> Solution | None:
-        """What the paths of a lot give; of several lots it is kept in a file."""
-        kept, basis = files.path_of(self.store, self.split, lot).with_suffix(".path.npz"), _basis(self.store, self.rows)
-        if len(self.lots) > 1 and _read_paths(kept, basis) is not None:
+    def _read_paths(self, lot: tuple[int, int]) -> Solution | None:
+        """What an interrupted fit, or another process, has found of a lot, if it is of the same rows and options."""
+        if len(self.lots) == 1:
             return None
+        kept = _read_paths(files.paths_of(self.store, self.split, lot), self.basis)
+        sharp = kept is not None and kept.path_gap.max() <= 100 * self.store.setting.fit.tol
+        return kept if sharp else None
+
+    def _follow_paths(self, matrices: Matrices, lot: tuple[int, int]) -> Solution:
+        """What the paths of a lot give; of several lots it is kept in a file too."""
         work = self._lot(matrices, lot)
         work.follow_paths(self._tell("path", lot))
         self.clock.lap("solve")
-        if len(self.lots) == 1:
-            return work.solution
-        _write_paths(kept, basis, work.solution)
-        return None
+        if len(self.lots) > 1:
+            _write_paths(files.paths_of(self.store, self.split, lot), self.basis, work.solution)
+        return work.solution
 
     def _refit(self, matrices: Matrices, lot: tuple[int, int], solution: Solution | None) -> None:
+        """Refit a lot from its paths, unless another process has done so: it removes the paths then."""
+        if not self._is_done(lot):
+            solution = solution or self._read_paths(lot) or self._follow_paths(matrices, lot)
+            work = self._lot(matrices, lot, solution)
+            work.refit(self._tell("refit", lot))
+            self.clock.lap("solve")
+            work.check()
+            self._write(matrices, lot, work.solution)
+        files.paths_of(self.store, self.split, lot).unlink(missing_ok=True)
+
+    def _write(self, matrices: Matrices, lot: tuple[int, int], solution: Solution) -> None:
         path = self.path if len(self.lots) == 1 else files.path_of(self.store, self.split, lot)
-        kept = files.path_of(self.store, self.split, lot).with_suffix(".path.npz")
-        solution = solution or _read_paths(kept, _basis(self.store, self.rows))
-        assert solution
-        work = self._lot(matrices, lot, solution)
-        work.refit(self._tell("refit", lot))
-        self.clock.lap("solve")
-        work.check()
-        draft = files.Draft.of(work.solution, matrices.whole_scale)
+        draft = files.Draft.of(solution, matrices.whole_scale)
         report = _report(self.store, self.split, self.rows, lot, draft, self.clock.take(), device_name(self.device))
-        files.write(path, draft, work.solution.weight.T, report)
-        kept.unlink(missing_ok=True)
+        with files.locked(files.path_of(self.store, self.split)):  # no other process writes it, or joins it, meanwhile
+            if not self._is_done(lot):
+                files.write(path, draft, solution.weight.T, report)
 
 
 def _sums_device(device: "torch.device | None") -> "torch.device | None":
@@ -169,7 +199,7 @@ def is_current(store: Store, split: str = "test", targets: tuple[int, int] | Non
 def is_fresh(store: Store, path: Path) -> bool:
     """Whether the datamodels in a .pt are those of today's rows and options."""
     report = files.read_report(path)
-    return report is not None and _basis_of(report) == _basis(store, _fitted_rows(store))
+    return report is not None and _serves(report, store, _basis(store, _fitted_rows(store)))
 
 
 def assemble(store: Store, split: str = "test") -> Path | None:
@@ -183,7 +213,7 @@ def assemble(store: Store, split: str = "test") -> Path | None:
         return None
     with files.locked(path):
         wanted = _basis(store, _fitted_rows(store))
-        found = {key: report for key, report in files.pieces(path).items() if _basis_of(report) == wanted}
+        found = {key: report for key, report in files.pieces(path).items() if _serves(report, store, wanted)}
         chain = _cover(list(found), width)
         if chain is None:
             return None
@@ -211,8 +241,7 @@ def _join(
     report = _report(store, split, usable(store), targets, draft, seconds, devices)
     files.write_joined(path, draft, parts, widths, report)
     for piece in done_with:
-        for suffix in (".json", ".pt"):
-            files.path_of(store, split, piece).with_suffix(suffix).unlink(missing_ok=True)
+        files.remove_piece(store, split, piece)
     return path
 
 
@@ -236,14 +265,21 @@ def _cover(ranges: list[tuple[int, int]], width: int) -> list[tuple[int, int]] |
 
 def _basis(store: Store, rows: Split) -> dict[str, Any]:
     """What a fit of these rows would be made from: a fit made from anything else is stale."""
-    options = dataclasses.asdict(store.setting.fit)
-    for key in ("partial", "max_failed", "solver"):  # these decide whether to fit, not what comes out
-        del options[key]
-    return {"stamp": store.row_stamp(rows.rows), "options": options}
+    return {"stamp": store.row_stamp(rows.rows), "options": _deciding(dataclasses.asdict(store.setting.fit))}
 
 
-def _basis_of(report: dict[str, Any]) -> dict[str, Any]:
-    return {"stamp": report.get("rows", {}).get("stamp"), "options": report.get("options")}
+def _deciding(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that decide what comes out: not those that say whether to fit, where, and how sharply at least."""
+    return {key: value for key, value in options.items() if key not in ("partial", "max_failed", "solver", "tol")}
+
+
+def _serves(report: dict[str, Any], store: Store, basis: dict[str, Any]) -> bool:
+    """Whether a fit was made from this, and to today's tolerance or better: looser ones leave it as it is."""
+    options, gap, tol = report.get("options", {}), report.get("relative_gap", {}), store.setting.fit.tol
+    if {"stamp": report.get("rows", {}).get("stamp"), "options": _deciding(options)} != basis:
+        return False
+    met = gap.get("max", np.inf) <= tol and gap.get("path_max", np.inf) <= 100 * tol
+    return bool(options.get("tol", np.inf) <= tol or met)
 
 
 def _report(
@@ -256,8 +292,9 @@ def _report(
     device: str,
 ) -> dict[str, Any]:
     """The .json beside a .pt: what was fitted, from what, and how well. Errors are in squared margins."""
-    basis = _basis(store, rows)
-    options, vectors = basis["options"], draft.vectors
+    options, vectors = dataclasses.asdict(store.setting.fit), draft.vectors
+    for key in ("partial", "max_failed", "solver"):
+        del options[key]
     fitted = vectors["chosen"] >= 0
     done = store.completed()[: store.models]
     failed = int((store.failed()[: store.models] & ~done).sum())
@@ -275,7 +312,7 @@ def _report(
             "validation": int(rows.heldout.sum()),
             "failed": failed,
             "missing": store.models - len(rows.rows) - failed,
-            "stamp": basis["stamp"],
+            "stamp": store.row_stamp(rows.rows),
         },
         "options": options,
         "path": {

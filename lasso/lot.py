@@ -222,6 +222,7 @@ class Lot:
             if not gaps[worst] <= allowed:
                 raise WorkError(
                     f"target {self.first + worst} has a relative duality gap of {gaps[worst]:.3g} {where}, expected at "
-                    f"most {allowed:.3g} (fit.tol {tol:g}): the solver did not converge; raise fit.tol or fit.eps"
+                    f"most {allowed:.3g} (fit.tol {tol:g}): the solver did not converge; raise fit.tol (what meets it "
+                    "already is kept) or fit.eps"
                     + (", or set fit.solver to descent" if self.device is not None else "")
                 )

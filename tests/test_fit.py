@@ -148,6 +148,63 @@ def test_a_target_that_does_not_converge_is_named_and_the_other_lots_are_kept(st
     assert lasso.is_current(store)
 
 
+def test_a_looser_tolerance_keeps_what_meets_it_and_a_sharper_one_does_not(store, lots, monkeypatch):
+    solver = sys.modules["lasso.lot"].Lot
+    plain, refit, begun = solver._refined, solver.refit, []
+
+    def refined(lot, *args):
+        weights, gap = plain(lot, *args)
+        return weights, 2e-6 if lot.first == 0 else gap
+
+    monkeypatch.setattr(solver, "_refined", refined)
+    monkeypatch.setattr(solver, "refit", lambda lot, tell: (begun.append(lot.first), refit(lot, tell)))
+    with pytest.raises(WorkError, match=r"raise fit\.tol \(what meets it already is kept\)"):
+        fit(store)
+    monkeypatch.setattr(solver, "follow_paths", None)
+    fit(store.with_fit(tol=3e-6))
+    assert begun == [0, 128, 0]
+    assert lasso.is_current(store.with_fit(tol=1e-4))
+    assert not lasso.is_current(store.with_fit(tol=1e-12))
+
+
+@pytest.mark.parametrize("stage", ["path", "refit"])
+@pytest.mark.parametrize("targets", [None, (0, 140)])
+def test_the_same_fit_twice_at_once_ends_well_and_leaves_nothing_behind(store, lots, stage, targets):
+    others = []
+
+    def meanwhile(name, done, total):
+        if name == stage and not others:
+            others.append(fit(store, targets=targets))  # another process is quicker
+
+    path = fit(store, targets=targets, progress=meanwhile)
+    assert others == [path] == [files.path_of(store, "test", targets)]
+    assert names(path.parent) == [".test_50pct.lock", path.with_suffix(".json").name, path.name]
+    assert lasso.is_current(store, "test", targets)
+
+
+def test_a_piece_fitted_twice_at_once_is_not_left_beside_the_whole(store):
+    def meanwhile(name, done, total):
+        if name == "refit" and not files.path_of(store, "test").exists():
+            fit(store, targets=(0, 100))
+            fit(store, targets=(100, TARGETS))
+
+    path = fit(store, targets=(0, 100), progress=meanwhile)
+    assert path == files.path_of(store, "test")
+    assert names(path.parent) == [".test_50pct.lock", "test_50pct.json", "test_50pct.pt"]
+
+
+def test_paths_that_went_away_are_followed_again(store, lots):
+    folder = store.folder / "datamodels"
+
+    def remove(name, done, total):
+        if name == "refit":
+            for file in folder.glob("*.path.npz"):
+                file.unlink()
+
+    fit(store, progress=remove)
+    assert lasso.is_current(store)
+
+
 def test_a_damaged_file_of_a_fit_is_replaced(store):
     path = fit(store)
     path.write_bytes(path.read_bytes()[:1000])
@@ -273,7 +330,7 @@ def test_damaged_rows_leave_an_earlier_fit_alone(store):
     with pytest.raises(WorkError, match=r"test_margins_50pct\.npy: row 20 "):
         fit(store)
     assert path.read_bytes() == before
-    assert names(path.parent) == ["test_50pct.json", "test_50pct.pt"]
+    assert names(path.parent) == [".test_50pct.lock", "test_50pct.json", "test_50pct.pt"]
 
 
 def test_a_folder_that_cannot_be_made_is_told(store):
@@ -289,7 +346,7 @@ def test_a_full_disk_is_a_work_error(store, monkeypatch):
     monkeypatch.setattr("torch.save", full)
     with pytest.raises(WorkError, match=r"cannot write .*test_50pct\.pt: No space left"):
         fit(store)
-    assert names(store.folder / "datamodels") == []
+    assert names(store.folder / "datamodels") == [".test_50pct.lock"]
 
 
 def test_what_is_not_a_datamodel_file_is_refused(tmp_path):
