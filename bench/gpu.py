@@ -82,9 +82,10 @@ class Bench:
         return self.options.seconds - (time.monotonic() - self.began)
 
     def has(self, seconds: float, name: str) -> bool:
-        """Whether so much time is left; where it is not, it is told what is left out for it."""
+        """Whether so much time is left; where it is not, what is left out is told and recorded."""
         if self.tiny or self.left() >= seconds:
             return True
+        self.results.content["left_out"].append(name)
         self.tell(f"{name}: left out, {self.left():.0f} s are left")
         return False
 
@@ -207,7 +208,7 @@ class Bench:
 
     def accuracy(self) -> None:
         options = self.options
-        if not options.data_root and not self.tiny:
+        if not (options.data_root or self.tiny) or not self.has(60, "accuracy"):
             return
         setting = cases.setting("cifar", options.alpha, self.tiny)
         train, test = (96, 32) if self.tiny else (None, None)

@@ -23,7 +23,8 @@ class Results:
 
     The JSON's keys: `device`, `on_gpu`, `tiny`, `torch`, `date`, `arguments`; `rows`, a list of one entry a measured
     setting, each with at least `dataset`, `alpha`, `seconds_per_row` and `fraction_of_matmul`; `failed`, what raised an
-    error; and one key a section. Miniatures go to `tiny` in the usual folder, which git ignores.
+    error; `left_out`, what there was no time for; and one key a section. Miniatures go to the folder `tiny` beside the
+    others, which git ignores.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Results:
             "arguments": " ".join(arguments),
             "rows": [],
             "failed": [],
+            "left_out": [],
         }
         self.lines: list[str] = []
         self.path: Path | None = None

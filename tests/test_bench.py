@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -146,6 +147,17 @@ def test_what_raises_an_error_ends_alone_and_is_recorded(
     ]
     assert content["failed"][1]["why"] == "RuntimeError: no luck"
     assert "profile FAILED: ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_what_there_is_no_time_for_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = Namespace(seconds=0.0, tiny=False, out=tmp_path, fmow_share=1.0, data_root=str(tmp_path))
+    bench = gpu.Bench(options, torch.device("cpu"))
+    for name in ("determinism", "profile", "accuracy"):
+        bench.section(name)
+    found = content_of(tmp_path)
+    assert found["left_out"] == ["determinism cifar", "determinism fmow", "profile", "accuracy"]
+    assert found["failed"] == []
+    assert capsys.readouterr().out.count("left out, ") == 4
 
 
 def test_other_bytes_are_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
