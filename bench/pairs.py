@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from lasso import evaluate, load
+from launch.report.leads import DEPTH, Leads
 from train import cifar
 from train.config import Data
 from train.images import Split
@@ -157,9 +158,8 @@ def verdict(scores: NDArray[np.float32], chosen: Chosen) -> str:
     pairs = np.arange(len(chosen.similarity))
     own = scores[pairs, pairs]
     rank = ((scores[:, pairs] > own).sum(0) + (scores[:, pairs] >= own).sum(0) + 1) / 2
-    ordered = np.sort(scores, axis=0)[::-1]
-    others = np.sqrt(np.mean(ordered[1:].astype(np.float64) ** 2, axis=0))
-    lead = (ordered[0] - ordered[1]) / np.maximum(others, np.median(others))
+    largest = np.sort(scores, axis=0)[::-1][: DEPTH + 1]
+    lead = Leads.of(largest, np.sum(scores.astype(np.float64) ** 2, axis=0), len(scores)).size
     leaders = np.argsort(-lead, kind="stable")
     caught = (leaders < len(pairs)) & (scores.argmax(0)[leaders] == leaders)
     wrong = np.argsort(scores.mean(1), kind="stable")[: chosen.wrong] >= len(scores) - chosen.wrong

@@ -21,6 +21,7 @@ from launch.report.weights import Fitted
 from tests.conftest import DIGITS, TINY, datamodels, in_process
 from tests.published import images, published, stored
 from train.config import Fit
+from train.data import Dataset
 from train.errors import WorkError
 from train.layout import Layout
 from train.store import PublishedStore
@@ -238,21 +239,38 @@ def test_pages_of_other_alphas_and_splits_are_linked(tmp_path: Path) -> None:
     assert Tags(write_report(store, "train", None).read_text()).links.count(first.name) == 1
 
 
-def test_a_planted_duplicate_and_a_planted_wrong_label_come_first(tmp_path: Path) -> None:
+def test_planted_duplicates_alone_or_together_and_a_planted_wrong_label_come_first(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     dataset = images(24, 30)
     masks = rng.random((600, 24)) < 0.5
     same = dataset.train.labels[:, None] == dataset.test.labels
     weight = 0.1 * rng.normal(size=(24, 30)) + np.where(same, 0.4, -0.2)
     weight[:, 17] += 4 * (np.arange(24) == 5)
+    weight[:, 3] += 3 * (np.arange(24) == 8) + 2.9 * (np.arange(24) == 2)
     weight[11] = np.roll(weight[11], 1) - 0.2
     margins = (masks @ weight + 0.1 * rng.normal(size=(600, 30))).astype(np.float16)
     store = stored(tmp_path, masks, {"test": margins})
     fit(store)
     page = write_report(store, "test", dataset).read_text()
     duplicates, harmful = page.index('id="duplicates"'), page.index('id="harmful"')
-    assert re.findall(r'alt="(\w+ image \d+),', page[duplicates:])[:2] == ["test image 17", "training image 5"]
+    shown = re.findall(r'alt="(\w+ image \d+),', page[duplicates:harmful])
+    assert [shown[0], *shown[2:3]] == ["test image 17", "test image 3"]
+    assert [shown[1:2], sorted(shown[3:])] == [["training image 5"], ["training image 2", "training image 8"]]
+    assert "Of 30 targets these are 2" in page
     assert re.findall(r'alt="training image (\d+), labelled', page[harmful:])[0] == "11"
+
+
+@pytest.mark.parametrize("dataset", [images(24, 30), None], ids=["images", "numbers"])
+def test_without_duplicates_none_are_shown(tmp_path: Path, dataset: Dataset | None) -> None:
+    rng = np.random.default_rng(0)
+    masks = rng.random((300, 24)) < 0.5
+    store = stored(tmp_path, masks, {"test": rng.normal(size=(300, 30)).astype(np.float16)})
+    fit(store)
+    page = write_report(store, "test", dataset).read_text()
+    section = page[page.index('id="duplicates"') : page.index('id="harmful"')]
+    assert "Of 30 targets none is, so that no pair is shown" in section
+    assert "<img" not in section
+    assert "<td>" not in section
 
 
 @pytest.mark.parametrize("options", [Fit(), Fit(lambda_max="upstream", validation="last", k=30)])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from launch.report import weights
+from launch.report.leads import DEPTH, believed
 from launch.report.weights import Fitted, survey
 from tests.fake_store import FakeStore
 from train.errors import UserError
@@ -44,10 +45,11 @@ def test_the_pass_in_bands_finds_what_dense_arrays_hold(tmp_path: Path, own: boo
     found = survey(_fitted(tmp_path, weight, "train" if own else "test"), positions, own, _silent)
 
     kept = np.where(np.eye(n_train, targets, dtype=bool) & own, 0, weight)
-    ordered = np.sort(kept, axis=0)
-    np.testing.assert_array_equal(found.first, ordered[-1])
-    np.testing.assert_array_equal(found.second, ordered[-2])
-    np.testing.assert_array_equal(found.strongest, kept.argmax(axis=0))
+    for largest, signed in ((found.largest, kept), (found.smallest, -kept)):
+        order = np.argsort(-signed, axis=0, kind="stable")[: DEPTH + 1]
+        values = np.take_along_axis(signed, order, axis=0)
+        np.testing.assert_array_equal(largest.values, values)
+        np.testing.assert_array_equal(largest.whose[values > 0], order[values > 0])
     np.testing.assert_array_equal(found.columns, kept[:, positions])
     np.testing.assert_array_equal(found.nonzero, (kept != 0).sum(axis=0))
     np.testing.assert_allclose(found.squares, (kept.astype(np.float64) ** 2).sum(axis=0), rtol=1e-5)
@@ -57,11 +59,44 @@ def test_the_pass_in_bands_finds_what_dense_arrays_hold(tmp_path: Path, own: boo
         np.testing.assert_array_equal(found.own, np.diag(weight))
 
 
-def test_the_lead_is_measured_against_a_targets_other_weights(tmp_path: Path) -> None:
-    weight = np.array([[8, 0.5], [2, 1], [2, 1], [2, 0], [0, 0]], np.float32)
-    found = survey(_fitted(tmp_path, weight), np.empty(0, np.int64), False, _silent)
-    others = np.sqrt([12 / 4, 1.25 / 4])
-    np.testing.assert_allclose(found.standout, [6 / others[0], 0], rtol=1e-6)
+def test_a_lead_is_the_largest_gap_against_the_weights_below_it(tmp_path: Path) -> None:
+    """One copy; two weak ones; two that lead by more together; no positive weight."""
+    columns = [[8, 2, 2, 2, 0, 0], [0.5, 1, 1, 0, 0, -2], [9, 8.5, 1, -1, 1, 0], [-3, -1, -1, -1, -1, -1]]
+    weight = np.array(columns, np.float32).T
+    leads = survey(_fitted(tmp_path, weight), np.empty(0, np.int64), False, _silent).leads
+    usual = np.median(np.sqrt([12 / 5, 5.25 / 5, 75.25 / 5, 13 / 5]))  # above those below each gap
+    np.testing.assert_allclose(leads.size, [6 / usual, 0.5 / usual, 7.5 / usual, 0], rtol=1e-6)
+    np.testing.assert_array_equal(leads.count[:3], [1, 2, 2])
+
+
+def test_fewer_training_examples_than_may_stand_out(tmp_path: Path) -> None:
+    found = survey(_fitted(tmp_path, np.array([[2.0, -1.0]], np.float32)), np.empty(0, np.int64), False, _silent)
+    np.testing.assert_array_equal(found.leads.size, [0, 0])
+    assert np.isfinite(found.mirrored.size).all()
+
+
+def test_leads_are_believed_while_a_tenth_as_many_come_of_negative_weights() -> None:
+    leads = np.concatenate([np.arange(20, 40), [5, 4, 3, 0]]).astype(float)
+    assert believed(leads, np.zeros(24)) == 23
+    assert believed(leads, np.full(24, 3.0)) == 21, "those above 1.5 times 3"
+    assert believed(leads, np.array([22, 22])) == 23, "two of twenty may be chance"
+    assert believed(leads, np.array([22, 22, 22])) == 6, "three may not"
+    assert believed(leads, np.full(24, 50.0)) == 0
+    assert believed(np.zeros(5), np.zeros(5)) == 0
+
+
+@pytest.mark.parametrize("share", [1, 0.1], ids=["dense", "sparse"])
+def test_nothing_stands_out_of_noise_and_copies_do(tmp_path: Path, share: float) -> None:
+    rng = np.random.default_rng(0)
+    noise = (rng.normal(size=(200, 500)) * (rng.random((200, 500)) < share)).astype(np.float32)
+    copies = noise.copy()
+    copies[7, 30] = 20
+    copies[[3, 150], 40] = 15, 14
+    for folder, weight, expected in (("noise", noise, []), ("copies", copies, [30, 40])):
+        (tmp_path / folder).mkdir()
+        found = survey(_fitted(tmp_path / folder, weight), np.empty(0, np.int64), False, _silent)
+        count = believed(found.leads.size, found.mirrored.size)
+        assert sorted(np.argsort(-found.leads.size)[:count]) == expected
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

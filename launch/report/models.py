@@ -51,8 +51,9 @@ def _accuracy_plot(store: ReadableStore) -> str:
         f"standard deviation {values.std():.2%}."
     )
     mark = f"mean {values.mean():.2%}", float(values.mean())
-    svg = plots.histogram("accuracy", values, "test accuracy", "models", mark=mark)
-    return html.plot("Test accuracy", f"n = {len(values):,} models", svg, caption)
+    edges = plots.whole_edges(np.round(values * shown).astype(np.int64)) / shown
+    svg = plots.histogram("accuracy", values, "test accuracy", "models", edges=edges, mark=mark)
+    return html.plot("Test accuracy", f"n = {html.counted(len(values), 'model')}", svg, caption)
 
 
 def _margin_plot(store: ReadableStore, rows: NDArray[np.int64]) -> str:

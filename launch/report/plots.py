@@ -37,7 +37,9 @@ _STYLE: Any = {
     "ytick.color": _LINE,
     "xtick.labelcolor": _SOFT,
     "ytick.labelcolor": _SOFT,
-    "legend.frameon": False,
+    "legend.facecolor": _PAPER,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.8,
     "legend.fontsize": 8.5,
 }
 

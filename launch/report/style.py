@@ -89,7 +89,7 @@ figure { margin: 0; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1.75rem 1rem;
   margin-top: 1.25rem; }
 .pair { display: flex; gap: 1rem; break-inside: avoid; }
-.pair .thumbs { flex: none; }
+.pair .thumbs { flex: none; max-width: 9.7rem; }
 .pair p { margin: 0; color: var(--soft); font-size: .78rem; line-height: 1.5; }
 .pair p b { color: var(--ink); font-weight: 600; }
 

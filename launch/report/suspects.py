@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from launch.report import html, plots
 from launch.report.gallery import name_of, signed, unseen
 from launch.report.html import Section
+from launch.report.leads import ALLOWED, DEPTH, HEADROOM, believed
 from launch.report.subject import Subject, spread
 from train.data import Dataset, Split
 
@@ -15,87 +16,122 @@ _SHOWN = 12
 """Pairs and images that are shown."""
 _TYPICAL = 200
 """Training images that tell how far apart two images usually are."""
-_DEFINITION = (
-    "A pair is ranked by how far the target's largest weight is ahead of its second, in units of the root mean square "
-    "of its other weights (or the median target's, where that is larger). Each training {thing} is shown once, with "
-    "the target that stands out most."
-)
+_LEAST_LEAD = 0.1
+"""Smaller leads are drawn there."""
 
 
 def duplicates(subject: Subject) -> Section:
-    """Pairs of a target and a training example whose weight stands out."""
-    places = _standing_out(subject)
+    """Pairs of a target and the training examples whose weights stand out."""
+    count = believed(subject.found.leads.size, subject.found.mirrored.size)
+    places = _standing_out(subject, count)
+    thing = "example" if subject.dataset is None else "image"
+    body = html.paragraph(
+        f"{subject.kind.capitalize()} {thing}s that hang on one training {thing}, or on up to {DEPTH}, more than on "
+        "all others, as on near-duplicates. A target's lead is the largest gap between one of its "
+        f"{DEPTH} largest weights and the next, in units of the root mean square of the weights below the gap (or the "
+        "median target's, where that is larger); what is above the gap is shown."
+    )
+    body += html.paragraph(_believed(subject, count, len(places)))
     if subject.dataset is None:
-        body = html.paragraph(
-            f"{subject.kind.capitalize()} examples that hang on one training example more than on all others, as on a "
-            f"near-duplicate. {_DEFINITION.format(thing='example')} The images are not at hand, so only numbers are "
-            "shown; `--data.root` tells where they lie."
-        )
         body += _numbers(subject, places)
-    else:
-        body = html.paragraph(
-            f"{subject.kind.capitalize()} images that hang on one training image more than on all others, as on a "
-            f"near-duplicate. {_DEFINITION.format(thing='image')} These are suspicions: look at them."
-            f"{unseen(subject.dataset)}"
-        )
+        body += html.paragraph("The images are not at hand: `--data.root` tells where they lie.", "small")
+    elif places:
         dataset = subject.dataset
-        pairs = "".join(_pair(subject, dataset, place) for place in places.tolist())
-        body += f'<div class="pairs">{pairs}</div>' if pairs else html.paragraph("None.")
+        body += f'<div class="pairs">{"".join(_pair(subject, dataset, place) for place in places)}</div>'
         typical = min(_TYPICAL, subject.store.n_train)
         body += html.paragraph(
             f"Pixels: root mean square difference of values from 0 to 255, beside the median to {typical} training "
-            "images, evenly spaced.",
+            f"images, evenly spaced.{unseen(dataset)}",
             "small",
         )
-    return Section("duplicates", "Suspected duplicates", body + html.plots([_standout_plot(subject)]))
+    return Section("duplicates", "Suspected duplicates", body + html.plots([_lead_plot(subject, count)]))
 
 
-def _standing_out(subject: Subject) -> NDArray[np.int64]:
-    """Places of the targets whose largest weight stands out most, the most first, each of another training example."""
-    standout, strongest = subject.found.standout, subject.found.strongest
-    order = np.argsort(-standout, kind="stable")
-    order = order[standout[order] > 0]
-    _, first = np.unique(strongest[order], return_index=True)
-    return order[np.sort(first)[:_SHOWN]]
+def _believed(subject: Subject, count: int, shown: int) -> str:
+    """How many leads are believed, by which threshold, and how many of them are shown."""
+    leads, mirrored = subject.found.leads.size, subject.found.mirrored.size
+    n = html.counted(len(leads), "target")
+    judged = (
+        "Noise and shared features make leads among negative weights too, where copies make none: leads are told from "
+        f"noise as far down as those, times {HEADROOM:g}, are at most {ALLOWED:.0%} as many."
+    )
+    if not count:
+        return f"{judged} Of {n} none is, so that no pair is shown."
+    least = float(np.sort(leads)[-count])
+    chance = int((HEADROOM * mirrored >= least).sum())
+    which = "" if shown == count else f" The {shown} largest of different training examples are shown."
+    return (
+        f"{judged} Of {n} these are {count:,}, with leads of at least {least:.1f}; among negative weights {chance:,} "
+        f"lead by {least / HEADROOM:.1f} or more.{which} They are suspicions: look at them."
+    )
+
+
+def _standing_out(subject: Subject, count: int) -> list[int]:
+    """Places of the targets that lead most, of `count`, the most first; none of training examples all shown before."""
+    places: list[int] = []
+    seen: set[int] = set()
+    for place in np.argsort(-subject.found.leads.size, kind="stable")[:count].tolist():
+        examples = set(_above(subject, place))
+        if not examples <= seen and len(places) < _SHOWN:
+            places.append(place)
+            seen |= examples
+    return places
+
+
+def _above(subject: Subject, place: int) -> list[int]:
+    """The training examples above the gap of a target, largest weight first."""
+    found = subject.found
+    return found.largest.whose[: found.leads.count[place], place].tolist()
+
+
+def _weights(subject: Subject, place: int) -> list[str]:
+    """Their weights, and the largest one below the gap."""
+    found = subject.found
+    values = found.largest.values[: found.leads.count[place] + 1, place]
+    return [signed(float(value)) for value in np.where(np.isfinite(values), values, 0)]
 
 
 def _pair(subject: Subject, dataset: Dataset, place: int) -> str:
-    found = subject.found
-    target, example = int(subject.fitted.targets[place]), int(found.strongest[place])
-    ours, theirs = subject.targets.images[target], dataset.train.images[example]
-    names = name_of(dataset, subject.targets, target), name_of(dataset, dataset.train, example)
-    images = html.thumbnail(ours, f"{subject.kind} image {target}, {names[0]}", [names[0], subject.split, f"#{target}"])
-    images += html.thumbnail(theirs, f"training image {example}, {names[1]}", [names[1], "train", f"#{example}"])
-    first, second = (signed(float(value[place])) for value in (found.first, found.second))
-    distance, usual = _distance(ours, theirs), _usual(ours, dataset.train)
-    lines = [f"weight {first}", f"next {second}", f"pixels {distance:.1f} apart", f"usually {usual:.0f}"]
+    target = int(subject.fitted.targets[place])
+    ours, name = subject.targets.images[target], name_of(dataset, subject.targets, target)
+    images = html.thumbnail(ours, f"{subject.kind} image {target}, {name}", [name, subject.split, f"#{target}"])
+    *weights, following = _weights(subject, place)
+    distances = []
+    for example, weight in zip(_above(subject, place), weights, strict=True):
+        theirs, name = dataset.train.images[example], name_of(dataset, dataset.train, example)
+        alt = f"training image {example}, {name}, weight {weight}"
+        images += html.thumbnail(theirs, alt, [name, "train", f"#{example}"])
+        distances.append(f"{_distance(ours, theirs):.1f}")
+    lines = [
+        f"weight {', '.join(weights)}",
+        f"next {following}",
+        f"pixels {', '.join(distances)} apart",
+        f"usually {_usual(ours, dataset.train):.0f}",
+    ]
     return (
-        f'<div class="pair"><div class="thumbs">{images}</div><p><b>{found.standout[place]:.1f}</b> ahead<br>'
+        f'<div class="pair"><div class="thumbs">{images}</div><p><b>lead {subject.found.leads.size[place]:.1f}</b><br>'
         f"{'<br>'.join(map(escape, lines))}</p></div>"
     )
 
 
-def _numbers(subject: Subject, places: NDArray[np.int64]) -> str:
-    found = subject.found
-    rows = [
-        (
-            f"{subject.fitted.targets[place]}",
-            f"{found.strongest[place]}",
-            signed(float(found.first[place])),
-            signed(float(found.second[place])),
-            f"{found.standout[place]:.1f}",
-        )
-        for place in places
-    ]
-    names = [f"{subject.kind} example", "training example", "largest weight", "second", "ahead by"]
-    return html.grid("Suspected duplicates", names, rows) if rows else html.paragraph("None.")
+def _numbers(subject: Subject, places: list[int]) -> str:
+    rows = []
+    for place in places:
+        *weights, following = _weights(subject, place)
+        examples, lead = ", ".join(map(str, _above(subject, place))), f"{subject.found.leads.size[place]:.1f}"
+        rows.append((f"{subject.fitted.targets[place]}", examples, ", ".join(weights), following, lead))
+    names = [f"{subject.kind} example", "training examples", "weights", "next", "lead"]
+    return html.grid("Suspected duplicates", names, rows) if rows else ""
 
 
-def _standout_plot(subject: Subject) -> str:
-    values = subject.found.standout
-    svg = plots.histogram("standout", values, "lead of the largest weight", "targets")
-    caption = "The lead by which pairs are ranked, of all targets. Duplicates lie apart, far to the right."
-    return html.plot("Lead of the largest weight", f"n = {len(values):,} targets", svg, caption)
+def _lead_plot(subject: Subject, count: int) -> str:
+    """Leads on a logarithmic axis, those below the smallest that is drawn in the first bar."""
+    values = subject.found.leads.size
+    shown = np.maximum(values, _LEAST_LEAD)
+    mark = (f"told from noise: {count:,}", float(np.sort(values)[-count])) if count else None
+    svg = plots.histogram("leads", shown, "lead", "targets", log=True, mark=mark)
+    caption = f"Of every target, by which pairs are ranked; smaller than {_LEAST_LEAD:g} is drawn there."
+    return html.plot("Leads of the largest weights", f"n = {html.counted(len(values), 'target')}", svg, caption)
 
 
 def harmful(subject: Subject) -> Section:

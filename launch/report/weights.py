@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from lasso import Datamodels, find, load
 from lasso.datamodels import piece_of, places
-from lasso.design import divide
 from lasso.files import VECTORS, pieces
 from lasso.fit import is_fresh
 from lasso.rows import Progress, target_count
+from launch.report.leads import Largest, Leads
 from train.errors import UserError
 from train.store import ReadableStore
 
@@ -157,12 +157,10 @@ class Survey:
     but `own`.
     """
 
-    first: NDArray[np.float32]
-    """[t] a target's largest weight"""
-    strongest: NDArray[np.int64]
-    """[t] whose that is"""
-    second: NDArray[np.float32]
-    """[t] its second largest"""
+    largest: Largest
+    """of each target"""
+    smallest: Largest
+    """the same of the weights with their sign turned"""
     squares: NDArray[np.float64]
     """[t] sum of its squared weights"""
     nonzero: NDArray[np.int64]
@@ -176,15 +174,15 @@ class Survey:
     own: NDArray[np.float32] | None
     """[t] weight of each target for itself, where targets are training examples"""
 
-    @property
-    def standout(self) -> NDArray[np.float64]:
-        """[t] how far the largest weight stands out: its lead over the second, over the root mean square of the others
-        (the median target's, where that is larger).
-        """
-        squares = np.maximum(0, self.squares - self.first.astype(np.float64) ** 2)
-        others = np.sqrt(squares / max(1, len(self.columns) - 1))
-        scale = np.maximum(others, np.median(others))
-        return divide(np.maximum(0, self.first - self.second).astype(np.float64), scale)
+    @cached_property
+    def leads(self) -> Leads:
+        """What stands out among each target's weights."""
+        return Leads.of(self.largest.values, self.squares, len(self.columns))
+
+    @cached_property
+    def mirrored(self) -> Leads:
+        """The same of the weights with their sign turned: how far something stands out where nothing is a copy."""
+        return Leads.of(self.smallest.values, self.squares, len(self.columns))
 
 
 def survey(fitted: Fitted, positions: NDArray[np.int64], own: bool, progress: Progress) -> Survey:
@@ -195,9 +193,8 @@ def survey(fitted: Fitted, positions: NDArray[np.int64], own: bool, progress: Pr
     """
     width = len(fitted.targets)
     found = Survey(
-        first=np.full(width, -np.inf, np.float32),
-        strongest=np.zeros(width, np.int64),
-        second=np.full(width, -np.inf, np.float32),
+        largest=Largest(width, 1),
+        smallest=Largest(width, -1),
         squares=np.zeros(width),
         nonzero=np.zeros(width, np.int64),
         influence=np.zeros(fitted.n_train),
@@ -218,7 +215,6 @@ def survey(fitted: Fitted, positions: NDArray[np.int64], own: bool, progress: Pr
     counts = width - np.isin(np.arange(fitted.n_train), fitted.targets) if own else np.full(fitted.n_train, width)
     found.influence /= np.maximum(1, counts)
     found.effect /= np.maximum(1, counts)
-    found.second = np.where(np.isfinite(found.second), found.second, 0)  # of a single training example
     return found
 
 
@@ -237,16 +233,5 @@ def _add(
     found.nonzero[place] += np.count_nonzero(band, axis=0)
     found.influence[rows] += np.abs(band).sum(axis=1)
     found.effect[rows] += band.sum(axis=1, dtype=np.float64)
-    _lead(found, rows, place, band)
-
-
-def _lead(found: Survey, rows: slice, place: slice, band: NDArray[np.float32]) -> None:
-    """Bring the two largest weights of each target up to date; `band` is spoilt."""
-    columns = np.arange(band.shape[1])
-    best = band.argmax(axis=0)
-    top = band[best, columns]
-    band[best, columns] = -np.inf
-    first, second = found.first[place], found.second[place]
-    found.second[place] = np.maximum(np.minimum(first, top), np.maximum(second, band.max(axis=0)))
-    found.strongest[place] = np.where(top > first, rows.start + best, found.strongest[place])
-    found.first[place] = np.maximum(first, top)
+    found.largest.add(rows.start, place, band)
+    found.smallest.add(rows.start, place, band)
