@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from lasso.compiled import compiled
 from lasso.design import Counts
+from train.compiled import compiled
 
 Vector = NDArray[np.float64]
 

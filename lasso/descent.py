@@ -12,9 +12,9 @@ models via coordinate descent" (J. Stat. Softw. 2010).
 """
 
 from lasso.certificate import Vector, relative_gap
-from lasso.compiled import compiled
 from lasso.face import descend_face
 from lasso.workspace import Matrix, Workspace, add_rows
+from train.compiled import compiled
 
 _HARD_LIMIT = 2_000
 """Sweeps at one lambda after which a target counts as not converged."""

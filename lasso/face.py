@@ -9,8 +9,8 @@ Steps between faces as in Lee, Battle, Raina & Ng, "Efficient sparse coding algo
 """
 
 from lasso.certificate import Vector
-from lasso.compiled import compiled
 from lasso.workspace import Matrix, Workspace, add_rows
+from train.compiled import compiled
 
 _FALL = 1e-6
 """Fall of the squared gradient on the face that is enough."""

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lasso.certificate import Vector
-from lasso.compiled import compiled
 from lasso.workspace import Matrix, Workspace, add_rows
+from train.compiled import compiled
 
 
 class Heldout(NamedTuple):

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lasso.certificate import Vector
-from lasso.compiled import compiled
 from lasso.descent import minimise
 from lasso.heldout import Heldout, heldout_squares
 from lasso.workspace import PAST, Matrix, Workspace, add_rows, start
+from train.compiled import compiled
 
 _AIMS = (0.9, 3e-2, 1e-3, 1e-5)
 """Relative gaps, over the tolerance, that a lambda is solved to: on the way, and as a contender for the best."""

@@ -11,7 +11,7 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from lasso.compiled import compiled
+from train.compiled import compiled
 
 _TILE = 16
 """Examples to a side of the tiles in which the counts are made: both sides' bits stay in the L1 cache."""

@@ -7,7 +7,7 @@ sums: no resample is ever sorted.
 import numpy as np
 from numpy.typing import NDArray
 
-from lasso.compiled import compiled
+from train.compiled import compiled
 
 LANES = 64
 """Resamples to a vector."""

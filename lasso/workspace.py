@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lasso.certificate import Vector
-from lasso.compiled import compiled
+from train.compiled import compiled
 
 Matrix = NDArray[np.float32]
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FORMAT = "datamodels-store-1"
 
-PACKAGES = ("torch", "torchvision", "numpy", "triton", "ffcv", "wilds")
+PACKAGES = ("torch", "torchvision", "numpy", "numba", "triton", "ffcv", "wilds")
 
 
 def versions() -> dict[str, str]:

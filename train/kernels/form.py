@@ -23,6 +23,11 @@ class Form:
 
 RELU = Form()
 
+Kept = tuple[Tensor, ...]
+"""What a backward needs besides x: the result of a sum's ReLU, or what an overlapping pool has chosen."""
+Moments = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Mean, 1/sqrt(variance + eps) (in evaluation the variance), weight and bias, [C] each."""
+
 
 def composition(x: Tensor, norm: nn.BatchNorm2d, form: Form, residual: Tensor | None = None) -> Tensor:
     """Batch norm and what `form` says, in PyTorch's operations."""

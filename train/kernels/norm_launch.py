@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from train.kernels.device import norm as plain
 from train.kernels.device import overlap, pool
-from train.kernels.form import Form
+from train.kernels.form import Form, Kept, Moments
 from train.kernels.runtime import OPTIONS, TILE, Tiling, ceil_div, image_tiling, power_of_two, tiling
 
 POOL_TILE = 2048
@@ -13,11 +13,6 @@ POOL_TILE = 2048
 FEW_CHANNELS = 8
 """Channels of a program that combines what the programs of a pass have found: 32 bytes of float32."""
 PLACES = {None: 0, "before": plain.BEFORE.value, "after": plain.AFTER.value}
-
-Kept = tuple[Tensor, ...]
-"""What a backward needs besides x: the result of a sum's ReLU, or what an overlapping pool has chosen."""
-Moments = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Mean, 1/sqrt(variance + eps) (in evaluation the variance), weight and bias, [C] each."""
 
 
 def statistics(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""The kernels of train.kernels for a CPU, in numba."""
