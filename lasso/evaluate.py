@@ -32,6 +32,8 @@ from train.store import ReadableStore as Store
 
 _TILE_VALUES = 2**23
 """Entries of one tile's largest matrix: 64 MiB as float64."""
+_LARGEST = float(np.finfo(np.float32).max)
+"""Largest weight: squares of sums of such ones are finite."""
 
 
 @dataclass(frozen=True)
@@ -207,8 +209,8 @@ def _tiles(
         columns = slice(start, min(start + width, targets))
         weight = np.ascontiguousarray(source.weight[:, columns], dtype=np.float64)
         bias = source.bias[columns].astype(np.float64)
-        if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
-            raise UserError(f"{source.name} holds weights that are not finite")
+        if not all((abs(values) <= _LARGEST).all() for values in (weight, bias)):  # never true of nan
+            raise UserError(f"{source.name} holds weights that are not finite, or beyond {_LARGEST:.2g}")
         if scale is not None:
             weight, bias = scale.unscaled(weight, bias)
         yield columns, weight, bias

@@ -292,6 +292,7 @@ def test_unfit_weights_are_refused(store, tmp_path):
     np.save(tmp_path / "wide.npy", np.zeros((6, 10)))
     np.save(tmp_path / "text.npy", np.full((10, 6), "a"))
     np.save(tmp_path / "nan.npy", np.full((10, 6), np.nan))
+    np.save(tmp_path / "vast.npy", np.full((10, 6), 1e308))
     np.save(tmp_path / "complex.npy", np.full((10, 6), 1j))
     np.save(tmp_path / "objects.npy", np.full((10, 6), None))
     with open(tmp_path / "archive.npy", "wb") as file:
@@ -311,6 +312,7 @@ def test_unfit_weights_are_refused(store, tmp_path):
         ("text.npy", "expected real numbers"),
         ("nan.npy", "not finite"),
         ("nan.pt", "not finite"),
+        ("vast.npy", "beyond 3.4e"),
         ("complex.npy", "holds complex128, expected real numbers"),
         ("objects.npy", "not a whole .npy file .*Python objects"),
         ("archive.npy", "not a whole .npy file"),
