@@ -10,6 +10,7 @@ ends once `min_lambdas` were tried and the last `patience` of them brought no sm
 larger lambda. The relative gap is the duality gap over P(0) = var(y)/2.
 """
 
+import logging
 from typing import TYPE_CHECKING
 
 from lasso.lot import Lot
@@ -18,6 +19,7 @@ from lasso.moments import Cross
 from lasso.rows import Progress, silent
 from lasso.solution import Solution
 from train.config import Fit
+from train.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -51,19 +53,29 @@ def solve(
 
 
 def device_for(fit: Fit, n_train: int, targets: int) -> "torch.device | None":
-    """Where FISTA runs: on a GPU with the memory for it, or wherever torch can if that is asked for; None for descent.
+    """Where FISTA runs: on a GPU, or wherever torch can if that is asked for; None for descent.
 
-    targets: of the whole fit, so that all its pieces go the same way.
+    targets: of the whole fit, so that all its pieces go the same way. Where a GPU has too little free memory, `auto`
+    falls back to descent and says so; raises UserError where FISTA is asked for.
     """
     if fit.solver == "descent" or (fit.solver == "auto" and (n_train < _LARGE or targets < _MANY)):
         return None
     import torch
 
+    if not torch.cuda.is_available():
+        return torch.device("cpu") if fit.solver == "fista" else None
     from lasso.fista import bytes_needed
 
-    if torch.cuda.is_available() and bytes_needed(n_train) <= torch.cuda.mem_get_info()[0]:
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu") if fit.solver == "fista" else None
+    torch.cuda.empty_cache()  # what torch keeps for itself counts as used
+    device = torch.device("cuda", torch.cuda.current_device())
+    needed, free = bytes_needed(n_train), torch.cuda.mem_get_info(device)[0]
+    if needed <= free:
+        return device
+    short = f"{device} has {free} bytes free, expected {needed} for {n_train} examples"
+    if fit.solver == "fista":
+        raise UserError(f"{short}: free its memory, or set fit.solver to descent")
+    logging.getLogger(__name__).warning("%s: the fit takes the CPU, which may take days", short)
+    return None
 
 
 def device_name(device: "torch.device | None") -> str:

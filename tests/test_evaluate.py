@@ -167,12 +167,22 @@ def test_a_fit_on_evaluation_rows_is_told(tmp_path):
     assert any("fitted on rows up to 699, evaluation rows from 500 on among them" in notice for notice in notices)
 
 
-def test_too_little_memory_is_one_line(store, monkeypatch):
+@pytest.mark.parametrize("kind", [MemoryError, torch.OutOfMemoryError])
+def test_too_little_memory_is_one_line(store, monkeypatch, kind):
     def empty(*_):
-        raise MemoryError("Unable to allocate 9.3 GiB")
+        raise kind("Unable to allocate 9.3 GiB\nmore about it")
 
     monkeypatch.setattr("lasso.matrices.correlations", empty)
     with pytest.raises(WorkError, match=r"out of memory \(Unable to allocate 9.3 GiB\): 10 examples need"):
+        fit(store)
+
+
+def test_other_errors_of_torch_are_not_taken_for_too_little_memory(store, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr("lasso.matrices.correlations", broken)
+    with pytest.raises(RuntimeError, match="something else"):
         fit(store)
 
 

@@ -7,6 +7,7 @@ from lasso.correlations import Correlations
 from lasso.solver import device_for, solve
 from tests.test_solver import dense_data, make, sums_of, with_empty_rows
 from train.config import Fit
+from train.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -82,17 +83,40 @@ def test_products_with_correlations(monkeypatch, base, whole):
     assert np.linalg.eigvalsh(exact).max() + 1 <= corr.lipschitz <= 1.1 * np.linalg.eigvalsh(exact).max() + 1.1
 
 
-def test_a_device_is_chosen_by_size_memory_and_wish(monkeypatch):
-    assert device_for(Fit(), 20_000, 1_000) is None
-    assert device_for(Fit(solver="fista"), 20, 1) == CPU
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU that is said to be there, with so much memory: (free, total)."""
+    memory = [10**12, 10**12]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    for available, expected in ((10**9, None), (10**12, torch.device("cuda", 0))):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda available=available: (available, 10**12))
-        assert device_for(Fit(), 20_000, 1_000) == expected
-        assert device_for(Fit(), 2_000, 1_000) is None
-        assert device_for(Fit(), 20_000, 10) is None
-        assert device_for(Fit(solver="descent"), 20_000, 1_000) is None
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: tuple(memory))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: memory.__setitem__(0, memory[0] + 10**6))
+    return memory
+
+
+def test_without_a_gpu_fista_runs_where_it_is_asked_for():
+    assert device_for(Fit(), 20_000, 1_000) is None
+    assert device_for(Fit(solver="fista"), 20, 1) == CPU
+
+
+def test_too_little_memory_of_a_gpu_is_told_with_the_bytes(gpu, caplog):
+    assert device_for(Fit(), 20_000, 1_000) == torch.device("cuda", 0)
+    assert not caplog.messages
+    gpu[0] = 10**9
+    assert device_for(Fit(), 20_000, 1_000) is None
+    (line,) = caplog.messages
+    assert line.startswith("cuda:0 has 1001000000 bytes free, expected ")  # torch's own cache was emptied first
+    with pytest.raises(UserError, match=r"cuda:0 has 1002000000 bytes free, expected \d+ for 20000 examples"):
+        device_for(Fit(solver="fista"), 20_000, 1_000)
+
+
+@pytest.mark.parametrize("free", [10**9, 10**12])
+def test_small_problems_and_those_who_ask_for_descent_take_the_cpu(gpu, caplog, free):
+    gpu[0] = free
+    assert device_for(Fit(), 2_000, 1_000) is None
+    assert device_for(Fit(), 20_000, 10) is None
+    assert device_for(Fit(solver="descent"), 20_000, 1_000) is None
+    assert not caplog.messages
 
 
 def test_fista_does_not_depend_on_how_targets_are_divided():
