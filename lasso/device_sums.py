@@ -74,7 +74,7 @@ class DeviceCross(Cross):
         self._moments = torch.zeros((4, len(self._sums)), dtype=torch.float64, device=device)
         """sum, sum of squares, and of margin times size of the mask, of its absolute value"""
 
-    def add_packed(self, packed: NDArray[np.uint8], margins: NDArray[np.float64]) -> None:
+    def add_packed(self, packed: NDArray[np.uint8], margins: NDArray[np.floating]) -> None:
         places = torch.arange(7, -1, -1, device=self.device, dtype=torch.uint8)
         for start in range(0, len(packed), _ROWS):
             block = _sent(packed[start : start + _ROWS], self.device)

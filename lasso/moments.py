@@ -142,8 +142,8 @@ class Cross:
     def squares(self) -> NDArray[np.float64]:
         return self._squares[self._inside]
 
-    def add(self, masks: NDArray[np.float64], margins: NDArray[np.float64]) -> None:
-        """Add masks [rows, N_train] of 0 and 1 and margins [rows, T]."""
+    def add(self, masks: NDArray[np.float64], margins: NDArray[np.floating]) -> None:
+        """Add masks [rows, N_train] of 0 and 1 and margins [rows, T] of any precision."""
         if not len(masks):
             return
         padded = np.zeros((len(margins), len(self._sums)))
@@ -155,7 +155,7 @@ class Cross:
             self._sums[tile] += margins_RT.sum(axis=0)
             self._squares[tile] += (margins_RT * margins_RT).sum(axis=0)
 
-    def add_packed(self, packed: NDArray[np.uint8], margins: NDArray[np.float64]) -> None:
+    def add_packed(self, packed: NDArray[np.uint8], margins: NDArray[np.floating]) -> None:
         """Add masks [rows, N_train / 8] of 8 examples to a byte, and margins [rows, T]."""
         self.add(np.unpackbits(packed, axis=1, count=self._cross.shape[1]).astype(np.float64), margins)
 

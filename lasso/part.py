@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lasso import files, scratch
 from lasso.moments import Cross, Gram
-from lasso.rows import Progress, Split, read_margins, read_masks
+from lasso.rows import Progress, Split, read_masks, stored_margins
 from train.errors import UserError, WorkError
 from train.store import ReadableStore as Store
 
@@ -156,14 +156,14 @@ class Part:
                 offset = (start - ranges[0][0]) * len(self.split.rows)
                 self._sum(split, [(start, stop)], self._sorted_margins(path, offset, stop - start), progress)
 
-    def _margins(self, split: str, first: int, last: int, done: int) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    def _margins(self, split: str, first: int, last: int, done: int) -> Iterator[tuple[int, NDArray[np.float16]]]:
         """(place of the first row, margins of targets [first, last)) block by block, from place `done` on."""
         for block in Split(self.split.rows[done:], self.split.heldout[done:]).blocks(self.store):
-            yield done, read_margins(self.store, split, block.rows, slice(first, last))
+            yield done, stored_margins(self.store, split, block.rows, slice(first, last))
             done += len(block.rows)
 
     def _sum(
-        self, split: str, ranges: list[tuple[int, int]], margins: Iterator[NDArray[np.float64]], progress: Progress
+        self, split: str, ranges: list[tuple[int, int]], margins: Iterator[NDArray[np.float16]], progress: Progress
     ) -> None:
         n_train, (first, last) = self.store.n_train, (ranges[0][0], ranges[-1][1])
         crosses = self._cross(first, last), self._cross(first, last)
@@ -205,10 +205,10 @@ class Part:
                 scratch.mark(file, path, at, done, rows)
                 progress("rows", self.first + done, self.last)
 
-    def _sorted_margins(self, path: Path, offset: int, width: int) -> Iterator[NDArray[np.float64]]:
+    def _sorted_margins(self, path: Path, offset: int, width: int) -> Iterator[NDArray[np.float16]]:
         for block in self.split.blocks(self.store):
             size = len(block.rows) * width
-            yield np.fromfile(path, np.float16, size, offset=2 * offset).reshape(-1, width).astype(np.float64)
+            yield np.fromfile(path, np.float16, size, offset=2 * offset).reshape(-1, width)
             offset += size
 
 
