@@ -21,7 +21,7 @@ from train.create import create_store
 from train.data import Dataset
 from train.lane import Lane, Stop
 from train.layout import Layout
-from train.loop import Moment, Outcome, Trainer
+from train.loop import Drawn, Moment, Outcome, Trainer
 from train.rows import Results, train_rows
 from train.writer import RowFailure, RowResult, Writer
 
@@ -46,8 +46,8 @@ class WatchedTrainer(Trainer):
 
     spans: list[tuple[Moment, Moment, Moment]]
 
-    def train(self, lane: Lane, rows: range, stop: Stop) -> Outcome:
-        outcome = super().train(lane, rows, stop)
+    def train(self, lane: Lane, rows: range, stop: Stop, drawn: Drawn | None = None) -> Outcome:
+        outcome = super().train(lane, rows, stop, drawn)
         self.spans.append(outcome.moments)
         return outcome
 

@@ -25,7 +25,7 @@ from tests.faults.stores import check
 from tests.test_loop import trainer
 from tests.test_rows import MadeUp, train
 from tests.test_rows import store as store
-from train import augment, device, feed, lane, loop, replay
+from train import augment, device, feed, lane, loop, masks, parameters, replay
 from train.config import Data, Recipe, Setting
 from train.create import create_store
 from train.data import Dataset, Split, load
@@ -135,6 +135,39 @@ def test_a_record_tells_how_many_groups_shared_the_device(
     work(Task(str(tmp_path), tiny().to_dict(), (0, 24), "cpu", streams=2), Stop())
     (reader,) = open_own(layout, tiny()).states.readers
     assert reader.provenance["streams"] == 2
+
+
+def test_a_group_is_drawn_while_the_one_before_trains_and_not_by_its_thread(
+    gpu: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, next_is_drawn, threads = trainer(tiny()), threading.Event(), set()
+    draw, trained, overlapped = used.draw, used.lanes[0].train, []
+
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def note(*given: Any) -> Any:
+            threads.add(threading.get_ident())
+            return function(*given)
+
+        return note
+
+    def draw_and_tell(rows: range) -> loop.Drawn:
+        found = draw(rows)
+        if rows.start == 8:
+            next_is_drawn.set()
+        return found
+
+    def train_once_the_next_is_drawn(stop: Callable[[], bool]) -> None:
+        overlapped.append(next_is_drawn.wait(60))
+        trained(stop)
+
+    for module, name in ((loop, "tables"), (parameters, "uniform"), (masks, "raw")):
+        monkeypatch.setattr(module, name, noted(getattr(module, name)))
+    monkeypatch.setattr(used, "draw", draw_and_tell)
+    monkeypatch.setattr(used.lanes[0], "train", train_once_the_next_is_drawn)
+    pending = [used.start(group) for group in range(2)]
+    assert [len(each.result()) for each in pending] == [8, 8]
+    assert overlapped == [True, True]
+    assert threads == {threading.get_ident()}
 
 
 def test_a_stop_ends_the_groups_in_flight(gpu: set[int]) -> None:

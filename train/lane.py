@@ -8,7 +8,9 @@ split, K classes.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -86,9 +88,12 @@ class Lane:
         self.network.eval()
         self._look.prepare()
 
-    def begin(self, plan: Tables, rows: range) -> None:
-        """Put the rows' initial state and tables in place."""
-        self.parameters.reset(self.setting.seed, rows)
+    def begin(self, plan: Tables, rows: range, start: NDArray[np.float32] | None = None) -> None:
+        """Put the rows' initial state and tables in place.
+
+        start: the parameters' initial values, where they have been drawn before.
+        """
+        self.parameters.reset(self.setting.seed, rows, start)
         reset_statistics(self.network)
         self.network.train()
         steps = plan.order_GSB.shape[1]

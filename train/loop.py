@@ -84,20 +84,34 @@ class Trainer:
         return self.start(group, stop).result()
 
     def start(self, group: int, stop: Stop = lambda: False) -> "Pending":
-        """Begin with a group's rows. Raises Interrupted where they are trained at once."""
+        """Begin with a group's rows. Raises Interrupted where they are trained at once.
+
+        For a GPU, all that the host draws for them is drawn here, while the group before trains: the lane's thread only
+        sends it. That is kept for the groups under way, and no others.
+        """
         rows = range(group * self.recipe.group, (group + 1) * self.recipe.group)
         if not self._queues:
             outcome = self.train(self.lanes[0], rows, stop)
             return Pending(lambda: outcome)
+        drawn = self.draw(rows)
         queue = self._queues[self._started % len(self._queues)]
         self._started += 1
-        return Pending(queue.submit(lambda lane: self.train(lane, rows, stop)).result)
+        return Pending(queue.submit(lambda lane: self.train(lane, rows, stop, drawn)).result)
 
-    def train(self, lane: Lane, rows: range, stop: Stop) -> "Outcome":
-        """Train and evaluate rows on a lane; on a GPU, its queue may still have all of it before it."""
-        began = _now(self.device)
+    def draw(self, rows: range) -> "Drawn":
+        """What the rows' own streams say, on the host."""
         masks = [self.masks[row] for row in rows]
-        lane.begin(self.plan(rows, masks), rows)
+        start = None if self.recipe.own_network else self.lanes[0].parameters.start(self.setting.seed, rows)
+        return Drawn(masks, self.plan(rows, masks), start)
+
+    def train(self, lane: Lane, rows: range, stop: Stop, drawn: "Drawn | None" = None) -> "Outcome":
+        """Train and evaluate rows on a lane; on a GPU, its queue may still have all of it before it.
+
+        drawn: what `draw` gave for these rows, where it has been asked before.
+        """
+        began = _now(self.device)
+        drawn = drawn or self.draw(rows)
+        lane.begin(drawn.tables, rows, drawn.start)
         ready = _now(self.device)
         lane.train(stop)
         values: dict[str, Tensor] = {}
@@ -106,7 +120,7 @@ class Trainer:
             values |= {f"{name}_margins": margin(logits, labels), f"{name}_logits": logits}
         largest = {kind: fetched(value.abs().flatten(1).amax(1), self.device) for kind, value in values.items()}
         halves = {kind: fetched(value.half(), self.device) for kind, value in values.items()}
-        return Outcome(rows, masks, halves, largest, (began, ready, _now(self.device)), len(self.lanes))
+        return Outcome(rows, drawn.masks, halves, largest, (began, ready, _now(self.device)), len(self.lanes))
 
     def plan(self, rows: range, masks: list[NDArray[np.bool_]]) -> Tables:
         # A row without any example (possible under `bernoulli`) trains on the first and is failed afterwards.
@@ -120,6 +134,17 @@ def margin(logits_GNK: Tensor, labels_N: Tensor) -> Tensor:
     correct = logits_GNK.gather(-1, index)
     others = logits_GNK.scatter(-1, index, -torch.inf)
     return correct[..., 0] - others.amax(-1)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What the host draws for a group of rows."""
+
+    masks: list[NDArray[np.bool_]]
+    """Of each row, [N_train]."""
+    tables: Tables
+    start: NDArray[np.float32] | None
+    """Initial values of the parameters; None for an own network, which starts itself."""
 
 
 class _Queue:

@@ -77,12 +77,16 @@ class Parameters:
     def per_row(self) -> int:
         return self.sections[-1].stop
 
-    def reset(self, seed: int, rows: range) -> None:
-        """Start the rows afresh, each from its own initialisation stream; momentum back to zero. Raises UserError."""
+    def reset(self, seed: int, rows: range, start: NDArray[np.float32] | None = None) -> None:
+        """Start the rows afresh, each from its own initialisation stream; momentum back to zero. Raises UserError.
+
+        start: what `start` gave for these rows, where it has been asked before.
+        """
         if isinstance(self.network, OwnNetwork):
             self._take_over(self.network, seed, rows.start)
         else:
-            self.value[: self.size].copy_(sent(self._start(seed, rows), self.value.device))
+            start = self.start(seed, rows) if start is None else start
+            self.value[: self.size].copy_(sent(start, self.value.device))
         self.momentum.zero_()
         self._renew_copy()
 
@@ -96,8 +100,8 @@ class Parameters:
         self.value[: self.size].copy_(values)
         self._attach()
 
-    def _start(self, seed: int, rows: range) -> NDArray[np.float32]:
-        """The rows' initial values, as they lie in the flat tensor."""
+    def start(self, seed: int, rows: range) -> NDArray[np.float32]:
+        """The rows' initial values, as they lie in the flat tensor. Changes nothing; not for own networks."""
         starts = [uniform(seed, row, Stream.INITIALISATION, self.per_row) for row in rows]
         flat = [section.fill(start[section.start : section.stop]) for section in self.sections for start in starts]
         sizes = [section.stop - section.start for section in self.sections for _ in starts]
