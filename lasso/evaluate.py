@@ -11,7 +11,6 @@ the largest correlation that anything else can have with it.
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lasso.bootstrap import Bootstrap, Interval
-from lasso.datamodels import Datamodels, find, load, places
-from lasso.design import Scale
+from lasso.datamodels import Datamodels, places
 from lasso.fit import is_fresh
 from lasso.holdout import Holdout, Scores
 from lasso.protocol import protocol
-from lasso.rows import Progress, blocks, enough_memory, estimation_rows, read_masks, silent, target_count
+from lasso.rows import Progress, enough_memory, silent
+from lasso.weights import weights_of
 from train.errors import UserError
-from train.npy import mapped
 from train.store import ReadableStore as Store
-
-_TILE_VALUES = 2**23
-"""Entries of one tile's largest matrix: 64 MiB as float64."""
-_LARGEST = float(np.finfo(np.float32).max)
-"""Largest weight: squares of sums of such ones are finite."""
 
 
 @dataclass(frozen=True)
@@ -119,102 +112,22 @@ def evaluate(
     weights: a .pt in the format of the contract, or a .npy [N_train, T] of any method's attribution scores.
     scores: such an array itself, a tensor on the CPU too; larger where an example raises a target's margin more. Scores
     have bias 0, so that MSE and R^2 mean little. weight_units: `mask`, or `standardised` for weights of masks
-    standardised by mean and deviation over the estimation rows, as fast_l1 saves them; default what the report beside
-    the weights says, else `mask`. Raises UserError for unfit weights or fewer than three evaluation masks, WorkError
+    standardised by mean and deviation over the estimation rows, as fast_l1 saves them; default what the file says, else
+    `mask`. Raises UserError for unfit weights or fewer than three evaluation masks, WorkError
     for damaged rows.
     """
-    source = _source(store, split, weights, scores)
-    units = weight_units or (source.datamodels.units if source.datamodels else "mask")
-    if units not in ("mask", "standardised"):
-        raise UserError(f"weight_units is {units!r}, expected mask or standardised")
+    given = weights_of(store, split, weights, scores, weight_units)
     with enough_memory(store.n_train):
         holdout = Holdout(store, split, progress)
         bootstrap = _bootstrap(store, holdout)
-        scale = _scale(store, source, units)
-        tiles = [holdout.score(*tile, bootstrap) for tile in _tiles(source, len(holdout.rows), scale, progress)]
+        tiles = [holdout.score(*tile, bootstrap) for tile in given.tiles(store, len(holdout.rows), progress)]
         found = summarise(holdout, Scores.join(tiles), bootstrap)
     return dataclasses.replace(
         found,
         sample=_sample(store, split, holdout.rows),
-        protocol={**protocol(store, split), **_origin(source, units)},
-        notices=_notices(store, split, source.datamodels),
+        protocol={**protocol(store, split), **given.origin()},
+        notices=_notices(store, split, given.datamodels),
     )
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Weights to evaluate, wherever they come from."""
-
-    name: str
-    """What errors call them."""
-    weight: NDArray[Any]
-    """[N_train, T], mapped where it comes from a file"""
-    bias: NDArray[Any]
-    """[T]"""
-    datamodels: Datamodels | None = None
-    """The file's, which knows its units and perhaps how its masks are standardised"""
-
-
-def _source(store: Store, split: str, weights: str | Path | None, scores: ArrayLike | None) -> _Source:
-    targets = target_count(store, split)
-    if scores is not None:
-        if weights is not None:
-            raise UserError("both weights and scores are given, expected one of them")
-        source = _as_scores("scores", _as_array(scores))
-    else:
-        source = _from_file(store, split, weights)
-    if source.weight.shape != (store.n_train, targets):
-        found = f"{source.name} has shape {source.weight.shape}"
-        raise UserError(f"{found}, expected {store.n_train, targets}: [N_train, targets]")
-    return source
-
-
-def _from_file(store: Store, split: str, weights: str | Path | None) -> _Source:
-    path = Path(weights) if weights else find(store, split)
-    if path.suffix == ".npy":
-        return _as_scores(str(path), mapped(path))
-    found = load(path)
-    return _Source(str(path), found.stored_weight.numpy(), found.stored_bias.numpy(), found)
-
-
-def _as_array(scores: ArrayLike) -> NDArray[Any]:
-    try:
-        return np.asarray(scores)
-    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; tensors on a GPU, or with a gradient
-        raise UserError(f"scores cannot be read as an array: {str(error).splitlines()[0]}") from None
-
-
-def _as_scores(name: str, scores: NDArray[Any]) -> _Source:
-    if scores.dtype.kind not in "fiub":
-        raise UserError(f"{name} holds {scores.dtype}, expected real numbers")
-    return _Source(name, scores, np.zeros(scores.shape[-1] if scores.ndim else 0))
-
-
-def _scale(store: Store, source: _Source, units: str) -> Scale | None:
-    """How the masks of standardised weights are scaled: as the file says, or as over today's estimation rows."""
-    if units == "mask":
-        return None
-    if source.datamodels and {"mean", "deviation"} <= source.datamodels.tensors.keys():
-        return source.datamodels.scale
-    return column_scale(store)
-
-
-def _tiles(
-    source: _Source, rows: int, scale: Scale | None, progress: Progress
-) -> Iterator[tuple[slice, NDArray[np.float64], NDArray[np.float64]]]:
-    """Targets, their weights [N_train, t] and biases [t] in mask units; scale: that of standardised weights."""
-    n_train, targets = source.weight.shape
-    width = max(1, _TILE_VALUES // max(n_train, rows))
-    for start in range(0, targets, width):
-        columns = slice(start, min(start + width, targets))
-        weight = np.ascontiguousarray(source.weight[:, columns], dtype=np.float64)
-        bias = source.bias[columns].astype(np.float64)
-        if not all((abs(values) <= _LARGEST).all() for values in (weight, bias)):  # never true of nan
-            raise UserError(f"{source.name} holds weights that are not finite, or beyond {_LARGEST:.2g}")
-        if scale is not None:
-            weight, bias = scale.unscaled(weight, bias)
-        yield columns, weight, bias
-        progress("evaluate", columns.stop, targets)
 
 
 def _bootstrap(store: Store, holdout: Holdout) -> Bootstrap | None:
@@ -229,12 +142,6 @@ def _sample(store: Store, split: str, rows: NDArray[np.int64]) -> str:
     return hashlib.sha256(how.encode()).hexdigest()
 
 
-def _origin(source: _Source, units: str) -> dict[str, Any]:
-    """What the protocol says of weights."""
-    report = (source.datamodels and source.datamodels.report) or {}
-    return {"weights": source.name, "weight_units": units, "fit_models": report.get("rows", {}).get("used")}
-
-
 def _notices(store: Store, split: str, datamodels: Datamodels | None) -> tuple[str, ...]:
     """What speaks against the figures of weights: rows or options that have changed, rows that were fitted on."""
     if datamodels is None:
@@ -246,15 +153,6 @@ def _notices(store: Store, split: str, datamodels: Datamodels | None) -> tuple[s
     if last >= store.models:
         found.append(f"{path} was fitted on rows up to {last}, evaluation rows from {store.models} on among them")
     return tuple(found)
-
-
-def column_scale(store: Store) -> Scale:
-    """Mean and deviation of the masks over the completed estimation rows."""
-    rows = estimation_rows(store)
-    ones = np.zeros(store.n_train, np.int64)
-    for block in blocks(store, rows):
-        ones += np.count_nonzero(read_masks(store, block), axis=0)
-    return Scale.of(len(rows), ones)
 
 
 def summarise(holdout: Holdout, scores: Scores, bootstrap: Bootstrap | None = None) -> Evaluation:

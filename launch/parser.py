@@ -69,7 +69,7 @@ def _fit(parser: Any) -> None:
 
 def _eval(parser: Any) -> None:
     parser.add_argument("--weights", metavar="FILE", help="evaluate these weights (.pt of ours, or .npy scores)")
-    units = "units of the weights; default what the report beside them says, else mask"
+    units = "units of the weights; default what their file says, else mask"
     parser.add_argument("--weight_units", choices=["mask", "standardised"], help=units)
     parser.add_argument(
         "--curve", action="store_true", help="LDS and MSE against the number of models, and how many do"

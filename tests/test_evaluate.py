@@ -189,7 +189,7 @@ def test_other_errors_of_torch_are_not_taken_for_too_little_memory(store, monkey
 def test_tiles_and_blocks_change_nothing(store, monkeypatch):
     fit(store)
     whole = evaluate(store)
-    monkeypatch.setattr(sys.modules["lasso.evaluate"], "_TILE_VALUES", 400)
+    monkeypatch.setattr("lasso.weights._TILE_VALUES", 400)
     monkeypatch.setattr("lasso.rows._BLOCK_VALUES", 1)
     tiled = evaluate(store)
     np.testing.assert_allclose(tiled.target_lds, whole.target_lds, atol=1e-12)
