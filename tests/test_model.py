@@ -98,6 +98,32 @@ def test_steps_equal_torchs_sgd(group: int) -> None:
             torch.testing.assert_close(copy, parameter)
 
 
+@pytest.mark.parametrize("group", [1, 3])
+def test_flat_tensors_are_filled_up_with_zeros_that_stay(group: int) -> None:
+    network = ConvNet(group, 5, (8, 8, 1), 10)
+    parameters = Parameters(network, group, CPU)
+    parameters.reset(5, range(group))
+    for _ in range(2):
+        parameters.backward(network(torch.randn(group, 6, 8, 8, 1)).square().mean())
+        parameters.step(torch.full((group,), 0.1), 0.9, 5e-4)
+    tensors = parameters.value, parameters.grad, parameters.momentum
+    assert parameters.size == sum(parameter.numel() for parameter in network.parameters())
+    assert all(len(tensor) % 16 == 0 < len(tensor) - parameters.size for tensor in tensors)
+    assert not any(tensor[parameters.size :].any() for tensor in tensors)
+
+
+def test_gradients_of_one_precision_are_copied_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, copied = resnet9(8), []
+    parameters = Parameters(network, 1, CPU, torch.bfloat16)
+    parameters.reset(0, range(1))
+    copy = torch._foreach_copy_
+    monkeypatch.setattr(torch, "_foreach_copy_", lambda homes, new: (copied.append(new), copy(homes, new)))
+    parameters.backward(network(torch.randn(1, 4, 32, 32, 3, dtype=torch.bfloat16)).sum())
+    assert [{tensor.dtype for tensor in new} for new in copied] == [{torch.bfloat16}, {torch.float32}]
+    assert sum(map(len, copied)) == len(parameters.grads) == 25
+    assert all(grad.any() for grad in parameters.grads)
+
+
 def test_a_learning_rate_of_zero_leaves_a_row_as_it_is() -> None:
     network = ConvNet(2, 4, (8, 8, 1), 10)
     parameters = Parameters(network, 2, CPU)
