@@ -53,11 +53,17 @@ def _recent(store: Store) -> tuple[NDArray[np.bool_], float]:
     done = store.completed()
     if not done.any():
         return done, 0.0
-    times, seconds = store.states.time, store.states.seconds
+    times = store.states.time
     last = times[done].max()
     recent = done & (times > last - RECENT_SECONDS)
-    started = (times[recent] - seconds[recent] * store.group).min()
-    return recent, float(max(last - started, 1e-3)) / 3600
+    return recent, float(max(last - begun(store, recent).min(), 1e-3)) / 3600
+
+
+def begun(store: Store, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """When the groups of some rows that are done were begun, as times of the clock: groups at once share seconds."""
+    states = store.states
+    at_once = np.array([reader.provenance.get("streams", 1) for reader in states.readers])[states.journal[rows]]
+    return states.time[rows] - states.seconds[rows].astype(np.float64) * store.group * at_once
 
 
 def _active(store: Store) -> bool:

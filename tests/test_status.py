@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.status import describe
+from launch.status import begun, describe
 from tests.conftest import DIGITS, TINY, Outcome, in_process
+from tests.faults.stores import create, result, writing
 
 
 @pytest.fixture
@@ -34,6 +35,15 @@ def test_rates_are_told_by_host_and_task(datamodels: Callable[..., Outcome], mon
     (shown,) = [line for line in describe(found).splitlines() if line.startswith("by host")]
     assert shown.startswith("by host: n1 8 rows, ")
     assert shown.endswith(" an hour")
+
+
+def test_groups_that_shared_a_gpu_were_begun_as_long_ago_as_each_took(tmp_path: Path) -> None:
+    store = create(tmp_path)
+    with writing(store, streams=3) as writer:
+        assert writer.lease(1)
+        writer.commit(1, [result(store, 5)])
+    store.refresh()
+    assert begun(store, store.completed()) == store.states.time[5] - 4 * 3 * store.states.seconds[5]
 
 
 def test_a_store_without_rows_has_no_rates(datamodels: Callable[..., Outcome]) -> None:

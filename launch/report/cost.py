@@ -7,6 +7,7 @@ import numpy as np
 
 from launch.progress import duration
 from launch.rates import maker
+from launch.status import begun
 from train.store import ReadableStore, Store
 
 
@@ -80,12 +81,11 @@ def work_of(store: ReadableStore) -> Work | None:
     done, states = store.completed(), store.states
     seconds, times, journals = states.seconds[done].astype(np.float64), states.time[done], states.journal[done]
     on_gpu = np.array([maker(store, journal)[1] for journal in range(len(states.readers))])[journals]
-    at_once = np.array([reader.provenance.get("streams", 1) for reader in states.readers])[journals]
     return Work(
         gpu=float(seconds[on_gpu].sum()),
         cpu=float(seconds[~on_gpu].sum()),
         threads=store.setting.recipe.threads,
         rows=len(seconds),
-        first=datetime.fromtimestamp(float((times - seconds * store.group * at_once).min()), UTC),
+        first=datetime.fromtimestamp(float(begun(store, done).min()), UTC),
         last=datetime.fromtimestamp(float(times.max()), UTC),
     )
