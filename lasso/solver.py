@@ -28,6 +28,11 @@ _LARGE, _MANY = 4096, 128
 """Examples, and targets, from which a GPU is worth its while."""
 
 
+def suits_gpu(fit: Fit, n_train: int, targets: int) -> bool:
+    """Whether a fit of so many targets takes a GPU where there is one."""
+    return fit.solver == "fista" or (fit.solver == "auto" and n_train >= _LARGE and targets >= _MANY)
+
+
 def solve(
     matrices: Matrices,
     training: Cross,
@@ -58,7 +63,7 @@ def device_for(fit: Fit, n_train: int, targets: int) -> "torch.device | None":
     targets: of the whole fit, so that all its pieces go the same way. Where a GPU has too little free memory, `auto`
     falls back to descent and says so; raises UserError where FISTA is asked for.
     """
-    if fit.solver == "descent" or (fit.solver == "auto" and (n_train < _LARGE or targets < _MANY)):
+    if not suits_gpu(fit, n_train, targets):
         return None
     import torch
 

@@ -38,8 +38,8 @@ _SLAB_BYTES = 2**28
 """Sums of one group of rows with the margins that are held at a time."""
 _PACKED_ROWS = 4096
 """Held-out rows that are gathered before they are packed, which fills them up to 512."""
-_COLUMNS = 8 * TILE
-"""Targets to a file at most."""
+_COLUMNS, _TOGETHER = 8 * TILE, 256
+"""Targets to a file at most, and how many a GPU takes at a time (lasso.fista.TILE), which files best do not cut."""
 
 
 def folder_of(store: Store) -> Path:
@@ -255,8 +255,9 @@ def disk_bytes(models: int, n_train: int, n_test: int, targets: int) -> tuple[in
 
 
 def _columns(store: Store) -> int:
-    """Targets to a file: a multiple of the tile that keeps within the slab."""
-    return TILE * max(1, min(_COLUMNS, _SLAB_BYTES // (8 * store.n_train)) // TILE)
+    """Targets to a file: a multiple of what a GPU takes at a time that keeps within the slab, or one tile."""
+    within = min(_COLUMNS, _SLAB_BYTES // (8 * store.n_train))
+    return within // _TOGETHER * _TOGETHER or TILE
 
 
 def _width(store: Store, split: str) -> int:

@@ -63,17 +63,27 @@ class After:
     """CPUs of each."""
     memory: str | None = None
     """Memory of each; null leaves it to the cluster."""
-    gpus: int = 0
-    """GPUs of fit, eval and report; a gate gets none."""
+    gpus: int | None = None
+    """GPUs of fit, eval and report; null for 1 of the fit alone, where recipe.device is cuda and fit.solver takes a
+    problem of this size to a GPU, and none otherwise. A gate gets none."""
     extra: list[str] = field(default_factory=list)
     """More options of sbatch for each."""
-    targets: int = 2500
-    """Targets that one element of the fit's array fits. Each reads all masks."""
+    targets: int = 2560
+    """Targets that one element of the fit's array fits, best a multiple of the 256 that a GPU takes at a time. Each
+    reads all masks."""
 
     def __post_init__(self) -> None:
         _check_job("after.", self)
         _require(self.targets >= 1, "after.targets", self.targets, "at least 1")
-        _require(self.gpus >= 0, "after.gpus", self.gpus, "at least 0")
+        _require(self.gpus is None or self.gpus >= 0, "after.gpus", self.gpus, "at least 0, or null")
+
+    def gpus_for_fit(self, setting: Setting, n_train: int, targets: int) -> int:
+        """GPUs that an element of the fit asks for, of a split with so many targets."""
+        if self.gpus is not None:
+            return self.gpus
+        from lasso.solver import suits_gpu
+
+        return int(setting.recipe.device == "cuda" and suits_gpu(setting.fit, n_train, targets))
 
 
 @dataclass

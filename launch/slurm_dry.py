@@ -28,7 +28,9 @@ def dry_run(setting: Setting, layout: Layout, cluster: Slurm, split: str, retry_
     rows = rows_of(store, retry_failed) if store else _new_rows(setting, notices)
     queued = _queued(layout, store, split, notices)
     tasks = rows.tasks(cluster, queued)
-    targets = _shapes(rows)["test_margins" if split == "test" else "train_masks"][1]
+    n_train, targets = (_shapes(rows)[name][1] for name in ("train_masks", "test_margins"))
+    targets = targets if split == "test" else n_train
+    fit_gpus = cluster.after.gpus_for_fit(setting, n_train, targets)
     stages = {"train": tasks, "fit": pieces(targets, cluster.after.targets), "eval": [(0, targets)]}
     limit = slurm_queue.limits().array
     path = next_folder(folder_of(layout))
@@ -36,7 +38,9 @@ def dry_run(setting: Setting, layout: Layout, cluster: Slurm, split: str, retry_
     content = portable(rows.setting), dataclasses.asdict(cluster)
     for stage, wanted in stages.items():
         if wanted:
-            plan = Plan(store.manifest.id if store else "ID", stage, split, 0, 0, tuple(wanted), limit, *content)
+            plan = Plan(
+                store.manifest.id if store else "ID", stage, split, 0, 0, tuple(wanted), limit, *content, fit_gpus
+            )
             shown |= {name: text for name, text in files(plan, path, layout).items() if name.endswith(".sh")}
     for line in notices:
         notice(line)

@@ -92,6 +92,8 @@ class Plan:
     """Elements of the longest array that may be submitted."""
     setting: dict[str, Any]
     cluster: dict[str, Any]
+    fit_gpus: int = 0
+    """GPUs that an element of the fit asks for."""
 
     @cached_property
     def chunks(self) -> list[tuple[Range, ...]]:

@@ -100,14 +100,14 @@ class _Script:
 
     def fit(self, chunk: int) -> str:
         after = self.cluster.after
-        options = [*self._common("fit", "%A_%a"), *self._resources(after, after.gpus), *self._array(chunk)]
+        options = [*self._common("fit", "%A_%a"), *self._resources(after, self.plan.fit_gpus), *self._array(chunk)]
         fit = self._command("fit", f"--split {self.plan.split}", '--targets "$task"')
         what = f"Fits the targets in one line of {_list(self.plan, chunk)}; the last one joins the pieces."
         return self._text(options, what, [self._pick(chunk), _threads(after), f"exec {fit}"], after)
 
     def eval(self, chunk: int) -> str:
         after = self.cluster.after
-        options = [*self._common("eval", "%A_%a"), *self._resources(after, after.gpus), *self._array(chunk)]
+        options = [*self._common("eval", "%A_%a"), *self._resources(after, after.gpus or 0), *self._array(chunk)]
         split = f"--split {self.plan.split}"
         steps = [_threads(after)]
         if self.setting.eval_models:

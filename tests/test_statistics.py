@@ -3,12 +3,13 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from lasso import files, fit
+from lasso import files, fista, fit
 from lasso.rows import Split, estimation_rows
 from lasso.statistics import Statistics, disk_bytes, file_ranges, folder_of, row_cuts
 from tests.fake_store import FakeStore, linear_data
@@ -285,6 +286,13 @@ def test_large_statistics_are_one_part(store, monkeypatch):
 def test_file_ranges_end_where_those_of_a_whole_fit_do(store, monkeypatch):
     monkeypatch.setattr("lasso.statistics._COLUMNS", 128)
     assert file_ranges(store, "test", 100, 300) == [(100, 128), (128, 256), (256, 300)]
+
+
+@pytest.mark.parametrize(("n_train", "columns"), [(5_000, 1024), (21_404, 1024), (50_000, 512), (200_000, 128)])
+def test_files_cut_no_tile_of_a_gpu_while_they_keep_within_the_slab(n_train, columns):
+    store = SimpleNamespace(n_train=n_train)
+    assert file_ranges(store, "test", 0, 3000)[0] == (0, columns)
+    assert columns % fista.TILE == 0 or n_train == 200_000
 
 
 def test_the_last_rows_validate_as_upstream_does(store):

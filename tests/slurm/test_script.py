@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from lasso import fista
 from launch.slurm_config import After, Slurm, seconds_of
 from launch.slurm_plan import Plan, freeze
 from launch.slurm_script import files, lanes, portable, sbatch_quoted
 from tests.conftest import tiny
+from train.config import Fit
 from train.errors import UserError
 from train.layout import Layout
 
@@ -33,8 +35,9 @@ while :; do sleep 0.05; done
 def rendered(root: Path, stage: str = "train", cluster: Slurm | None = None, array: int = 100) -> dict[str, str]:
     """The files of a plan of two tasks, as they lie in ROOT/digits/_slurm_50pct/plan_0001."""
     layout = Layout(root, "digits", "50")
-    asked = dataclasses.asdict(cluster or Slurm())
-    plan = Plan("abc", stage, "test", 0, 32, ((0, 16), (16, 32)), array, portable(tiny()), asked)
+    cluster = cluster or Slurm()
+    content = portable(tiny()), dataclasses.asdict(cluster), cluster.after.gpus_for_fit(tiny(), 64, 32)
+    plan = Plan("abc", stage, "test", 0, 32, ((0, 16), (16, 32)), array, *content)
     path = layout.folder / "_slurm_50pct" / "plan_0001"
     made = files(plan, path, layout)
     if root.exists():
@@ -90,6 +93,19 @@ def test_gpus_are_asked_for_where_the_recipe_wants_them() -> None:
     recipe = dataclasses.replace(tiny().recipe, device="cuda")
     assert Slurm().gpus_for(tiny(recipe=recipe)) == 1
     assert Slurm(gpus=0).gpus_for(tiny(recipe=recipe)) == 0
+
+
+def test_the_fit_takes_a_gpu_where_training_does_and_the_problem_is_large() -> None:
+    fast = tiny(recipe=dataclasses.replace(tiny().recipe, device="cuda"))
+    slow = dataclasses.replace(fast, fit=Fit(solver="descent"))
+    assert After().gpus_for_fit(fast, 50_000, 10_000) == 1
+    assert [After().gpus_for_fit(fast, *size) for size in ((4095, 10_000), (50_000, 127))] == [0, 0]
+    assert [After().gpus_for_fit(setting, 50_000, 10_000) for setting in (tiny(), slow)] == [0, 0]
+    assert [After(gpus=asked).gpus_for_fit(fast, 50_000, 10_000) for asked in (0, 2)] == [0, 2]
+
+
+def test_lots_of_the_fit_cut_no_tile_of_a_gpu() -> None:
+    assert After().targets % fista.TILE == 0
 
 
 def test_long_arrays_are_split_and_share_what_may_run_at_once() -> None:

@@ -49,7 +49,12 @@ def test_cifar_is_planned_without_its_data(tmp_path: Path) -> None:
     assert found["fit-disk"].startswith(f"{kept} bytes (31.9 GB), and meanwhile {passing} more")
     assert found["GPU-hours"] == "about 516.7"
     assert found["money"] == "about 1,291.67"
-    assert "#SBATCH --gres=gpu:2" in done.out
+    scripts = dict(zip(*[iter(re.split(r"^----- (.*)$", done.out, flags=re.MULTILINE)[1:])] * 2, strict=True))
+    for name, gpus in (("train_0.sh", 2), ("fit_0.sh", 1), ("eval_0.sh", 0), ("gate.sh", 0)):
+        assert re.findall("--gres=gpu:(.)", scripts[name]) == [str(gpus)][: gpus > 0], name
+    assert "#SBATCH --array=0-3%100" in scripts["fit_0.sh"]  # 10,000 targets by 2,560
+    own = datamodels("submit", config, *asked, "--slurm.after.gpus=0", env=NOWHERE)
+    assert own.out.count("--gres=gpu") == 1
     assert not list(tmp_path.iterdir())
 
 
