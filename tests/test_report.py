@@ -228,7 +228,20 @@ def test_predictions_that_are_shifted_correlate_as_well(tmp_path: Path) -> None:
 def test_a_single_target_and_masks_drawn_one_by_one(tmp_path: Path) -> None:
     store = published(tmp_path, targets=1, mask="bernoulli")
     fit(store)
-    assert "n = 1 targets" in write_report(store, "test", images(24, 1)).read_text()
+    text = Tags(write_report(store, "test", images(24, 1)).read_text()).text
+    assert "n = 1 target " in text
+    assert not re.search(r"\b1 (?:targets|test examples|test images|rows|models)\b(?! from)", text)
+    assert "Predicted" not in re.sub("Predicted and actual", "", text), "no best and worst of one"
+
+
+def test_a_single_training_example(tmp_path: Path) -> None:
+    masks = np.arange(60)[:, None] % 2 == 0
+    margins = masks * [1.0, 2.0] + 0.1 * np.sin(np.arange(60))[:, None]
+    store = stored(tmp_path, masks, {"test": margins.astype(np.float16)}, alpha=0.4)
+    fit(store)
+    text = Tags(write_report(store, "test", images(1, 2)).read_text()).text
+    assert "inf " not in text
+    assert "nan" not in text
 
 
 def test_pages_of_other_alphas_and_splits_are_linked(tmp_path: Path) -> None:

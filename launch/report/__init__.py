@@ -10,6 +10,7 @@ from launch.report.basis import basis_of, beside, is_up_to_date, tag
 from launch.report.cost import work_of
 from launch.report.fit import fit
 from launch.report.gallery import behind, moved
+from launch.report.html import counted
 from launch.report.models import accuracy_of, models
 from launch.report.quality import quality
 from launch.report.run import what_was_run
@@ -65,11 +66,13 @@ def write_report(
 def _lead(subject: Subject) -> str:
     store, recipe = subject.store, subject.store.setting.recipe
     network = "" if work_of(store) is None else f" ({recipe.network}, {recipe.epochs} epochs)"
+    targets = len(subject.fitted.targets)
+    each = f"each of {targets:,} {subject.kind} examples" if targets > 1 else f"one {subject.kind} example"
     used = subject.fitted.report.get("rows", {}).get("used")
     origin = "of unknown origin (no record of a fit)" if used is None else f"fitted by LASSO to {used:,} of the models"
     return (
         f"{int(store.completed().sum()):,} models{network} were trained on random subsets of {store.setting.pct}% of "
-        f"{store.n_train:,} training examples. For each of {len(subject.fitted.targets):,} {subject.kind} examples a "
+        f"{store.n_train:,} training examples. For {each} a "
         f"linear datamodel, {origin}, predicts the margin from which training examples a model has seen."
     )
 
@@ -104,7 +107,7 @@ def _headline(subject: Subject) -> list[tuple[str, str, str]]:
 
 
 def _uncertainty(found: Evaluation) -> str:
-    n = f"{found.targets:,} targets, {found.masks:,} masks"
+    n = f"{counted(found.targets, 'target')}, {counted(found.masks, 'mask')}"
     interval = found.lds_interval
     return f"{interval.level:.0%} interval {interval.low:.3f} to {interval.high:.3f}; {n}" if interval else n
 

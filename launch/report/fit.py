@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from launch.progress import duration
 from launch.report import html, plots
-from launch.report.html import Section
+from launch.report.html import Section, counted
 from launch.report.path import path_plot
 from launch.report.subject import Subject
 
@@ -24,8 +24,8 @@ def fit(subject: Subject) -> Section:
     body = ""
     if missing := fitted.width - len(fitted.targets):
         body += html.paragraph(
-            f"{len(fitted.targets):,} of {fitted.width:,} targets are fitted so far. This page leaves out the other "
-            f"{missing:,}.",
+            f"{len(fitted.targets):,} of {counted(fitted.width, 'target')} are fitted so far. This page leaves out the "
+            f"other {missing:,}.",
             "note",
         )
     vectors = fitted.vectors()
@@ -61,10 +61,13 @@ def _rows(subject: Subject, report: dict[str, Any], vectors: dict[str, NDArray[A
         ),
         (
             "Chosen at the boundary",
-            f"{(chosen == 0).sum():,} targets at the largest lambda, {(chosen == path['k'] - 1).sum():,} at the "
-            "smallest (fit.eps moves it)",
+            f"{counted((chosen == 0).sum(), 'target')} at the largest lambda, {(chosen == path['k'] - 1).sum():,} at "
+            "the smallest (fit.eps moves it)",
         ),
-        ("Without variance", f"{(chosen < 0).sum():,} targets, {report['zero_variance']['examples']:,} examples"),
+        (
+            "Without variance",
+            f"{counted((chosen < 0).sum(), 'target')}, {counted(report['zero_variance']['examples'], 'example')}",
+        ),
         ("Relative duality gap", f"{gap.max():.2g} at most, median {np.median(gap):.2g}; tolerance {tolerance:g}"),
         ("KKT violation over lambda", f"{kkt.max():.2g} at most, median {np.median(kkt):.2g}"),
         ("Units of weights", "of a mask" if report["weight_units"] == "mask" else "of a standardised mask"),
@@ -82,11 +85,11 @@ def _lambdas(chosen: NDArray[np.int32], path: dict[str, Any]) -> str:
     beyond = int(((places == 0) | (places == k - 1)).sum())
     caption = (
         "Each target's lambda as a share of its own largest, at which all weights are 0. The bars at the ends of the "
-        f"path (orange) hold the {beyond:,} targets whose best lambda may lie beyond it."
+        f"path (orange) hold the {counted(beyond, 'target')} whose best lambda may lie beyond it."
     )
     xlabel = "chosen lambda / largest lambda"
     svg = plots.histogram("lambdas", np.exp(places * step), xlabel, "targets", edges=edges, log=True, flag_ends=True)
-    return html.plot("Chosen lambdas", f"n = {len(places):,} targets", svg, caption)
+    return html.plot("Chosen lambdas", f"n = {counted(len(places), 'target')}", svg, caption)
 
 
 def _gaps(gap: NDArray[np.float64], tolerance: float) -> str:
@@ -96,7 +99,7 @@ def _gaps(gap: NDArray[np.float64], tolerance: float) -> str:
     )
     shown, mark = np.maximum(gap, _SMALLEST_GAP), (f"tolerance {tolerance:g}", tolerance)
     svg = plots.histogram("gaps", shown, "relative duality gap", "targets", log=True, mark=mark)
-    return html.plot("Duality gaps", f"n = {len(gap):,} targets", svg, caption)
+    return html.plot("Duality gaps", f"n = {counted(len(gap), 'target')}", svg, caption)
 
 
 def _explained(mse: NDArray[np.float64], variance: NDArray[np.float64], rows: int) -> str:
@@ -104,12 +107,12 @@ def _explained(mse: NDArray[np.float64], variance: NDArray[np.float64], rows: in
     share = 1 - mse[varies] / variance[varies]
     median = float(np.median(share)) if len(share) else 0.0
     caption = (
-        f"1 − validation error at the chosen lambda / variance of the margin, on the {rows:,} rows that chose lambda: "
-        "slightly too good for that. Below 0 the mean alone predicts better."
+        f"1 − validation error at the chosen lambda / variance of the margin, on the {counted(rows, 'row')} that chose "
+        "lambda: slightly too good for that. Below 0 the mean alone predicts better."
     )
     shown, mark = np.maximum(share, _LEAST_SHARE), (f"median {median:.3f}", median)
     svg = plots.histogram("explained", shown, "share of variance explained", "targets", mark=mark)
-    return html.plot("Validation error", f"n = {len(share):,} targets", svg, caption)
+    return html.plot("Validation error", f"n = {counted(len(share), 'target')}", svg, caption)
 
 
 def _sparsity(subject: Subject) -> str:
@@ -120,4 +123,4 @@ def _sparsity(subject: Subject) -> str:
     )
     edges = plots.whole_edges(nonzero)
     svg = plots.histogram("nonzero", nonzero, "weights other than 0", "targets", edges=edges)
-    return html.plot("Sparsity", f"n = {len(nonzero):,} targets", svg, caption)
+    return html.plot("Sparsity", f"n = {counted(len(nonzero), 'target')}", svg, caption)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launch.report import html
-from launch.report.html import Section
+from launch.report.html import Section, counted
 from launch.report.subject import Subject
 from train.data import Dataset, Split
 
@@ -29,9 +29,9 @@ def behind(subject: Subject, dataset: Dataset) -> Section:
         draw = _drawing(dataset, dataset.train, "training", np.arange(len(weight)))
         cases.append(_case(image, weight, draw, ("raise its margin", "lower its margin")))
     text = (
-        f"For {len(cases)} {subject.kind} images, evenly spaced: the training images that raise the margin most when "
-        "a model is trained on them, and those that lower it most. The number is the weight, in units of margin; the "
-        "bar is its share of the largest."
+        f"For {counted(len(cases), f'{subject.kind} image')}, evenly spaced: the training images that raise the margin "
+        "most when a model is trained on them, and those that lower it most. The number is the weight, in units of "
+        "margin; the bar is its share of the largest."
     ) + unseen(dataset)
     if subject.found.own is not None:
         text += " A target's weight for itself is left out here and given beside it as “self”."
@@ -58,8 +58,8 @@ def moved(subject: Subject, dataset: Dataset) -> Section:
             weight[targets == example] = 0
         cases.append(_case(image, weight, _drawing(dataset, subject.targets, subject.kind, targets), titles))
     text = (
-        f"The {len(cases)} training images of largest mean absolute weight over all targets (“mean”), with the "
-        f"{subject.kind} images whose margins they raise and lower most."
+        f"The {counted(len(cases), 'training image')} of largest mean absolute weight over all targets (“mean”), with "
+        f"the {subject.kind} images whose margins they raise and lower most."
     ) + unseen(dataset)
     return Section("moved", "Images that move most", html.paragraph(text) + "".join(cases))
 

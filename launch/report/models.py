@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launch.report import html, plots
-from launch.report.html import Section
+from launch.report.html import Section, counted
 from launch.report.subject import Subject, spread
 from train.store import ReadableStore, Store
 
@@ -47,13 +47,13 @@ def _accuracy_plot(store: ReadableStore) -> str:
     values = accuracy_of(store)
     shown = store.n_test if isinstance(store, Store) else -(-store.n_test // _step(store.n_test))
     caption = (
-        f"Share of {shown:,} test examples with a positive margin, one value a model: mean {values.mean():.2%}, "
+        f"Share of {counted(shown, 'test example')} with a positive margin, one value a model: mean {values.mean():.2%}, "
         f"standard deviation {values.std():.2%}."
     )
     mark = f"mean {values.mean():.2%}", float(values.mean())
     edges = plots.whole_edges(np.round(values * shown).astype(np.int64)) / shown
     svg = plots.histogram("accuracy", values, "test accuracy", "models", edges=edges, mark=mark)
-    return html.plot("Test accuracy", f"n = {html.counted(len(values), 'model')}", svg, caption)
+    return html.plot("Test accuracy", f"n = {counted(len(values), 'model')}", svg, caption)
 
 
 def _margin_plot(store: ReadableStore, rows: NDArray[np.int64]) -> str:
@@ -71,7 +71,7 @@ def _margin_plot(store: ReadableStore, rows: NDArray[np.int64]) -> str:
     low, high = np.quantile(np.concatenate(list(groups.values())), (_TAIL, 1 - _TAIL))
     edges = np.linspace(low, max(high, low + 1e-3), 49)
     svg = plots.outlines("margins", groups, edges, "margin", "margins")
-    n = f"n = {sum(map(len, groups.values())):,} in {len(rows):,} models"
+    n = f"n = {sum(map(len, groups.values())):,} in {counted(len(rows), 'model')}"
     return html.plot("Margins", n, svg, f"{caption} {2 * _TAIL:.1%} lie beyond the ends.")
 
 
@@ -85,18 +85,21 @@ def _column_sums(subject: Subject) -> str:
         share = round(share * store.n_train) / store.n_train
     mean = len(rows) * share
     deviation = float(np.sqrt(_independent(store, rows) * share * (1 - share)))
-    edges = plots.whole_edges(counts)
-    expected = len(counts) * np.diff(ndtr((edges - mean) / deviation))
-    of_deviation = deviation / np.sqrt(2 * max(1, len(counts) - 1))
+    edges, xlabel = plots.whole_edges(counts), "masks that hold the example"
     caption = (
-        f"How many of {len(rows):,} masks hold each training example: from {counts.min():,} to {counts.max():,}, at "
-        f"most {np.abs(counts - mean).max() / deviation:.1f} deviations from the {mean:,.0f} that a share of {share:g} "
-        f"gives. Their standard deviation is {counts.std():.1f}; independent masks (line) give {deviation:.1f} ± "
-        f"{of_deviation:.1f}."
+        f"How many of {counted(len(rows), 'mask')} hold each training example: from {counts.min():,} to "
+        f"{counts.max():,}; a share of {share:g} gives {mean:,.0f}."
     )
-    xlabel = "masks that hold the example"
+    expected = None
+    if deviation:
+        expected = len(counts) * np.diff(ndtr((edges - mean) / deviation))
+        of_deviation = deviation / np.sqrt(2 * max(1, len(counts) - 1))
+        caption += (
+            f" They lie at most {np.abs(counts - mean).max() / deviation:.1f} deviations from it. Their standard "
+            f"deviation is {counts.std():.1f}; independent masks (line) give {deviation:.1f} ± {of_deviation:.1f}."
+        )
     svg = plots.histogram("columns", counts, xlabel, "training examples", edges=edges, expected=expected)
-    return html.plot("Column sums of the masks", f"n = {len(counts):,} training examples", svg, caption)
+    return html.plot("Column sums of the masks", f"n = {counted(len(counts), 'training example')}", svg, caption)
 
 
 def _counts(subject: Subject) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from lasso.rows import Split, read_margins, read_masks
 from launch.report import html, plots
+from launch.report.html import counted
 from launch.report.subject import Subject, spread
 from launch.report.weights import Fitted
 from train.store import ReadableStore
@@ -45,7 +46,7 @@ def path_plot(subject: Subject, vectors: dict[str, NDArray]) -> list[str]:
         f"are lowest, before {path['patience']} lambdas without a smaller error."
     )
     names = [f"{subject.split} {target}" for target in found.targets]
-    n = f"n = {len(names)} targets, {validation:,} rows"
+    n = f"n = {counted(len(names), 'target')}, {counted(validation, 'row')}"
     svg = plots.paths("paths", ratios, found.errors, names, (ratios[found.chosen], found.recorded))
     return [html.plot("Validation error along the path", n, svg, caption)]
 

@@ -6,7 +6,8 @@ from numpy.typing import NDArray
 from lasso import Curve, Evaluation
 from lasso.curve import FITTED
 from launch.report import html, plots
-from launch.report.html import Section
+from launch.report.gallery import unseen
+from launch.report.html import Section, counted
 from launch.report.subject import Subject, spread
 
 _BEST = 8
@@ -36,14 +37,17 @@ def quality(subject: Subject) -> Section:
 
 def _rows(subject: Subject, found: Evaluation) -> list[tuple[str, str]]:
     runs = subject.store.setting.runs_per_mask
-    lds = f"{found.lds:.4f} over {found.targets:,} targets"
+    lds = f"{found.lds:.4f} over {counted(found.targets, 'target')}"
     if interval := found.lds_interval:
         lds += (
             f"; {interval.level:.0%} interval {interval.low:.4f} to {interval.high:.4f}, from {interval.replicates:,} "
             "bootstrap samples of the masks"
         )
     averaged = f", the {runs} runs of a mask averaged" if runs > 1 else ""
-    rows = [("LDS", lds), ("Evaluated on", f"{found.models:,} models on {found.masks:,} masks{averaged}")]
+    rows = [
+        ("LDS", lds),
+        ("Evaluated on", f"{counted(found.models, 'model')} on {counted(found.masks, 'mask')}{averaged}"),
+    ]
     if found.ceiling is not None:
         text = f"{found.ceiling:.4f}: what perfect predictions could reach, from how {runs} runs of a mask differ"
         rows.append(("Ceiling of LDS", text))
@@ -53,7 +57,7 @@ def _rows(subject: Subject, found: Evaluation) -> list[tuple[str, str]]:
         ("MSE", f"{found.mse:.4g} squared logits, each run by itself"),
     ]
     if found.undefined:
-        rows.append(("Undefined", f"{found.undefined:,} targets without a rank correlation, counted as 0"))
+        rows.append(("Undefined", f"{counted(found.undefined, 'target')} without a rank correlation, counted as 0"))
     return rows
 
 
@@ -61,17 +65,17 @@ def _lds(found: Evaluation) -> str:
     quarter, median, three = np.quantile(found.target_lds, (0.25, 0.5, 0.75))
     caption = (
         f"Half of the targets lie between {quarter:.3f} and {three:.3f}, median {median:.3f}. Each is a correlation "
-        f"over {found.masks:,} masks; without any relation it would be 0 ± {1 / np.sqrt(found.masks - 1):.3f}."
+        f"over {counted(found.masks, 'mask')}; without any relation it would be 0 ± {1 / np.sqrt(found.masks - 1):.3f}."
     )
     svg = plots.histogram("lds", found.target_lds, "LDS", "targets", mark=(f"mean {found.lds:.3f}", found.lds))
-    return html.plot("LDS of each target", f"n = {found.targets:,} targets", svg, caption)
+    return html.plot("LDS of each target", f"n = {counted(found.targets, 'target')}", svg, caption)
 
 
 def _growth(growth: Curve) -> str:
     models = np.array([point.models for point in growth.points], np.float64)
     lds = np.array([point.lds for point in growth.points])
     levels = {} if growth.ceiling is None else {"ceiling": growth.ceiling}
-    caption = f"Fits to the first so many models, all judged on the same {growth.targets:,} targets and masks."
+    caption = f"Fits to the first so many models, all judged on the same {counted(growth.targets, 'target')} and masks."
     line = None
     if growth.law is not None:
         reach = np.geomspace(models[-FITTED:][0], 4 * models[-1], 60)
@@ -82,12 +86,12 @@ def _growth(growth: Curve) -> str:
             "continued to four times the models."
         )
     svg = plots.growth("growth", models, lds, line, levels)
-    return html.plot("LDS against number of models", f"n = {growth.targets:,} targets a point", svg, caption)
+    return html.plot("LDS against number of models", f"n = {counted(growth.targets, 'target')} a point", svg, caption)
 
 
 def _predictions(subject: Subject) -> list[str]:
     predicted, actual = _pairs(subject)
-    n = f"n = {actual.size:,}: {actual.shape[1]:,} targets in {actual.shape[0]:,} models"
+    n = f"n = {actual.size:,}: {counted(actual.shape[1], 'target')} in {counted(actual.shape[0], 'model')}"
     raw = plots.density("predictions", predicted.ravel(), actual.ravel(), "predicted margin", "actual margin")
     x, y = ((values - values.mean(axis=0)).ravel() for values in (predicted, actual))
     within = plots.density("deviations", x, y, "predicted deviation", "actual deviation")
@@ -132,18 +136,21 @@ def _pairs(subject: Subject) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def _extremes(subject: Subject, found: Evaluation) -> str:
-    """The targets of largest and of smallest LDS."""
+    """The targets of largest and of smallest LDS, where there are two."""
     order = np.argsort(-found.target_lds, kind="stable")
+    if len(order) < 2:
+        return ""
     count = min(_BEST, len(order) // 2)
     groups = {"Predicted best": order[:count], "Predicted worst": order[: -count - 1 : -1]}
     if subject.dataset is None:
         rows = [(title, _named(subject, found, places)) for title, places in groups.items()]
         return html.heading("Best and worst targets") + html.table("Best and worst targets", rows)
-    note = "“max” is a target's own ceiling: how well perfect predictions could do."
+    own = "“max” is a target's own ceiling: how well perfect predictions could do."
+    note = ("" if found.target_ceiling is None else own) + unseen(subject.dataset)
     return "".join(
         html.heading(title) + f'<div class="thumbs">{_thumbnails(subject, found, places)}</div>'
         for title, places in groups.items()
-    ) + ("" if found.target_ceiling is None else html.paragraph(note, "small"))
+    ) + (html.paragraph(note.strip(), "small") if note else "")
 
 
 def _named(subject: Subject, found: Evaluation, places: NDArray[np.int64]) -> str:

@@ -2,7 +2,7 @@
 
 from launch.report import html
 from launch.report.cost import work_of
-from launch.report.html import Section
+from launch.report.html import Section, counted
 from launch.report.subject import Subject
 from launch.status import summary
 from train.config import Recipe, flatten
@@ -23,8 +23,8 @@ def what_was_run(subject: Subject) -> Section:
     rows = [
         ("Models", f"{store.models:,} to fit datamodels, {store.eval_models:,} to judge them{shared}"),
         ("Rows", f"{found['done']:,} done, {found['missing']:,} missing, {found['failed']:,} failed"),
-        *((f"Failed, {count:,} rows", reason) for reason, count in found.get("reasons", {}).items()),
-        ("Data", f"{store.n_train:,} training and {store.n_test:,} test examples"),
+        *((f"Failed, {counted(count, 'row')}", reason) for reason, count in found.get("reasons", {}).items()),
+        ("Data", f"{store.n_train:,} training and {counted(store.n_test, 'test example')}"),
         *(_recorded(store, found, subject.price) if isinstance(store, Store) else _UNRECORDED),
         ("Files", f"{found['folder']}, {found['bytes'] / 1e6:,.1f} MB"),
     ]
@@ -54,7 +54,7 @@ def _recorded(store: Store, found: dict, price: float | None) -> list[tuple[str,
         ("Margin", f"correct-class logit minus the largest other logit; {_VIEWS[setting.tta]}"),
         ("Seed", f"{setting.seed}; row r draws from the streams (seed, r)"),
         ("Store made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
-        *((f"Made on, {count:,} rows", device) for device, count in found["devices"].items()),
+        *((f"Made on, {counted(count, 'row')}", device) for device, count in found["devices"].items()),
         *(work.table(price, len(found["hosts"])) if work else []),
     ]
 

@@ -97,6 +97,7 @@ figure { margin: 0; }
 @media (max-width: 40rem) {
   .facts th, .facts td { display: block; padding-right: 0; }
   .facts th { padding-bottom: 0; border: 0; } .facts td { padding-top: 0; }
+  nav { position: static; } nav ul { flex-wrap: wrap; gap: .2rem 1.2rem; } html { scroll-padding-top: 1rem; }
 }
 @media print {
   @page { margin: 16mm 14mm; }

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from launch.report import html, plots
 from launch.report.gallery import name_of, signed, unseen
-from launch.report.html import Section
+from launch.report.html import Section, counted
 from launch.report.leads import ALLOWED, DEPTH, HEADROOM, believed
 from launch.report.subject import Subject, spread
 from train.data import Dataset, Split
@@ -50,7 +50,7 @@ def duplicates(subject: Subject) -> Section:
 def _believed(subject: Subject, count: int, shown: int) -> str:
     """How many leads are believed, by which threshold, and how many of them are shown."""
     leads, mirrored = subject.found.leads.size, subject.found.mirrored.size
-    n = html.counted(len(leads), "target")
+    n = counted(len(leads), "target")
     judged = (
         "Noise and shared features make leads among negative weights too, where copies make none: leads are told from "
         f"noise as far down as those, times {HEADROOM:g}, are at most {ALLOWED:.0%} as many."
@@ -131,7 +131,7 @@ def _lead_plot(subject: Subject, count: int) -> str:
     mark = (f"told from noise: {count:,}", float(np.sort(values)[-count])) if count else None
     svg = plots.histogram("leads", shown, "lead", "targets", log=True, mark=mark)
     caption = f"Of every target, by which pairs are ranked; smaller than {_LEAST_LEAD:g} is drawn there."
-    return html.plot("Leads of the largest weights", f"n = {html.counted(len(values), 'target')}", svg, caption)
+    return html.plot("Leads of the largest weights", f"n = {counted(len(values), 'target')}", svg, caption)
 
 
 def harmful(subject: Subject) -> Section:
@@ -167,7 +167,7 @@ def _effect_plot(subject: Subject) -> str:
     effect = subject.found.effect
     svg = plots.histogram("effect", effect, "mean weight, in units of margin", "training examples")
     caption = f"Of each training example, over all fitted targets; {(effect < 0).mean():.1%} are negative."
-    return html.plot("Mean weights", f"n = {len(effect):,} training examples", svg, caption)
+    return html.plot("Mean weights", f"n = {counted(len(effect), 'training example')}", svg, caption)
 
 
 def _distance(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
