@@ -15,7 +15,7 @@ from tests.test_overlap import gpu as gpu
 from train import loop, model
 from train.config import Data, Recipe, Setting
 from train.data import Dataset, Split
-from train.kernels import augment, norm, sgd
+from train.kernels import augment, norm, norm_host, sgd
 from train.loop import Trainer
 from train.model import build
 from train.parameters import Parameters
@@ -43,6 +43,7 @@ def without_kernels() -> Iterator[None]:
     with contextlib.ExitStack() as patched:
         patched.enter_context(any_algorithm())
         patched.enter_context(mock.patch.object(loop, "make_deterministic"))
+        patched.enter_context(mock.patch.object(norm_host, "supported", return_value=False))
         for module in (augment, model, norm, sgd):
             patched.enter_context(mock.patch.object(module, "usable", return_value=False))
         yield
