@@ -1,32 +1,28 @@
 """Quality against the number of models: fits on nested subsets of the estimation rows, in at most one pass."""
 
-import itertools
-from collections.abc import Iterator
+import contextlib
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lasso.design import GramCounts
 from lasso.evaluate import Evaluation, summarise
 from lasso.fit import usable
 from lasso.holdout import Holdout
 from lasso.matrices import Matrices
-from lasso.moments import Cross, Gram
-from lasso.rows import Progress, Split, enough_memory, read_margins, read_masks, silent, target_count
+from lasso.prefixes import Prefix, prefixes
+from lasso.rows import Progress, enough_memory, silent, target_count
 from lasso.solution import Solution
-from lasso.solver import device_for, solve
-from lasso.statistics import Statistics, folder_of
+from lasso.solver import device_for, solve, sums_device
 from train.errors import UserError
 from train.store import ReadableStore as Store
 
+if TYPE_CHECKING:
+    import torch
+
 _TARGETS = 256
 """Targets that stand for all of them where none are named."""
-_SMALLEST = 1 / 32
-"""Share of the rows at the first point."""
-_FEWEST_PARTS = 4
-"""Parts of the statistics that are enough for a curve without reading rows again."""
 FITTED = 7
 """Points, from the largest, that the law is fitted to: at few models the LASSO leaves out more than noise explains."""
 _SHARES = (0.9, 0.95, 0.99)
@@ -132,14 +128,22 @@ def curve(
     holdout = Holdout(store, split, progress)
     device = device_for(store.setting.fit, store.n_train, len(columns))
     results: list[tuple[int, Evaluation]] = []
-    with enough_memory(store.n_train):
-        for size, matrices, crosses in _prefixes(store, split, rows, columns, points):
-            solution = solve(matrices, *crosses, store.setting.fit, device=device)
-            weight, bias = _mask_units(matrices, solution, store)
-            results.append((size, summarise(holdout, holdout.score(columns, weight, bias))))
+    subsets = prefixes(store, split, rows, columns, points, sums_device(device))
+    with enough_memory(store.n_train), contextlib.closing(subsets):
+        for prefix in subsets:
+            weight, bias = _fit(store, prefix, device)
+            results.append((prefix.rows, summarise(holdout, holdout.score(columns, weight, bias))))
             progress("curve", len(results), points)
     found = [Point(size, result.lds, result.mse, result.r2) for size, result in results]
     return Curve(found, len(columns), results[-1][1].ceiling, Law.of(found))
+
+
+def _fit(
+    store: Store, prefix: Prefix, device: "torch.device | None"
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """weight [N_train, T] and bias [T] in mask units; the matrices are gone once they are made."""
+    matrices = Matrices(prefix.counts, prefix.bits)
+    return _mask_units(matrices, solve(matrices, *prefix.crosses, store.setting.fit, device=device), store)
 
 
 def _mask_units(
@@ -150,82 +154,3 @@ def _mask_units(
     if store.setting.fit.weight_units == "standardised":
         return matrices.whole_scale.unscaled(weight, bias)
     return weight, bias
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """The sums of consecutive rows, of the training and of the held-out ones."""
-
-    grams: tuple[Gram, Gram]
-    crosses: tuple[Cross, Cross]
-    bits: NDArray[np.uint64]
-    """Masks of the held-out rows [N, words]"""
-
-
-def _prefixes(
-    store: Store, split: str, rows: Split, columns: NDArray[np.int64], points: int
-) -> Iterator[tuple[int, Matrices, tuple[Cross, Cross]]]:
-    """(rows, matrices, sums) of growing prefixes that have 2 training and 1 validation row or more."""
-    n_train = store.n_train
-    grams = Gram(n_train), Gram(n_train)
-    crosses = Cross(n_train, len(columns)), Cross(n_train, len(columns))
-    bits: list[NDArray[np.uint64]] = []
-    for piece in _pieces(store, split, rows, columns, points):
-        bits.append(piece.bits)
-        for gram, cross, more, margins in zip(grams, crosses, piece.grams, piece.crosses, strict=True):
-            gram.absorb(more.rows, more.counts)
-            cross.absorb(0, margins.cross, margins.sums, margins.squares)
-        if grams[0].rows >= 2 and grams[1].rows >= 1:
-            matrices = Matrices(GramCounts(*grams), np.concatenate(bits, axis=1))
-            yield grams[0].rows + grams[1].rows, matrices, crosses
-
-
-def _pieces(store: Store, split: str, rows: Split, columns: NDArray[np.int64], points: int) -> Iterator[_Piece]:
-    """Pieces of growing size; from the disk where they are kept in parts."""
-    statistics = Statistics(store, rows) if folder_of(store).exists() else None  # a fit made it, in parts or as one
-    if statistics and len(statistics.parts) >= _FEWEST_PARTS:
-        width = target_count(store, split)
-        for only in _lots(np.cumsum([len(part.split.rows) for part in statistics.parts]), points):
-            statistics.make(split, 0, width, only)
-            a, b = (_take(cross, columns) for cross in statistics.crosses(split, 0, width, only))
-            yield _Piece(statistics.grams(only), (a, b), statistics.held_bits(only))
-        return
-    total, start = len(rows.rows), 0
-    for size in _sizes(total, points).round().astype(int):
-        if size > start:
-            yield _stream(store, split, Split(rows.rows[start:size], rows.heldout[start:size]), columns)
-        start = size
-
-
-def _sizes(total: int, points: int) -> NDArray[np.float64]:
-    return np.geomspace(total * _SMALLEST, total, points) if points > 1 else np.array([float(total)])
-
-
-def _lots(ends: NDArray[np.int64], points: int) -> list[slice]:
-    """Parts that make a point each, from the rows at which they end: those that come closest to the sizes wanted."""
-    wanted = np.log(_sizes(int(ends[-1]), points))
-    cuts = sorted({int(np.argmin(abs(np.log(ends) - size))) + 1 for size in wanted})
-    return [slice(first, last) for first, last in itertools.pairwise([0, *cuts])]
-
-
-def _take(cross: Cross, columns: NDArray[np.int64]) -> Cross:
-    found = Cross(cross.cross.shape[1], len(columns))
-    found.absorb(0, cross.cross[columns], cross.sums[columns], cross.squares[columns])
-    return found
-
-
-def _stream(store: Store, split: str, rows: Split, columns: NDArray[np.int64]) -> _Piece:
-    from lasso.popcount import pack
-
-    grams = Gram(store.n_train), Gram(store.n_train)
-    crosses = Cross(store.n_train, len(columns)), Cross(store.n_train, len(columns))
-    held = [np.zeros((0, (store.n_train + 7) // 8), np.uint8)]
-    for block in rows.blocks(store):
-        masks = read_masks(store, block.rows)
-        margins = read_margins(store, split, block.rows, columns)
-        for gram, cross, group in zip(grams, crosses, (~block.heldout, block.heldout), strict=True):
-            gram.add(masks[group])
-            cross.add(masks[group].astype(np.float64), margins[group])
-        held.append(np.packbits(masks[block.heldout], axis=1))
-    bits = pack(np.unpackbits(np.concatenate(held), axis=1, count=store.n_train))
-    return _Piece((grams[0].finish(), grams[1].finish()), crosses, bits)

@@ -8,7 +8,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,13 +17,10 @@ from lasso.lot import Lot
 from lasso.matrices import Matrices
 from lasso.rows import Progress, Split, enough_memory, estimation_rows, silent, target_count
 from lasso.solution import Solution
-from lasso.solver import device_for, device_name
+from lasso.solver import device_for, device_name, sums_device
 from lasso.statistics import Statistics, slabs
 from train.errors import UserError, WorkError
 from train.store import ReadableStore as Store
-
-if TYPE_CHECKING:
-    import torch
 
 
 def fit(
@@ -62,7 +59,7 @@ class Fitting:
         self.progress, self.clock = progress, _Clock()
         self.lots, self.basis = slabs(store, split, *targets), _basis(store, rows)
         self.device = device_for(store.setting.fit, store.n_train, target_count(store, split))
-        self.statistics = Statistics(store, rows, progress, _sums_device(self.device))
+        self.statistics = Statistics(store, rows, progress, sums_device(self.device))
 
     def run(self) -> Path:
         """The path of what was fitted: the whole file's where other processes have completed it meanwhile."""
@@ -155,11 +152,6 @@ class Fitting:
         with files.locked(files.path_of(self.store, self.split)):  # no other process writes it, or joins it, meanwhile
             if not self._is_done(lot):
                 files.write(path, draft, solution.weight.T, report)
-
-
-def _sums_device(device: "torch.device | None") -> "torch.device | None":
-    """Where sums are made: population count is the quicker way for a CPU, whatever the solver."""
-    return device if device is not None and device.type == "cuda" else None
 
 
 def _write_paths(path: Path, basis: dict[str, Any], solution: Solution) -> None:

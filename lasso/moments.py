@@ -170,3 +170,12 @@ class Cross:
         self.cross[targets] += cross
         self.sums[targets] += sums
         self.squares[targets] += squares
+
+
+def new_cross(n_train: int, width: int, first: int, device: "torch.device | None") -> Cross:
+    """A Cross of no rows yet, whose sums are made on a device of torch where one is given."""
+    if device is None:
+        return Cross(n_train, width, first)
+    from lasso.device_sums import DeviceCross
+
+    return DeviceCross(n_train, width, first, device)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lasso import files, scratch
-from lasso.moments import Cross, Gram
+from lasso.moments import Gram, new_cross
 from lasso.rows import Progress, Split, read_masks, stored_margins
 from train.errors import UserError, WorkError
 from train.store import ReadableStore as Store
@@ -166,7 +166,8 @@ class Part:
         self, split: str, ranges: list[tuple[int, int]], margins: Iterator[NDArray[np.float16]], progress: Progress
     ) -> None:
         n_train, (first, last) = self.store.n_train, (ranges[0][0], ranges[-1][1])
-        crosses = self._cross(first, last), self._cross(first, last)
+        size = n_train, last - first, first
+        crosses = new_cross(*size, self.device), new_cross(*size, self.device)
         done = 0
         for block, values in zip(self.split.blocks(self.store), margins, strict=True):
             packed = self.read_packed(done, done + len(values))
@@ -183,13 +184,6 @@ class Part:
                 page[:, :-2] = cross.cross[targets]
                 page[:, -2], page[:, -1] = cross.sums[targets], cross.squares[targets]
             write(self.cross(split, start, stop), sums)
-
-    def _cross(self, first: int, last: int) -> Cross:
-        if self.device is None:
-            return Cross(self.store.n_train, last - first, first)
-        from lasso.device_sums import DeviceCross
-
-        return DeviceCross(self.store.n_train, last - first, first, self.device)
 
     def _sort_margins(self, path: Path, split: str, ranges: list[tuple[int, int]], progress: Progress) -> None:
         """Write a file with the float16 margins of range after range, [rows, targets] each."""

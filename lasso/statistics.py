@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +21,9 @@ from lasso import files
 from lasso.design import GramCounts
 from lasso.matrices import Matrices, is_small
 from lasso.moments import TILE, Cross, Gram
-from lasso.part import HEADER, Part, check, read, sorts_margins
+from lasso.part import Part, check, read, sorts_margins
 from lasso.rows import Progress, Split, silent
+from lasso.stored import StoredCounts
 from train.errors import UserError
 from train.store import ReadableStore as Store
 
@@ -102,8 +102,15 @@ class Statistics:
 
     def matrices(self, parts: slice = slice(None)) -> Matrices:
         """What the solver needs of the masks."""
-        counts = GramCounts(*self.grams(parts)) if is_small(self.store.n_train) else StoredCounts(self.parts[parts])
+        small = is_small(self.store.n_train)
+        counts = GramCounts(*self.grams(parts)) if small else self.stored_counts(parts)
         return Matrices(counts, self.held_bits(parts))
+
+    def stored_counts(self, parts: slice = slice(None)) -> StoredCounts:
+        """Counts of both groups, left on the disk."""
+        training, heldout = np.sum([part.rows for part in self.parts[parts]], axis=0)
+        paths = [(part.gram(0), part.gram(1)) for part in self.parts[parts]]
+        return StoredCounts(paths, self.store.n_train, (int(training), int(heldout)))
 
     def held_bits(self, parts: slice = slice(None)) -> NDArray[np.uint64]:
         """Masks of the held-out rows, [N, words] of 64 rows each."""
@@ -178,46 +185,6 @@ class Statistics:
             if ".".join(file.name.split(".")[:2]) not in stems:
                 file.unlink(missing_ok=True)
         files.remove_orphans(self.folder)
-
-
-class StoredCounts:
-    """Counts that are read from the files of parts strip by strip."""
-
-    def __init__(self, parts: list[Part]) -> None:
-        self.parts = parts
-        self.n_train = parts[0].store.n_train
-        for part in parts:
-            for group in (0, 1):
-                check(part.gram(group), (self.n_train, self.n_train), np.dtype(np.int32))
-        training, heldout = np.sum([part.rows for part in parts], axis=0)
-        self.rows = int(training), int(heldout)
-        self.ones = np.stack([self._diagonal(group) for group in (0, 1)])
-
-    def _diagonal(self, group: int) -> NDArray[np.int64]:
-        found = np.zeros(self.n_train, np.int64)
-        for part in self.parts:
-            with open(part.gram(group), "rb") as file:
-                places = (HEADER + 4 * at * (self.n_train + 1) for at in range(self.n_train))
-                found += [int.from_bytes(os.pread(file.fileno(), 4, place), "little") for place in places]
-        return found
-
-    def strip(self, groups: tuple[int, ...], start: int, stop: int) -> NDArray[np.int32]:
-        found = np.zeros((stop - start, self.n_train), np.int32)
-        for part in self.parts:
-            for group in groups:
-                found += read(part.gram(group), np.int32, start * self.n_train, found.shape)
-        return found
-
-    def whole(self, examples: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        found = np.zeros((len(examples), self.n_train), np.int32)
-        row = np.empty(self.n_train, np.int32)
-        for part in self.parts:
-            for group in (0, 1):
-                with open(part.gram(group), "rb") as file:
-                    for place, example in enumerate(examples):
-                        os.preadv(file.fileno(), [row.data], HEADER + 4 * int(example) * self.n_train)
-                        found[place] += row
-        return found, np.arange(len(examples))
 
 
 def _identity(store: Store) -> str:

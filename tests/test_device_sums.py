@@ -79,7 +79,7 @@ def test_a_whole_fit_on_a_device_is_that_of_the_cpu(tmp_path, monkeypatch):
     plain = Counter.move_into
     monkeypatch.setattr(Counter, "move_into", lambda counter, counts: (made.append(1), plain(counter, counts)))
     monkeypatch.setattr(sys.modules["lasso.fit"], "device_for", lambda *_: CPU)
-    monkeypatch.setattr(sys.modules["lasso.fit"], "_sums_device", lambda device: device)
+    monkeypatch.setattr(sys.modules["lasso.fit"], "sums_device", lambda device: device)
     other = torch.load(fit(stores[1]), weights_only=True)
     assert made
     for key in ("chosen", "tried"):

@@ -428,11 +428,39 @@ def test_a_point_of_the_curve_is_a_fit_of_that_many_rows(store, tmp_path):
 
 def test_the_curve_reads_no_row_that_a_fit_has_summed_however_many_points_it_has(store, monkeypatch):
     fit(store)
-    monkeypatch.setattr(sys.modules["lasso.curve"], "read_masks", None)
+    monkeypatch.setattr("lasso.prefixes.read_masks", None)
     for points in (1, 4, 10, 30):
         found = curve(store, points=points).points
         assert found[-1].models == 500
         assert len(found) <= points
+
+
+@pytest.mark.parametrize("parts", [True, False])
+def test_a_curve_of_many_examples_keeps_its_counts_on_the_disk(store, monkeypatch, parts):
+    if parts:
+        fit(store)
+    found = curve(store, points=4)
+    monkeypatch.setattr("lasso.matrices.SMALL_BYTES", 0)
+    monkeypatch.setattr("lasso.prefixes.GramCounts", None)
+    assert curve(store, points=4) == found
+    assert not list((store.folder / "datamodels").glob(".*.tmp"))
+
+
+def test_a_curve_that_fails_leaves_no_counts(store, monkeypatch):
+    def broken(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("lasso.matrices.SMALL_BYTES", 0)
+    monkeypatch.setattr(sys.modules["lasso.curve"], "solve", broken)
+    with pytest.raises(WorkError, match="out of memory"):
+        curve(store)
+    assert not list((store.folder / "datamodels").iterdir())
+
+
+def test_sums_of_a_curve_may_be_made_on_a_device(store, monkeypatch):
+    found = curve(store, points=3)
+    monkeypatch.setattr(sys.modules["lasso.curve"], "sums_device", lambda _: torch.device("cpu"))
+    assert curve(store, points=3) == found
 
 
 def test_the_curve_can_be_asked_for_some_targets(store):

@@ -208,7 +208,7 @@ def test_held_out_masks_are_packed_without_gaps_that_matter(store, monkeypatch):
     np.testing.assert_array_equal(np.bitwise_count(many).sum(axis=1), held.sum(axis=0))
 
 
-MEMORY = """import resource, sys
+MEMORY = """import lasso, resource, sys
 import numpy as np, torch, numba, lasso.solver, lasso.path, lasso.popcount
 from pathlib import Path
 from lasso import fit
@@ -217,16 +217,18 @@ from train.config import Fit
 n_train = int(sys.argv[2])
 lasso.matrices.SMALL_BYTES = 0
 rng = np.random.default_rng(0)
-masks = rng.random((600, n_train), np.float32) < 0.5
-margins = masks[:, :4] @ rng.normal(size=(4, 3)) + 0.1 * rng.normal(size=(600, 3))
+masks = rng.random((610, n_train), np.float32) < 0.5
+margins = masks[:, :4] @ rng.normal(size=(4, 3)) + 0.1 * rng.normal(size=(610, 3))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-fit(FakeStore(Path(sys.argv[1]), masks, margins, fit=Fit(k=8, eps=0.3)))
+store = FakeStore(Path(sys.argv[1]), masks, margins, eval_models=10, fit=Fit(k=8, eps=0.3))
+fit(store) if sys.argv[3] == "fit" else lasso.curve(store, points=3)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-def test_one_large_matrix_at_a_time_is_in_memory(tmp_path):
-    command = [sys.executable, "-c", MEMORY, tmp_path, "6016"]
+@pytest.mark.parametrize("work", ["fit", "curve"])
+def test_one_large_matrix_at_a_time_is_in_memory(tmp_path, work):
+    command = [sys.executable, "-c", MEMORY, tmp_path, "6016", work]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert 1024 * int(result.stdout) < 4 * 6016**2 + 2**28
