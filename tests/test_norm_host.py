@@ -17,9 +17,10 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def own_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For any number of channels, over several pieces; numbers are the same in every run."""
+    """For activations of any size, over several pieces; numbers are the same in every run."""
     torch.manual_seed(0)
     monkeypatch.setattr(norm_host, "CHANNELS", 1)
+    monkeypatch.setattr(norm_host, "NUMBERS", 1)
     monkeypatch.setattr(norm_host, "PIECE", 128)
 
 
@@ -57,8 +58,10 @@ def test_bfloat16_takes_the_kernels_and_nothing_else_does(monkeypatch: pytest.Mo
     x = normal(4, 8, 5, 5)
     assert BatchNormAct(8)(x) == BatchNormAct(8).eval()(x.bfloat16()) == "PyTorch's"
     assert BatchNormAct(8)(x.bfloat16()).dtype == torch.bfloat16
-    monkeypatch.setattr(norm_host, "CHANNELS", 9)
-    assert BatchNormAct(8)(x.bfloat16()) == "PyTorch's"
+    for limit in ("CHANNELS", "NUMBERS"):
+        with monkeypatch.context() as patch:
+            patch.setattr(norm_host, limit, 10**4)
+            assert BatchNormAct(8)(x.bfloat16()) == "PyTorch's"
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
