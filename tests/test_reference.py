@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tests.conftest import any_algorithm
 from train.config import Data, Recipe, Setting
 from train.data import Dataset, Split
+from train.kernels import norm_host
 from train.lane import FP16_LOSS_SCALE
 from train.loop import Trainer, margin
 from train.model import ResNet9
@@ -68,6 +69,13 @@ class Plain(nn.Module):
             for module, other in zip(mine, theirs, strict=True):
                 module.load_state_dict({name: value.float() for name, value in other.state_dict().items()})
         return self
+
+
+@pytest.fixture(autouse=True)
+def own_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU takes own kernels in bfloat16 as it does at full size."""
+    monkeypatch.setattr(norm_host, "CHANNELS", 1)
+    monkeypatch.setattr(norm_host, "NUMBERS", 1)
 
 
 @pytest.fixture(scope="module")
