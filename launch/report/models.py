@@ -47,8 +47,8 @@ def _accuracy_plot(store: ReadableStore) -> str:
     values = accuracy_of(store)
     shown = store.n_test if isinstance(store, Store) else -(-store.n_test // _step(store.n_test))
     caption = (
-        f"Share of {counted(shown, 'test example')} with a positive margin, one value a model: mean {values.mean():.2%}, "
-        f"standard deviation {values.std():.2%}."
+        f"Share of {counted(shown, 'test example')} with a positive margin, one value a model: mean "
+        f"{values.mean():.2%}, standard deviation {values.std():.2%}."
     )
     mark = f"mean {values.mean():.2%}", float(values.mean())
     edges = plots.whole_edges(np.round(values * shown).astype(np.int64)) / shown
