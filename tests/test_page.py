@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from lasso import fit
+from launch.cli import main
 from launch.report import write_report
 from tests.chromium import Browser, browser
+from tests.conftest import DIGITS, TINY
 from tests.published import images, published
 
 
@@ -18,11 +20,17 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield found
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["images", "numbers"])
+@pytest.fixture(scope="module", params=["images", "numbers", "own"])
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    store = published(tmp_path_factory.mktemp("page"))
+    """Of published files with or without images, and of a store of ours, which has most to tell."""
+    folder = tmp_path_factory.mktemp("page")
+    if request.param == "own":
+        options = [*map(str, [DIGITS, "--root", folder, *TINY])]
+        assert main(["run", *options, "--workers=1"]) == main(["report", *options, "--price=2"]) == 0
+        return folder / "digits" / "report_test_50pct.html"
+    store = published(folder)
     fit(store)
-    return write_report(store, "test", images(24, 30) if request.param else None)
+    return write_report(store, "test", images(24, 30) if request.param == "images" else None)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -33,7 +41,7 @@ def test_the_page_loads_in_full_and_fits(chromium: Browser, page: Path, width: i
     assert chromium.value("[...document.images].filter(image => !image.naturalWidth).length") == 0
     assert chromium.value("innerWidth") == width
     assert chromium.value("document.documentElement.scrollWidth") <= width
-    beyond = "[...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll, svg')).map(e =>" + (
+    beyond = "[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll, svg')).map(e =>" + (
         "e.getBoundingClientRect().right).reduce((a, b) => Math.max(a, b), 0)"
     )
     assert chromium.value(beyond) <= width

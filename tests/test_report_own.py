@@ -70,7 +70,7 @@ def test_hours_are_those_of_cores_or_gpus_and_a_price_makes_them_money(
     assert "CPU core-hours" in _page(folder)
     assert "Money" not in _page(folder)
     _report(capsys, folder, "--price", 1000)
-    assert re.search(r"Money</th><td>\d+\.\d\d, at 1000 for an hour of a CPU core", _page(folder))
+    assert re.search(r"Money</th><td>[\d.]+, at 1000 for an hour of a CPU core", _page(folder))
     options = [*_command("report", folder), "--price"]
     assert in_process(capsys, *options, -1).error == "error: --price is -1.0, expected a finite number above 0"
 

@@ -29,7 +29,7 @@ class Work:
     def headline(self, price: float | None) -> tuple[str, str, str]:
         money = self.money(price)
         more = f"of {self._unit}, {self._per_row} a model"
-        return "Training", duration(self.gpu + self.cpu), more if money is None else f"{more}; {money:,.2f} in all"
+        return "Training", duration(self.gpu + self.cpu), more if money is None else f"{more}; {_amount(money)} in all"
 
     def table(self, price: float | None, machines: int) -> list[tuple[str, str]]:
         elapsed = duration((self.last - self.first).total_seconds())
@@ -53,7 +53,7 @@ class Work:
         money, what = self.money(price), "a GPU" if self.gpu else "a CPU core"
         if money is None:
             return [("Money", f"not known: {price:g} an hour is not the price of both a GPU and a CPU core")]
-        return [("Money", f"{money:,.2f}, at {price:g} for an hour of {what}")]
+        return [("Money", f"{_amount(money)}, at {price:g} for an hour of {what}")]
 
     @property
     def _per_row(self) -> str:
@@ -72,6 +72,10 @@ class Work:
         """What the seconds are of."""
         worker = "a CPU core" if self.threads == 1 else f"{self.threads} CPU cores"
         return " or ".join(["a GPU"] * bool(self.gpu) + [worker] * bool(self.cpu))
+
+
+def _amount(money: float) -> str:
+    return f"{money:,.2f}" if money >= 1 else f"{money:.2g}"
 
 
 def work_of(store: ReadableStore) -> Work | None:

@@ -52,8 +52,8 @@ def _believed(subject: Subject, count: int, shown: int) -> str:
     leads, mirrored = subject.found.leads.size, subject.found.mirrored.size
     n = counted(len(leads), "target")
     judged = (
-        "Noise and shared features make leads among negative weights too, where copies make none: leads are told from "
-        f"noise as far down as those, times {HEADROOM:g}, are at most {ALLOWED:.0%} as many."
+        "Noise and shared features make leads among negative weights too, where copies make none. Leads are told from "
+        f"noise as far down as those of negative weights, times {HEADROOM:g}, are at most {ALLOWED:.0%} as many."
     )
     if not count:
         return f"{judged} Of {n} none is, so that no pair is shown."
