@@ -3,8 +3,9 @@ from argparse import Namespace
 
 import pytest
 
-from bench import lasso_gpu
+from bench import lasso_agree, lasso_gpu
 from lasso import fista
+from tests.fake_store import linear_data
 
 
 def test_the_gpu_case_runs_on_a_cpu_and_extrapolates_every_stage(monkeypatch, capsys):
@@ -20,6 +21,15 @@ def test_the_gpu_case_runs_on_a_cpu_and_extrapolates_every_stage(monkeypatch, ca
     assert max(gaps[1:]) <= 1e-6
     for stage in ("counts", "sums with margins", "correlations", "paths", "refits and certificates", "all"):
         assert re.search(rf"^{stage} +[\d.]+ +[\d.]+", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("rows", [60, 600])
+def test_scikit_learn_agrees_on_lambda_and_weights(capsys, rows):
+    masks, margins = linear_data(rows, 40, 3)
+    lasso_agree.run(masks, margins)
+    out = capsys.readouterr().out
+    assert out.startswith("lambda the same in 3 of 3 targets")
+    assert float(re.search(r"weights apart by at most (\S+),", out)[1]) < 1e-6
 
 
 def test_extrapolation_is_by_what_a_stage_is_proportional_to(capsys):
