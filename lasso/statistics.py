@@ -179,9 +179,9 @@ class Statistics:
             yield True
 
     def _tidy(self) -> None:
-        """Remove the files of parts that are not today's."""
+        """Remove the files of parts that are not today's, but none that another process is still writing aside."""
         stems = {part.stem.name for part in self.parts}
-        for file in self.folder.glob("*-*.*.*"):
+        for file in self.folder.glob("[0-9]*-*.*.*"):
             if ".".join(file.name.split(".")[:2]) not in stems:
                 file.unlink(missing_ok=True)
         files.remove_orphans(self.folder)

@@ -199,6 +199,36 @@ def test_two_processes_that_need_the_same_counts_make_them_once(store):
     assert part.has_counts()
 
 
+def test_what_another_process_is_writing_is_left_alone_and_what_is_not_todays_is_removed(store):
+    found = statistics(store)
+    part = found.parts[0]
+    writing, old = files.aside(part.cross("test", 0, 5)), part.stem.with_name("0-9.0123456789abcdef.test.0-5.npy")
+    writing.touch()
+    old.touch()
+    found.make("test", 0, 5)
+    assert writing.exists()
+    assert not old.exists()
+
+
+TWO = """import sys
+from pathlib import Path
+import lasso.statistics
+from tests.fake_store import FakeStore, linear_data
+lasso.statistics._SLAB_BYTES = 8 * 40 * 128  # lots of 128 targets
+store = FakeStore(Path(sys.argv[1]), *linear_data(600, 40, 300))
+print(lasso.fit(store, targets=(0, 280)).name, lasso.is_current(store, "test", (0, 280)))
+"""
+
+
+def test_processes_with_the_same_piece_all_end_well(tmp_path):
+    command = [sys.executable, "-c", TWO, tmp_path]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    ended = [process.communicate() for process in running]
+    assert ended == [("test_50pct.0-280.pt True\n", "")] * 3
+    names = sorted(file.name for file in (tmp_path / "datamodels").iterdir() if file.is_file())
+    assert names == [".test_50pct.lock", "test_50pct.0-280.json", "test_50pct.0-280.pt"]
+
+
 def test_held_out_masks_are_packed_without_gaps_that_matter(store, monkeypatch):
     found = statistics(store)
     found.make("test", 0, 1)
