@@ -2,7 +2,7 @@
 
 With counts K of n rows, means m and deviations s, R_ij = (K_ij - n m_i m_j) / (n s_i s_j) off the diagonal. Masks of
 one alpha have counts near one value, so that the integers Q_ij = K_ij - a_i - a_j + k, with a_i = n m_i m and k = n m^2
-rounded and m the mean of all means, are small: up to 1,024 float16 holds them in one matrix, else 2,048 H + L in two.
+rounded and m the mean of all means, are small: up to 2,048 float16 holds them in one matrix, else 2,048 H + L in two.
 What they leave of K_ij - n m_i m_j is r_i + r_j - r - n d_i d_j with d_i = m_i - m and the remainders r of rounding.
 """
 
@@ -15,6 +15,11 @@ from lasso.halves import Halves
 
 _STRIP = 512
 _BASE = 2048
+_UNITS = 16
+"""Held-out masks of 0 and 1 are moved by as many of these parts of 1 as bring their mean nearest to 0: sums of weights
+of one sign then stay small, and so does what rounding takes off them."""
+_BYTES = 256
+"""Bytes of held-out rows that are unpacked at a time."""
 
 
 class Correlations:
@@ -30,23 +35,25 @@ class Correlations:
         self._level_rest = float(level - scale.rows * middle * middle)
         self._low = torch.empty((self.n_train, self.n_train), dtype=torch.float16, device=device)
         self._high: Tensor | None = None
+        planes = torch.from_numpy(plane.astype(np.int32)).to(device)
         for start in range(0, self.n_train, _STRIP):
-            strip = counts.strip(groups, start, min(start + _STRIP, self.n_train)).astype(np.int64)
-            strip -= (plane[start : start + _STRIP, None] + plane - level).astype(np.int64)
-            strip[np.arange(len(strip)), np.arange(start, start + len(strip))] = 0
-            self._put(start, strip)
+            stop = min(start + _STRIP, self.n_train)
+            values = torch.from_numpy(counts.strip(groups, start, stop)).to(device)
+            values = values - planes[start:stop, None] - (planes - int(level))
+            values.diagonal(start).zero_()
+            self._put(start, values)
         self.lipschitz = self._largest_eigenvalue()
 
-    def _put(self, start: int, values: np.ndarray) -> None:
-        high = np.rint(values / _BASE).astype(np.int64)
-        if np.abs(values).max(initial=0) <= _BASE // 2:
-            high[:] = 0
-        elif self._high is None:
-            self._high = torch.zeros_like(self._low)
-        if self._high is not None:
-            self._high[start : start + len(high)] = torch.from_numpy(high.astype(np.float16)).to(self.device)
-        low = (values - _BASE * high).astype(np.float16)
-        self._low[start : start + len(low)] = torch.from_numpy(low).to(self.device)
+    def _put(self, start: int, values: Tensor) -> None:
+        """Store rows of Q, int32."""
+        rows = slice(start, start + len(values))
+        if int(values.abs().max()) > _BASE:
+            if self._high is None:
+                self._high = torch.zeros_like(self._low)
+            high = torch.div(values + _BASE // 2, _BASE, rounding_mode="floor")
+            self._high[rows] = high.half()
+            values = values - _BASE * high
+        self._low[rows] = values.half()
 
     def __call__(self, w: Tensor) -> Tensor:
         """R w of w [N, t] in float64, as precise as in float32."""
@@ -98,16 +105,19 @@ class HeldoutMasks:
         self.packed = torch.from_numpy(np.ascontiguousarray(bits).view(np.uint8)).to(corr.device)
         self.rows, self.inv = rows, corr.inv
         self.mean = torch.from_numpy(mean).to(corr.device)[:, None]
+        self._level = round(_UNITS * float(mean.mean()))
 
-    def squares(self, w: Tensor) -> Tensor:
-        """||Z w||^2 [t] of standardised weights [N, t]."""
+    def squares(self, w: Tensor, exactly: bool = False) -> Tensor:
+        """||Z w||^2 [t] of standardised weights [N, t]; exactly: with products in float64 throughout."""
         v = w * self.inv
-        halves, shift = Halves(v), (self.mean * v).sum(dim=0)
+        halves, shift, level = Halves(v), (self.mean * v).sum(dim=0), self._level * v.sum(dim=0)
         total, found = torch.zeros_like(shift), torch.zeros_like(shift)
         places = torch.arange(8, device=w.device, dtype=torch.uint8)
-        for packed in self.packed.split(256, dim=1):
-            masks = ((packed[:, :, None] >> places) & 1).reshape(len(packed), -1).half()
-            predicted = halves.times(masks.T)
+        for packed in self.packed.split(_BYTES, dim=1):
+            ones = ((packed[:, :, None] >> places) & 1).reshape(len(packed), -1)
+            masks = (ones.half() * _UNITS - self._level).T
+            product = masks.double() @ v if exactly else halves.times(masks)
+            predicted = (product + level) / _UNITS * ones.amax(dim=0)[:, None]  # empty rows fill up words
             total += predicted.sum(dim=0)
             found += (predicted * predicted).sum(dim=0)
         return found + shift * (self.rows * shift - 2 * total)

@@ -16,11 +16,11 @@ from lasso.heldout import Heldout, heldout_squares
 from lasso.workspace import PAST, Matrix, Workspace, add_rows, start
 from train.compiled import compiled
 
-_AIMS = (0.9, 3e-2, 1e-3, 1e-5)
+AIMS = (0.9, 3e-2, 1e-3, 1e-5)
 """Relative gaps, over the tolerance, that a lambda is solved to: on the way, and as a contender for the best."""
 _ENOUGH = 0.98
 """Gap over the tolerance that is enough after the first sweep: R in float32 lets it be larger by a little."""
-_DOUBT, _SAFETY, _LEAST_DOUBT = 50.0, 4.0, 8.0
+DOUBT, SAFETY, LEAST_DOUBT = 50.0, 4.0, 8.0
 """What a relative gap leaves open of the held-out squared error, over gap times squares: before any lambda of a target
 was solved further; later so many times the largest change that this made, but no less than the last. Most changes are
 2 to 5. The last of the aims is decisive."""
@@ -89,7 +89,7 @@ def path(
     worst = 0.0
     for i in range(lams.shape[0]):
         _foresee(corr, work, lams, i)
-        worst = max(worst, minimise(corr, cov, var, work, lams[i], _AIMS[0] * tol, _ENOUGH * tol, 1))
+        worst = max(worst, minimise(corr, cov, var, work, lams[i], AIMS[0] * tol, _ENOUGH * tol, 1))
         _keep(work, i)
         weights[i] = work.w
     return worst
@@ -133,10 +133,10 @@ def _best(errors: Vector, doubts: Vector, tried: int) -> tuple[int, int]:
 @compiled
 def _doubt(search: Search, unit: float, tried: int) -> None:
     """Say how far every error may be from that of the exact solution."""
-    ratio = _DOUBT if search.seen[0] < 0.0 else max(_SAFETY * search.seen[0], _LEAST_DOUBT)
+    ratio = DOUBT if search.seen[0] < 0.0 else max(SAFETY * search.seen[0], LEAST_DOUBT)
     for k in range(tried):
         level = search.levels[k]
-        search.doubts[k] = ratio * _AIMS[level] * unit if level < len(_AIMS) - 1 else 0.0
+        search.doubts[k] = ratio * AIMS[level] * unit if level < len(AIMS) - 1 else 0.0
 
 
 @compiled
@@ -166,7 +166,7 @@ def choose(
     worst, unit, tried = 0.0, max(tol * heldout.squares, 1e-300), 0
     for i in range(lams.shape[0]):
         _foresee(corr, work, lams, i)
-        worst = max(worst, minimise(corr, cov, var, work, lams[i], _AIMS[0] * tol, _ENOUGH * tol, 1))
+        worst = max(worst, minimise(corr, cov, var, work, lams[i], AIMS[0] * tol, _ENOUGH * tol, 1))
         search.errors[i] = heldout_squares(heldout, work)
         _keep(work, i)
         tried = i + 1
@@ -186,7 +186,7 @@ def choose(
         _sharpen(corr, cov, var, heldout, lams, tol, sharp, work, search, tried, best, rival if rival >= 0 else best)
         best, rival = _best(search.errors, search.doubts, tried)
     _return(work, max(best, tried - PAST))
-    worst = max(worst, minimise(corr, cov, var, work, lams[best], _AIMS[0] * tol, _ENOUGH * tol, 1))
+    worst = max(worst, minimise(corr, cov, var, work, lams[best], AIMS[0] * tol, _ENOUGH * tol, 1))
     best_w[:] = work.w
     return best, tried, search.errors[best], worst
 
@@ -213,11 +213,11 @@ def _sharpen(
         if levels[k] != level:
             continue
         _return(work, max(k, tried - PAST))
-        minimise(corr, cov, var, work, lams[k], _AIMS[level + 1] * tol, tol, sharp)
+        minimise(corr, cov, var, work, lams[k], AIMS[level + 1] * tol, tol, sharp)
         error = heldout_squares(heldout, work)
         if k >= tried - PAST:
             _keep(work, k)
-        search.seen[0] = max(search.seen[0], abs(error - search.errors[k]) / (_AIMS[level] * unit))
+        search.seen[0] = max(search.seen[0], abs(error - search.errors[k]) / (AIMS[level] * unit))
         search.errors[k] = error
         levels[k] = level + 1
     _doubt(search, unit, tried)

@@ -73,7 +73,7 @@ def device_for(fit: Fit, n_train: int, targets: int) -> "torch.device | None":
 
     torch.cuda.empty_cache()  # what torch keeps for itself counts as used
     device = torch.device("cuda", torch.cuda.current_device())
-    needed, free = bytes_needed(n_train), torch.cuda.mem_get_info(device)[0]
+    needed, free = bytes_needed(n_train, fit.k), torch.cuda.mem_get_info(device)[0]
     if needed <= free:
         return device
     short = f"{device} has {free} bytes free, expected {needed} for {n_train} examples"

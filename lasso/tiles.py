@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from lasso import fista
+from lasso.choice import choose
 from lasso.correlations import HeldoutMasks
 from lasso.lot import Lot
 
@@ -25,7 +26,7 @@ def follow_paths(lot: Lot, device: torch.device, progress: Callable[[int], None]
             squares = np.array([path.heldout.squares for path in paths])
             cov, var = np.stack([path.cov for path in paths], axis=1), np.array([path.var for path in paths])
             tile = fista.Tile(corr, cov, var, (lot.first + start) % fista.TILE)
-            best = fista.choose(tile, held, cross, squares, lams, 100 * fit.tol, fit.patience, fit.min_lambdas)
+            best = choose(tile, held, cross, squares, lams, 100 * fit.tol, fit.patience, fit.min_lambdas)
             for place, (target, path) in enumerate(begun):
                 index, tried, error, gap = (part[place] for part in best[:4])
                 lot.record(target, path, int(index), int(tried), float(error), float(gap), best.weights[:, place])

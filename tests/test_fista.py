@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from lasso import certificate, fista
-from lasso.correlations import Correlations
+from lasso import certificate, fista, halves, tiles
+from lasso.correlations import Correlations, HeldoutMasks
 from lasso.solver import device_for, solve
 from tests.test_solver import dense_data, make, sums_of, with_empty_rows
 from train.config import Fit
@@ -139,3 +139,90 @@ def test_masks_that_are_much_alike_are_certified_too():
     found = solve(*sums_of(*with_empty_rows(rows=200, n_train=20, targets=2)), Fit(k=20, eps=0.05), device=CPU)
     assert found.gap.max() <= 1e-6
     assert found.path_gap.max() <= 1e-4
+
+
+def cutting_product(a, b):
+    """What tensor cores make of a @ b at worst: 16 terms at a time, sums cut off after 24 bits instead of rounded."""
+    total = torch.zeros((*a.shape[:-1], b.shape[-1]), dtype=torch.float64)
+    for start in range(0, a.shape[-1], 16):
+        total += a[..., start : start + 16].double() @ b[..., start : start + 16, :].double()
+        total = (total.view(torch.int64) & ~(2**29 - 1)).view(torch.float64)
+    return total.float()
+
+
+def test_sums_that_are_cut_off_stay_good(monkeypatch):
+    rng = np.random.default_rng(0)
+    a, b = torch.from_numpy(rng.random((8, 20_000)) < 0.5).half(), torch.from_numpy(rng.random((20_000, 3))).half()
+    exact = a.double() @ b.double()
+    monkeypatch.setattr(halves, "product", cutting_product)
+    error = ((halves.summed(a, b) - exact).abs() / exact).max()
+    assert error <= 1e-5
+    assert ((cutting_product(a, b) - exact).abs() / exact).max() > 3 * error
+
+
+def test_no_product_is_given_more_than_a_library_can_count(monkeypatch):
+    monkeypatch.setattr(halves, "_CPU_ROWS", 8)
+    monkeypatch.setattr(halves, "_TERMS", 16)
+    plain, shapes = halves.product, []
+    monkeypatch.setattr(halves, "product", lambda a, b: (shapes.append(a.shape), plain(a, b))[1])
+    a, b = torch.arange(21 * 70).reshape(21, 70).remainder(7).half(), torch.arange(70 * 2).reshape(70, 2).half()
+    assert torch.equal(halves.summed(a, b), a.double() @ b.double())
+    assert {(shape[-2] <= 8, shape[-1] <= 16) for shape in shapes} == {(True, True)}
+
+
+def test_lambdas_and_certificates_hold_where_sums_are_cut_off(monkeypatch):
+    sums = sums_of(*dense_data(900, 60, 8, 0.5, 0.05, True))
+    ours = solve(*sums, Fit())
+    monkeypatch.setattr(halves, "product", cutting_product)
+    other = solve(*sums, Fit(), device=CPU)
+    np.testing.assert_array_equal(ours.chosen, other.chosen)
+    np.testing.assert_allclose(ours.weight, other.weight, atol=1e-6)
+    assert other.gap.max() <= 1e-6
+    assert other.path_gap.max() <= 1e-4
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 0.75])
+def test_heldout_squares_of_weights_of_one_sign(monkeypatch, alpha):
+    masks, margins, held = make(rows=500, n_train=50, targets=1, alpha=alpha)
+    matrices = sums_of(masks, margins, held)[0]
+    corr = matrices.on_device(CPU, False)
+    w = np.random.default_rng(0).random((50, 3))
+    z = (masks[held] - matrices.scale.mean) * matrices.scale.inv
+    expected = ((z @ w) ** 2).sum(axis=0)
+    monkeypatch.setattr(halves, "product", cutting_product)
+    heldout = HeldoutMasks(matrices.bits, matrices.held_rows, matrices.scale.mean, corr)
+    np.testing.assert_allclose(heldout.squares(torch.from_numpy(w)), expected, rtol=1e-6)
+    np.testing.assert_allclose(heldout.squares(torch.from_numpy(w), exactly=True), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("largest", "planes"), [(2048, 1), (2049, 2), (100_000, 2)])
+def test_integers_that_float16_holds_need_one_matrix(largest, planes):
+    corr = Correlations.__new__(Correlations)
+    corr._low, corr._high = torch.zeros((2, 4), dtype=torch.float16), None
+    values = torch.tensor([[largest, -largest, 1, 0], [1023, -1024, 5, 7]], dtype=torch.int32)
+    corr._put(0, values)
+    assert (corr._high is None) == (planes == 1)
+    found = corr._low.double() + (2048 * corr._high.double() if corr._high is not None else 0)
+    assert torch.equal(found, values.double())
+
+
+def test_few_products_are_made_for_each_lambda(monkeypatch):
+    monkeypatch.setattr(fista, "TILE", 32)
+    made, tried = [0], []
+    for name in ("__call__", "exactly"):
+        plain = getattr(Correlations, name)
+        counted = lambda corr, w, plain=plain: (made.__setitem__(0, made[0] + 1), plain(corr, w))[1]  # noqa: E731
+        monkeypatch.setattr(Correlations, name, counted)
+    plain_choose = tiles.choose
+
+    def choose(*given):
+        made[0] = 0
+        found = plain_choose(*given)
+        tried.append((made[0], int(found.tried.max())))
+        return found
+
+    monkeypatch.setattr(tiles, "choose", choose)
+    solve(*sums_of(*dense_data(4000, 400, 32, 0.5, 0.05, True)), Fit(), device=CPU)
+    (products, lambdas) = tried[0]
+    assert lambdas > 50
+    assert products <= 7 * lambdas
