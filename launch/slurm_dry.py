@@ -10,7 +10,7 @@ import numpy as np
 
 from launch import slurm_queue
 from launch.progress import duration, notice
-from launch.sizes import arrays_of, store_as_it_is
+from launch.sizes import arrays_of, fit_bytes, store_as_it_is
 from launch.slurm_config import Slurm, seconds_of
 from launch.slurm_plan import Plan, Range, folder_of, next_folder, pieces
 from launch.slurm_script import files, portable, require_path
@@ -88,7 +88,7 @@ def _fit_disk(rows: Rows, split: str) -> str:
     (_, n_train), (_, n_test) = shapes["train_masks"], shapes["test_margins"]
     targets = n_test if split == "test" else n_train
     statistics, passing = disk_bytes(rows.setting.models, n_train, n_test, targets)
-    weights = 4 * n_train * targets
+    weights = fit_bytes(n_train, targets)
     kept = statistics + weights
     passing += weights  # of the pieces that are joined
     return f"{kept} bytes ({kept / 1e9:.3g} GB), and meanwhile {passing} more ({passing / 1e9:.3g} GB)"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launch.sizes import fit_bytes
 from launch.slurm_config import Slurm
 from tests.conftest import DIGITS, PROJECT, TINY, Outcome, datamodels
 
@@ -45,7 +46,8 @@ def test_cifar_is_planned_without_its_data(tmp_path: Path) -> None:
     found = lines(done.out)
     assert found["tasks"] == "606 of up to 512 rows, from 0:512 to 309760:310000"
     assert found["disk"] == "424700020480 bytes (425 GB)"
-    kept, passing = 300_000 * 6250 + 8 * 50_000**2 + 16 * 10_000 * 50_002 + 4 * 50_000 * 10_000, 6 * 10**9 + 2 * 10**9
+    weights = fit_bytes(50_000, 10_000)
+    kept, passing = 300_000 * 6250 + 8 * 50_000**2 + 16 * 10_000 * 50_002 + weights, 6 * 10**9 + weights
     assert found["fit-disk"].startswith(f"{kept} bytes (31.9 GB), and meanwhile {passing} more")
     assert found["GPU-hours"] == "about 516.7"
     assert found["money"] == "about 1,291.67"
