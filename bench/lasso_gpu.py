@@ -25,6 +25,7 @@ from train.config import Fit
 FULL = {"models": 300_000, "examples": 50_000, "targets": 60_000}
 """CIFAR-10 at alpha 0.5, training and test targets."""
 _BLOCK = 4096
+_TARGETS = 512
 _GROWS = {
     "counts": ("models", "examples", "examples"),
     "sums with margins": ("models", "examples", "targets"),
@@ -62,12 +63,12 @@ def run(options: argparse.Namespace) -> None:
 
 
 def sizes(options: argparse.Namespace, device: torch.device) -> dict[str, int]:
-    """What was asked for, and else as much as memory allows of the full problem; 2,048 targets are eight tiles."""
+    """What was asked for, and else as much as memory allows of the full problem; 512 targets are two tiles."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _host_memory() // 4
     largest = next(n for n in range(FULL["examples"], 0, -500) if fista.bytes_needed(n) <= 0.9 * free)
     examples = options.examples or largest
-    models = options.models or min(FULL["models"], _host_memory() // 8 // (examples // 8 + 2 * 2048))
-    return {"models": models, "examples": examples, "targets": options.targets or 2048}
+    models = options.models or min(FULL["models"], _host_memory() // 8 // (examples // 8 + 2 * _TARGETS))
+    return {"models": models, "examples": examples, "targets": options.targets or _TARGETS}
 
 
 def _host_memory() -> int:
@@ -134,7 +135,9 @@ def timed(stage: str, seconds: dict[str, float], device: torch.device) -> Iterat
     yield
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began
+    spent = time.perf_counter() - began
+    seconds[stage] = seconds.get(stage, 0.0) + spent
+    print(f"{stage}: {spent:.2f} s", flush=True)  # a run that is cut short has told what it found
 
 
 def tell(seconds: dict[str, float], size: dict[str, int]) -> None:

@@ -5,6 +5,7 @@ integers, two to four a margin. Blocks are copied from page-locked memory while 
 comes out is checked against sums that were made in another way.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,11 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lasso.halves import product
-from lasso.moments import TILE, Cross
+from lasso.moments import Cross
 from train.errors import WorkError
 
 _ROWS = 8192
 _STRIP = 2048
+_TARGETS = 2048
+"""Targets of one product with masks."""
 _BITS = 11
 
 
@@ -73,8 +76,19 @@ class DeviceCross(Cross):
         self._made = torch.zeros(self._cross.shape, dtype=torch.float64, device=device)
         self._moments = torch.zeros((4, len(self._sums)), dtype=torch.float64, device=device)
         """sum, sum of squares, and of margin times size of the mask, of its absolute value"""
+        self._pending: list[tuple[NDArray[np.uint8], NDArray[np.float16]]] = []
 
     def add_packed(self, packed: NDArray[np.uint8], margins: NDArray[np.floating]) -> None:
+        """What `Cross.add_packed` does, once enough rows have come to keep a device busy."""
+        self._pending.append((packed, margins.astype(np.float16)))
+        if sum(len(block) for block, _ in self._pending) >= _ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        packed, margins = (np.concatenate(blocks) for blocks in zip(*self._pending, strict=True))
+        self._pending = []
         places = torch.arange(7, -1, -1, device=self.device, dtype=torch.uint8)
         for start in range(0, len(packed), _ROWS):
             block = _sent(packed[start : start + _ROWS], self.device)
@@ -87,12 +101,14 @@ class DeviceCross(Cross):
         sized = masks.sum(dim=1, dtype=torch.float64)[:, None] * margins
         for row, values in zip(self._moments, (margins, margins**2, sized, sized.abs()), strict=True):
             row += values.sum(dim=0)
-        for at in range(0, len(self._sums), TILE):
-            tile = slice(at, at + TILE)
-            for quantum, integers in _integers(margins[:, tile]):
-                self._made[tile] += quantum * product(integers.T.contiguous(), masks).double()
+        for quantum, integers in _integers(margins):
+            columns = integers.T.contiguous()
+            for at in range(0, len(columns), _TARGETS):
+                tile = slice(at, at + _TARGETS)
+                self._made[tile] += quantum * product(columns[tile], masks).double()
 
     def finish(self) -> None:
+        self._flush()
         sums, squares, sized, absolute = self._moments
         if not bool(((self._made.sum(dim=1) - sized).abs() <= 1e-9 * absolute).all()):
             raise WorkError(f"sums of margins made on {self.device} do not add up: set fit.solver to descent")
@@ -102,12 +118,20 @@ class DeviceCross(Cross):
 
 
 def _integers(margins: Tensor) -> Iterator[tuple[float, Tensor]]:
-    """(quantum, float16 integers of 11 bits) that add up to margins, which are float16's numbers."""
-    rest = margins
-    _, exponent = torch.frexp(margins.abs().max())
-    bits = int(exponent)
-    while bool(rest.any()):
+    """(quantum, float16 integers of 11 bits) that add up to margins, which are float16's numbers.
+
+    The device is waited for once: the largest and the smallest tell how many there are.
+    """
+    largest, finest = torch.stack([margins.abs().max(), _finest(margins)]).tolist()
+    bits, rest = math.frexp(largest)[1], margins
+    while largest and 2.0**bits > max(finest, 2.0**-24):
         bits -= _BITS
         integers = (rest / 2.0**bits).trunc()
         rest = rest - integers * 2.0**bits
         yield 2.0**bits, integers.half()
+
+
+def _finest(margins: Tensor) -> Tensor:
+    """A power of two that all of float16's numbers in margins are multiples of."""
+    _, exponent = torch.frexp(margins.abs().where(margins != 0, torch.inf).min())
+    return torch.ldexp(torch.ones((), dtype=torch.float64, device=margins.device), exponent - _BITS)

@@ -47,6 +47,19 @@ def test_sums_with_margins_are_those_of_the_cpu_bit_for_bit(scale):
     np.testing.assert_allclose(other.squares, ours.squares, rtol=1e-14)
 
 
+def test_rows_are_gathered_before_they_are_added(monkeypatch):
+    made = []
+    plain = DeviceCross._add
+    monkeypatch.setattr(DeviceCross, "_add", lambda cross, *given: (made.append(len(given[0])), plain(cross, *given)))
+    masks, margins = linear_data(100, 20, 3)
+    cross, packed = DeviceCross(20, 3, 0, CPU), np.packbits(masks, axis=1)
+    for row in range(100):
+        cross.add_packed(packed[row : row + 1], margins[row : row + 1].astype(np.float64))
+    cross.finish()
+    assert made == [64, 36]
+    np.testing.assert_array_equal(cross.cross, margins.T.astype(np.float64) @ masks)
+
+
 def test_every_float16_is_a_sum_of_integers_of_11_bits():
     bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.float16)
     for numbers in (bits[bits.isfinite()].double(), torch.tensor([0.75, -3.0], dtype=torch.float64)):
