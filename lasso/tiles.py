@@ -21,10 +21,10 @@ def follow_paths(lot: Lot, device: torch.device, progress: Callable[[int], None]
         begun = [(target, found) for target in range(start, stop) if (found := lot.begin(target))]
         if begun:
             _, paths = zip(*begun, strict=True)
-            lams = np.stack([path.lams for path in paths], axis=1)
-            cross = np.stack([path.heldout.cross for path in paths], axis=1)
+            lams = np.stack([path.lams for path in paths]).T
+            cross = np.stack([path.heldout.cross for path in paths]).T
             squares = np.array([path.heldout.squares for path in paths])
-            cov, var = np.stack([path.cov for path in paths], axis=1), np.array([path.var for path in paths])
+            cov, var = np.stack([path.cov for path in paths]).T, np.array([path.var for path in paths])
             tile = fista.Tile(corr, cov, var, (lot.first + start) % fista.TILE)
             best = choose(tile, held, cross, squares, lams, 100 * fit.tol, fit.patience, fit.min_lambdas)
             for place, (target, path) in enumerate(begun):
@@ -41,12 +41,12 @@ def refit(lot: Lot, device: torch.device, progress: Callable[[int], None]) -> No
         due = [(target, var, cov) for target, var, cov in sums if found.lam[target] != 0.0]
         if due:
             these = np.array([target for target, _, _ in due])
-            var, cov = np.array([var for _, var, _ in due]), np.stack([cov for _, _, cov in due], axis=1)
+            var, cov = np.array([var for _, var, _ in due]), np.stack([cov for _, _, cov in due]).T
             lams, begun = found.lam[these].astype(np.float64), [lot.begin_refit(int(target)) for target in these]
             tile = fista.Tile(corr, cov, var, (lot.first + start) % fista.TILE)
-            weights, lot.refit_gap[these] = fista.refit(tile, lams, np.stack(begun, axis=1), lot.fit.tol)
+            weights, lot.refit_gap[these] = fista.refit(tile, lams, np.stack(begun).T, lot.fit.tol)
             stored = [lot.store(int(target), w) for target, w in zip(these, weights.T, strict=True)]
-            found.gap[these], found.kkt[these] = fista.certify(tile, lams, np.stack(stored, axis=1))
+            found.gap[these], found.kkt[these] = fista.certify(tile, lams, np.stack(stored).T)
         progress(stop)
 
 
