@@ -125,8 +125,14 @@ def solve(lot: Lot, seconds: dict[str, float], device: torch.device) -> None:
     for whole, stage, step in steps:
         with timed("correlations", seconds, device):
             lot.matrices.on_device(device, whole)
+        corr = lot.matrices.on_device(device, whole)
+        before = corr.products
         with timed(stage, seconds, device):
             step(lambda done: None)
+        tried = lot.solution.tried
+        walked = sum(int(tried[at : at + fista.TILE].max()) for at in range(0, len(tried), fista.TILE))
+        each = walked if not whole else -(-len(tried) // fista.TILE)
+        print(f"products of a tile for each {'tile' if whole else 'lambda'}: {(corr.products - before) / each:.1f}")
 
 
 @contextmanager

@@ -42,6 +42,8 @@ class Correlations:
             values = values - planes[start:stop, None] - (planes - int(level))
             values.diagonal(start).zero_()
             self._put(start, values)
+        self.products = 0
+        """Made so far, by either way."""
         self.lipschitz = self._largest_eigenvalue()
 
     def _put(self, start: int, values: Tensor) -> None:
@@ -57,6 +59,7 @@ class Correlations:
 
     def __call__(self, w: Tensor) -> Tensor:
         """R w of w [N, t] in float64, as precise as in float32."""
+        self.products += 1
         v = w * self.inv
         halves = Halves(v)
         found = halves.times(self._low)
@@ -66,6 +69,7 @@ class Correlations:
 
     def exactly(self, w: Tensor) -> Tensor:
         """R w in float64 throughout."""
+        self.products += 1
         v = w * self.inv
         found = torch.empty_like(v)
         for start in range(0, self.n_train, _STRIP):

@@ -20,6 +20,7 @@ def test_the_gpu_case_runs_on_a_cpu_and_extrapolates_every_stage(monkeypatch, ca
     assert gaps[0] <= 1e-4
     assert max(gaps[1:]) <= 1e-6
     assert "\npaths: " in out
+    assert 0 < float(re.search(r"for each lambda: ([\d.]+)", out)[1]) < 30
     for stage in ("counts", "sums with margins", "correlations", "paths", "refits and certificates", "all"):
         assert re.search(rf"^{stage} +[\d.]+ +[\d.]+", out, re.MULTILINE)
 

@@ -62,7 +62,7 @@ def test_a_product_of_more_elements_than_an_int_counts():
     corr = Correlations.__new__(Correlations)
     corr.device, corr.rows, corr.n_train = torch.device("cuda"), 1.0, n_train
     corr._low = torch.randint(-1000, 1000, (n_train, n_train), device="cuda", dtype=torch.int16).half()
-    corr._high, corr._level_rest = None, 0.0
+    corr._high, corr._level_rest, corr.products = None, 0.0, 0
     corr.inv = torch.ones((n_train, 1), dtype=torch.float64, device="cuda")
     corr._off = corr._rest = torch.zeros_like(corr.inv)
     w = torch.randn((n_train, 16), dtype=torch.float64, device="cuda")
