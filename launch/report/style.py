@@ -37,8 +37,8 @@ dd b { display: block; font-size: 1.75rem; line-height: 1.3; font-weight: 600; l
 dd span { display: block; color: var(--soft); font-size: .8rem; line-height: 1.4; }
 
 nav { position: sticky; top: 0; z-index: 1; background: var(--paper); border-bottom: 1px solid var(--line); }
-nav ul { display: flex; gap: 1.4rem; margin: 0; padding: .65rem 0; list-style: none; overflow-x: auto;
-  scrollbar-width: none; white-space: nowrap; font-size: .9rem; }
+nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.15rem; margin: 0; padding: .65rem 0; list-style: none;
+  white-space: nowrap; font-size: .9rem; }
 nav a { color: var(--soft); text-decoration: none; }
 nav a:hover, nav a:focus-visible { color: var(--ink); text-decoration: underline; }
 
@@ -97,7 +97,7 @@ figure { margin: 0; }
 @media (max-width: 40rem) {
   .facts th, .facts td { display: block; padding-right: 0; }
   .facts th { padding-bottom: 0; border: 0; } .facts td { padding-top: 0; }
-  nav { position: static; } nav ul { flex-wrap: wrap; gap: .2rem 1.2rem; } html { scroll-padding-top: 1rem; }
+  nav { position: static; } html { scroll-padding-top: 1rem; }
 }
 @media print {
   @page { margin: 16mm 14mm; }
