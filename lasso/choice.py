@@ -13,14 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lasso.correlations import HeldoutMasks
-from lasso.fista import Tile
+from lasso.fista import IDLE, Tile
 from lasso.path import DOUBT, LEAST_DOUBT, SAFETY
 
 AIMS = np.array([0.1, 1e-3, 1e-5])
 """Relative gaps, over the tolerance: on the way, tighter than descent's, since the tile's products there cost less than
 to go back, and as a contender for the best."""
-_IDLE = 100
-"""Iterations without progress after which a lambda that was to be solved further is left."""
 
 Vector = NDArray[np.float64]
 Places = NDArray[np.int64]
@@ -110,7 +108,7 @@ class _Walk:
         for k in np.unique(place):
             w = torch.where(at == int(k), self.past[k].double(), w)
         tile.begin(w)
-        gaps = tile.minimise(self.lams[place, np.arange(len(place))], aims, self.tol, _IDLE)
+        gaps = tile.minimise(self.lams[place, np.arange(len(place))], aims, self.tol, IDLE)
         for k in np.unique(place):
             self.past[k] = torch.where(at == int(k), tile.w.float(), self.past[k])
         return gaps, self._errors(True)

@@ -29,8 +29,10 @@ _LONGEST, _WORSE = 100.0, 1e3
 """How many times longer a step may be, and how many times larger than the least a gap on the way there."""
 _HARD_LIMIT = 20_000
 """Iterations at one lambda after which a target counts as not converged."""
-_ROUNDS = 6
+_ROUNDS = 12
 """Anchors of a refit at most."""
+IDLE = 100
+"""Iterations without progress after which what was to be solved as far as can be is left."""
 
 Vector = NDArray[np.float64]
 Pair = tuple[Tensor, Tensor]
@@ -167,7 +169,7 @@ class Tile:
 def refit(tile: Tile, lams: Vector, weights: Vector, tol: float) -> tuple[Vector, Vector]:
     """Minimise at lams [t] from weights [N, t]; returns weights and relative gaps, from exact gradients.
 
-    Each round counts from an anchor of its own, until the gap is far below tol or no longer halves.
+    Each round counts from an anchor of its own, until the gap is far below tol, or below it and no longer halves.
     """
     lam = tile.padded(lams, 1.0)
     tile.start(weights)
@@ -176,12 +178,12 @@ def refit(tile: Tile, lams: Vector, weights: Vector, tol: float) -> tuple[Vector
     for _ in range(_ROUNDS):
         gaps = tile.gaps(lam)
         better = going & (gaps < best_gap)
-        going &= (gaps > 1e-6 * tol) & (gaps <= 0.5 * best_gap)
+        going &= (gaps > 1e-6 * tol) & ((gaps <= 0.5 * best_gap) | (gaps > 0.5 * tol))
         best, best_gap = torch.where(better, tile.w, best), torch.where(better, gaps, best_gap)
         wanted = tile.unpadded(going)
         if not wanted.any():
             break
-        tile.minimise(lams, np.where(wanted, 0.5e-6 * tol, np.inf), 0.5 * tol)
+        tile.minimise(lams, np.where(wanted, 0.5e-6 * tol, np.inf), 0.1 * tol, IDLE)
         tile.anchor()
     return tile.unpadded(best), tile.unpadded(best_gap)
 
