@@ -32,6 +32,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield started
 
 
+@pytest.fixture(autouse=True)
+def calm(cluster: Cluster) -> None:
+    """Nothing runs on the cluster, not even what a slurmctld forgot as it was killed, whose numbers come again."""
+    cluster.ask("scancel", "--user=root")
+    cluster.wait(cluster.processes, [])
+    if drained := cluster.ask("sinfo", "-h", "-N", "-p", "main", "-t", "drained", "-o", "%N").split():
+        cluster.ask("scontrol", "update", f"nodename={','.join(drained)}", "state=resume")
+
+
 def command(cluster: Cluster | None, *arguments: object) -> Outcome:
     program = [sys.executable, "-m", "launch.cli", *map(str, arguments)]
     environment = cluster.environment if cluster else None
