@@ -121,9 +121,7 @@ class Part:
         half, begin = self.file(f"{GROUPS[group]}.partial"), 0
         if half.exists() and half.stat().st_size == HEADER + gram.counts.nbytes:
             begin = int(np.fromfile(half, np.int64, 1)[0])
-            for start in range(0, len(gram.counts), _STRIP):  # never two matrices in memory
-                strip = gram.counts[start : start + _STRIP]
-                strip += read(half, np.int32, start * self.store.n_train, strip.shape)
+            add_file(gram.counts, half)
         written = time.monotonic()
         for done, masks in self.masks_of(group, begin):
             gram.add(masks)
@@ -252,3 +250,10 @@ def read(path: Path, dtype: type, at: int, shape: tuple[int, ...]) -> NDArray:
     if len(values) != np.prod(shape):
         raise UserError(f"{path} was cut short: remove it")
     return values.reshape(shape)
+
+
+def add_file(counts: NDArray[np.int32], path: Path) -> None:
+    """Add the counts [N, N] in a file to those in memory, which never holds two matrices."""
+    for start in range(0, len(counts), _STRIP):
+        strip = counts[start : start + _STRIP]
+        strip += read(path, np.int32, start * len(counts), strip.shape)

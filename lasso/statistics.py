@@ -21,7 +21,7 @@ from lasso import files
 from lasso.design import GramCounts
 from lasso.matrices import Matrices, is_small
 from lasso.moments import TILE, Cross, Gram
-from lasso.part import Part, check, read, sorts_margins
+from lasso.part import Part, add_file, check, read, sorts_margins
 from lasso.rows import Progress, Split, silent
 from lasso.stored import StoredCounts
 from train.errors import UserError
@@ -95,9 +95,7 @@ class Statistics:
             for group in (0, 1):
                 check(part.gram(group), (n_train, n_train), np.dtype(np.int32))
                 found[group].rows += part.rows[group]
-                for at in range(0, n_train, 512):
-                    strip = found[group].counts[at : at + 512]
-                    strip += read(part.gram(group), np.int32, at * n_train, strip.shape)
+                add_file(found[group].counts, part.gram(group))
         return found
 
     def matrices(self, parts: slice = slice(None)) -> Matrices:
