@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from bench import cases
+from bench.rows import succeeded
 from train.config import Setting
 from train.data import Dataset
-from train.loop import Results, Trainer
-from train.writer import RowFailure, RowResult
+from train.loop import Trainer
+from train.writer import RowResult
 
 RECIPE: dict[str, object] = {"epochs": 2, "peak_epoch": 1}
 
@@ -31,11 +32,11 @@ def settings(tiny: bool) -> list[Setting]:
 def repeated(setting: Setting, dataset: Dataset, device: torch.device) -> dict[str, Any]:
     """How many margins and logits there are, and how many came out with other bytes. Raises RuntimeError."""
     trainer = Trainer(setting, dataset, device)
-    first, again = _succeeded(trainer(0)), _succeeded(trainer(0))
+    first, again = succeeded(trainer(0)), succeeded(trainer(0))
     del trainer
     both = Trainer(setting, dataset, device, streams=2)
     pending = [both.start(group) for group in (0, 1)]
-    beside, _ = (_succeeded(each.result()) for each in pending)
+    beside, _ = (succeeded(each.result()) for each in pending)
     return {
         "dataset": setting.dataset,
         "network": setting.recipe.network,
@@ -46,13 +47,6 @@ def repeated(setting: Setting, dataset: Dataset, device: torch.device) -> dict[s
         "differing_again": differing(first, again),
         "differing_beside_another": differing(first, beside),
     }
-
-
-def _succeeded(results: Results) -> list[RowResult]:
-    for result in results:
-        if isinstance(result, RowFailure):
-            raise RuntimeError(f"row {result.row}: {result.reason}")
-    return [result for result in results if isinstance(result, RowResult)]
 
 
 def differing(rows: list[RowResult], others: list[RowResult]) -> int:

@@ -79,9 +79,7 @@ class Rows:
         ended: list[float] = []
 
         def finished(results: Results) -> None:
-            for result in results:
-                if isinstance(result, RowFailure):
-                    raise RuntimeError(f"row {result.row}: {result.reason}")
+            succeeded(results)
             ended.append(time.perf_counter())
 
         self.trainer.spans, self.writer.taken = [], []
@@ -95,6 +93,14 @@ class Rows:
 
     def __exit__(self, *_: object) -> None:
         self.writer.close()
+
+
+def succeeded(results: Results) -> list[RowResult]:
+    """Rows none of which has failed. Raises RuntimeError."""
+    for result in results:
+        if isinstance(result, RowFailure):
+            raise RuntimeError(f"row {result.row}: {result.reason}")
+    return [result for result in results if isinstance(result, RowResult)]
 
 
 def measure(rows: Rows, budget: float, most: int) -> Measured:
