@@ -7,16 +7,17 @@ with alpha and what is evaluated does not, so over alphas seconds are taken to b
 
 import dataclasses
 import tempfile
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from launch.benchmarks import Table, rows_of
 from launch.progress import Progress
+from launch.status import done_by
 from launch.stop import Stop
 from train.config import Setting
 from train.data import Dataset
@@ -46,16 +47,12 @@ Known = dict[tuple[float, int], Rate]
 
 def maker_of(store: Store) -> tuple[str, bool] | None:
     """The device that made most of the rows that are done, and whether it is a GPU; None where no row is done."""
-    found: Counter[tuple[str, bool]] = Counter()
-    journals, counts = np.unique(store.states.journal[store.completed()], return_counts=True)
-    for journal, count in zip(journals.tolist(), counts.tolist(), strict=True):
-        found[maker(store, journal)] += count
-    return found.most_common(1)[0][0] if found else None
+    found = done_by(store, maker)
+    return max(found, key=found.__getitem__) if found else None
 
 
-def maker(store: Store, journal: int) -> tuple[str, bool]:
-    """The device that the rows of a journal were made on, and whether it is a GPU."""
-    made = store.states.readers[journal].provenance
+def maker(made: dict[str, Any]) -> tuple[str, bool]:
+    """The device that the rows of an attempt were made on, and whether it is a GPU, from what it recorded."""
     return str(made.get("device")), str(made.get("on")).startswith("cuda")
 
 
@@ -63,8 +60,9 @@ def of_store(store: Store, alpha: float, device: str, on_gpu: bool) -> Known:
     """The means over the rows that a device made, as their records tell."""
     done, journals, found = store.completed(), dict[int, list[int]](), Known()
     for at in np.unique(store.states.journal[done]).tolist():
-        if maker(store, at)[0] == device:
-            journals.setdefault(store.states.readers[at].provenance.get("streams", 1), []).append(at)
+        made = store.states.readers[at].provenance
+        if maker(made)[0] == device:
+            journals.setdefault(made.get("streams", 1), []).append(at)
     for streams, of in journals.items():
         seconds, basis = _mean(store, np.flatnonzero(done & np.isin(store.states.journal, of)))
         found[alpha, streams] = Rate(seconds, device, on_gpu, "store", f"{basis}, in {store.layout.data}", streams)

@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from launch.progress import duration
 from train.store import ReadableStore, Store
 
 RECENT_SECONDS = 600.0
+
+Maker = TypeVar("Maker")
 
 
 def summary(store: ReadableStore) -> dict[str, Any]:
@@ -37,8 +39,8 @@ def summary(store: ReadableStore) -> dict[str, Any]:
         found["reasons"] = _reasons(store)
         found["devices"] = _devices(store)
         for key, maker in (("hosts", _host), ("jobs", _job)):
-            found[key] = _done_by(store, maker)
-            counts = _done_by(store, maker, recent) if hours else {}
+            found[key] = done_by(store, maker)
+            counts = done_by(store, maker, recent) if hours else {}
             found[f"{key}_per_hour"] = {name: round(count / hours, 1) for name, count in counts.items()}
     return found
 
@@ -82,7 +84,7 @@ def _devices(store: Store) -> dict[str, int]:
         own = f"arithmetic {made.get('arithmetic')}"
         return f"{made.get('device')}, {made.get('precision')}, {made.get('threads')} threads, {own}, {versions}"
 
-    return _done_by(store, environment)
+    return done_by(store, environment)
 
 
 def _host(made: dict[str, Any]) -> str:
@@ -94,12 +96,12 @@ def _job(made: dict[str, Any]) -> str:
     return "_".join(str(made[key]) for key in ("job", "task") if made.get(key)) or "local"
 
 
-def _done_by(
-    store: Store, maker: Callable[[dict[str, Any]], str], rows: NDArray[np.bool_] | None = None
-) -> dict[str, int]:
+def done_by(
+    store: Store, maker: Callable[[dict[str, Any]], Maker], rows: NDArray[np.bool_] | None = None
+) -> dict[Maker, int]:
     """Done rows, or some of them, by something that their attempt recorded."""
     journals, counts = np.unique(store.states.journal[store.completed() if rows is None else rows], return_counts=True)
-    found: Counter[str] = Counter()
+    found: Counter[Maker] = Counter()
     for journal, count in zip(journals, counts, strict=True):
         found[maker(store.states.readers[journal].provenance)] += int(count)
     return dict(found)

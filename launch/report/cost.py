@@ -7,6 +7,7 @@ import numpy as np
 
 from launch.progress import duration
 from launch.rates import maker
+from launch.report.html import counted
 from launch.status import begun
 from train.store import ReadableStore, Store
 
@@ -34,7 +35,7 @@ class Work:
     def table(self, price: float | None, machines: int) -> list[tuple[str, str]]:
         elapsed = duration((self.last - self.first).total_seconds())
         dates = " to ".join(f"{time:%Y-%m-%d %H:%M}" for time in (self.first, self.last))
-        where = f"{machines:,} machine{'s' if machines > 1 else ''}"
+        where = counted(machines, "machine")
         return [
             ("Cost", f"{self._hours}, {self._per_row} of {self._unit} a model; rows that failed are not counted"),
             *self._priced(price),
@@ -84,7 +85,7 @@ def work_of(store: ReadableStore) -> Work | None:
         return None
     done, states = store.completed(), store.states
     seconds, times, journals = states.seconds[done].astype(np.float64), states.time[done], states.journal[done]
-    on_gpu = np.array([maker(store, journal)[1] for journal in range(len(states.readers))])[journals]
+    on_gpu = np.array([maker(reader.provenance)[1] for reader in states.readers])[journals]
     return Work(
         gpu=float(seconds[on_gpu].sum()),
         cpu=float(seconds[~on_gpu].sum()),
