@@ -45,7 +45,7 @@ class Trainer:
         streams: int = 1,
     ) -> None:
         recipe = setting.recipe
-        if streams > 1 and recipe.own_network:
+        if streams > 1 and recipe.own_network:  # it draws from torch's generators, of which a process has one set
             raise UserError(f"{streams} groups at once with {recipe.network}: own networks train one at a time")
         torch.set_num_threads(recipe.threads)
         keep_freed_memory()
@@ -68,8 +68,6 @@ class Trainer:
             },
             classes=len(dataset.classes),
         )
-        if recipe.own_network:
-            streams = 1  # it draws from torch's generators, of which a process has one set
         self.lanes = [Lane(self.shared) for _ in range(streams)]
         self._queues = [_Queue(lane, device) for lane in self.lanes] if on_gpu(device) else []
         self.ahead = streams
