@@ -14,6 +14,7 @@ from scipy.stats import ks_2samp, permutation_test
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench import plain
 from tests.conftest import any_algorithm
 from train.config import Data, Recipe, Setting
 from train.data import Dataset, Split
@@ -28,36 +29,15 @@ WIDTH = 8
 PRECISIONS = ["float32", "bfloat16", "float16"]
 
 
-def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
-
-
-class Residual(nn.Sequential):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x)
-
-
 class Plain(nn.Module):
-    """ResNet-9 as upstream writes it."""
+    """ResNet-9 as upstream writes it, for images [B, H, W, C]."""
 
-    def __init__(self, w: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            conv_bn(3, w),
-            conv_bn(w, 2 * w, 5, 2, 2),
-            Residual(conv_bn(2 * w, 2 * w), conv_bn(2 * w, 2 * w)),
-            conv_bn(2 * w, 4 * w),
-            nn.MaxPool2d(2),
-            Residual(conv_bn(4 * w, 4 * w), conv_bn(4 * w, 4 * w)),
-            conv_bn(4 * w, 2 * w, padding=0),
-            nn.AdaptiveMaxPool2d((1, 1)),
-            nn.Flatten(),
-            nn.Linear(2 * w, 4, bias=False),
-        )
+        self.layers = plain.network(width, classes=4)
 
     def forward(self, images_BHWC: Tensor) -> Tensor:
-        return 0.2 * self.layers(images_BHWC.permute(0, 3, 1, 2))
+        return self.layers(images_BHWC.permute(0, 3, 1, 2))
 
     def copy(self, network: ResNet9) -> "Plain":
         """Take over another's weights: the same modules in the same order."""
