@@ -85,7 +85,7 @@ class Cluster:
         self.start("slurmctld")
         for node in self.NODES:
             self.start(node)
-        self.wait(lambda: self.ask("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").split(), [*self.NODES])
+        self.wait_until_idle()
 
     def _make_gpus(self) -> None:
         """Device files that behave as /dev/null; SLURM takes the number from their names."""
@@ -112,6 +112,22 @@ class Cluster:
         pid = self.pid(name)
         os.kill(pid, number)
         self.wait(lambda: _alive(pid), False)
+
+    def restart_nodes(self) -> None:
+        """Restart every slurmd once no job runs, and take back every node that was drained.
+
+        A slurmd refuses a number that it has run until slurmctld ends that job ("Duplicate jobid", and the node is
+        drained). A slurmctld that was killed never ends the jobs that it forgot, and gives their numbers again.
+        """
+        self.wait(self.processes, [])
+        for node in self.NODES:
+            self.kill(node)
+            self.start(node)
+            self.ask("scontrol", "update", f"nodename={node}", "state=resume")
+        self.wait_until_idle()
+
+    def wait_until_idle(self) -> None:
+        self.wait(lambda: self.ask("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").split(), [*self.NODES])
 
     def ask(self, *command: str) -> str:
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)

@@ -34,11 +34,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(autouse=True)
 def calm(cluster: Cluster) -> None:
-    """Nothing runs on the cluster, not even what a slurmctld forgot as it was killed, whose numbers come again."""
+    """Nothing of an earlier scenario waits or runs."""
     cluster.ask("scancel", "--user=root")
     cluster.wait(cluster.processes, [])
-    if drained := cluster.ask("sinfo", "-h", "-N", "-p", "main", "-t", "drained", "-o", "%N").split():
-        cluster.ask("scontrol", "update", f"nodename={','.join(drained)}", "state=resume")
 
 
 def command(cluster: Cluster | None, *arguments: object) -> Outcome:
@@ -278,6 +276,7 @@ def test_slurmctld_is_killed_two_seconds_after_the_submit(case: Case, expected: 
         submitting.result()
     case.submit()
     case.finish(expected)
+    case.cluster.restart_nodes()
 
 
 def test_two_settings_at_once_in_one_root_one_with_more_tasks_than_an_array_may_have(
