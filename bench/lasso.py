@@ -254,6 +254,7 @@ def main() -> None:
     parser.add_argument("--models", type=int, help="20,000 if nothing else is said")
     parser.add_argument("--targets", type=int, help="200 if nothing else is said")
     parser.add_argument("--device", help="of the gpu case: cuda, where there is one, or cpu")
+    parser.add_argument("--out", type=Path, help="folder of the gpu case's JSON file; default bench/results")
     parser.add_argument("--alpha", type=float, nargs="+", default=[0.5])
     parser.add_argument("--small", type=float, nargs="+", default=[0.05])
     parser.add_argument("--mask", choices=["exact", "bernoulli"], default="bernoulli")

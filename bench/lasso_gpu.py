@@ -1,18 +1,23 @@
 """`python -m bench.lasso gpu`: a slice of the full problem on one device, stage by stage, and what that makes of it.
 
+A table comes last, and after every stage a JSON file: bench/results/{date}-{device}.json, key `lasso` (on a CPU in the
+folder `tiny` there). The gaps of some targets are checked from the rows, by code that shares nothing with the solver's.
 Masks and margins are generated on the device and kept in memory as a store's statistics keep them, so that reading is
 not in the figures. Targets are what a slice has fewer of: every stage but the counts goes through them tile by tile.
 """
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from bench.results import Results
 from lasso import fista
 from lasso.design import GramCounts
 from lasso.device_sums import DeviceCross
@@ -21,11 +26,14 @@ from lasso.matrices import Matrices
 from lasso.moments import Gram
 from lasso.popcount import pack
 from train.config import Fit
+from train.device import on_gpu
 
 FULL = {"models": 300_000, "examples": 50_000, "targets": 60_000}
 """CIFAR-10 at alpha 0.5, training and test targets."""
 _BLOCK = 4096
 _TARGETS = 512
+_CHECKED = 16
+"""Targets whose gaps are checked, at most."""
 _GROWS = {
     "counts": ("models", "examples", "examples"),
     "sums with margins": ("models", "examples", "targets"),
@@ -39,27 +47,40 @@ _GROWS = {
 def run(options: argparse.Namespace) -> None:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     size = sizes(options, device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    print(f"{name}: {size['examples']:,} examples, {size['models']:,} models, {size['targets']:,} targets", flush=True)
-    seconds: dict[str, float] = {}
+    results = Results(device, sys.argv[1:], options.out, tiny=not on_gpu(device))
+    truth = {"alpha": options.alpha[0], "small": options.small[0], "eps": options.eps, "patience": options.patience}
+    content = results.content["lasso"] = {**size, **truth, "seconds": {}}
+    sizes_told = ", ".join(f"{number:,} {name}" for name, number in size.items())
+    results.tell(f"{results.content['device']}: {sizes_told}")
     packed, margins = generate(size, options, device)
     held = np.random.default_rng(1).random(size["models"]) < 0.1
-    with timed("counts", seconds, device):
+    with timed("counts", results, device):
         counts = GramCounts(*(count(packed, group, size["examples"], device) for group in (~held, held)))
-    with timed("sums with margins", seconds, device):
+    with timed("sums with margins", results, device):
         crosses = [add_up(packed, margins, group, size, device) for group in (~held, held)]
     bits = pack(np.unpackbits(packed[held], axis=1, count=size["examples"]))
-    matrices = Matrices(counts, bits)
     fit = Fit(k=100, eps=options.eps, patience=options.patience)
-    lot = Lot(matrices, crosses[0], crosses[1], fit, device=device)
-    solve(lot, seconds, device)
-    lot.check()
-    found = lot.solution
-    print(f"lambdas tried {found.tried.mean():.0f}, largest gap along the paths {found.path_gap.max():.1e}, ", end="")
-    print(f"of the refits {lot.refit_gap.max():.1e}, as stored {found.gap.max():.1e}")
-    if device.type == "cuda":
-        print(f"peak device memory {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB")
-    tell(seconds, size)
+    lot = Lot(Matrices(counts, bits), crosses[0], crosses[1], fit, device=device)
+    solve(lot, results, device)
+    content["lambdas_tried"] = float(lot.solution.tried.mean())
+    content["largest_gap"] = {
+        "paths": float(lot.solution.path_gap.max()),
+        "refits": float(lot.refit_gap.max()),
+        "stored": float(lot.solution.gap.max()),
+        "checked": float(gaps_from_rows(packed, margins, lot, device).max()),
+    }
+    told = ", ".join(f"{name} {gap:.1e}" for name, gap in content["largest_gap"].items())
+    results.tell(f"lambdas tried {content['lambdas_tried']:.0f}, largest gaps: {told}")
+    if on_gpu(device):
+        content["peak_bytes"] = torch.cuda.max_memory_allocated(device)
+        results.tell(f"peak device memory {content['peak_bytes'] / 2**30:.1f} GiB")
+    with results.guarded("a fit to its gap"):
+        lot.check()
+    content["extrapolated_seconds"] = extrapolated(content["seconds"], size)
+    table(content["seconds"], content["extrapolated_seconds"])
+    print(results.write())
+    if results.content["failed"]:
+        sys.exit(1)
 
 
 def sizes(options: argparse.Namespace, device: torch.device) -> dict[str, int]:
@@ -117,40 +138,83 @@ def _blocks(group: np.ndarray) -> Iterator[np.ndarray]:
     yield from (rows[start : start + 8192] for start in range(0, len(rows), 8192))
 
 
-def solve(lot: Lot, seconds: dict[str, float], device: torch.device) -> None:
+def solve(lot: Lot, results: Results, device: torch.device) -> None:
     steps: tuple[tuple[bool, str, Callable], ...] = (
         (False, "paths", lot.follow_paths),
         (True, "refits and certificates", lot.refit),
     )
     for whole, stage, step in steps:
-        with timed("correlations", seconds, device):
+        with timed("correlations", results, device):
             lot.matrices.on_device(device, whole)
         corr = lot.matrices.on_device(device, whole)
         before = corr.products
-        with timed(stage, seconds, device):
+        with timed(stage, results, device):
             step(lambda done: None)
         tried = lot.solution.tried
         walked = sum(int(tried[at : at + fista.TILE].max()) for at in range(0, len(tried), fista.TILE))
-        each = walked if not whole else -(-len(tried) // fista.TILE)
-        print(f"products of a tile for each {'tile' if whole else 'lambda'}: {(corr.products - before) / each:.1f}")
+        each = (corr.products - before) / (-(-len(tried) // fista.TILE) if whole else walked)
+        unit = "tile" if whole else "lambda"
+        results.content["lasso"][f"products_a_{unit}_of_{stage.split()[0]}"] = each
+        results.tell(f"products of a tile for each {unit}: {each:.1f}")
+
+
+def gaps_from_rows(packed: np.ndarray, margins: np.ndarray, lot: Lot, device: torch.device) -> np.ndarray:
+    """Relative duality gaps of some targets' stored weights, from the rows alone, in float64 throughout.
+
+    Nothing of what `lasso` computed enters but the weights and their lambdas.
+    """
+    n_train, targets = lot.matrices.n_train, len(lot.solution.lam)
+    these = np.arange(0, targets, -(-targets // _CHECKED))
+    weights = torch.from_numpy(lot.solution.weight[these].T.astype(np.float64)).to(device)
+    lam = torch.from_numpy(lot.solution.lam[these].astype(np.float64)).to(device)
+    y = torch.from_numpy(margins[:, these].astype(np.float64)).to(device)
+    y -= y.mean(dim=0)
+
+    def masks() -> Iterator[tuple[slice, Tensor]]:
+        for start in range(0, len(packed), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            block = np.unpackbits(packed[rows], axis=1, count=n_train)
+            yield rows, torch.from_numpy(block).to(device).double()
+
+    mean, predicted = torch.zeros(n_train, 1, dtype=torch.float64, device=device), torch.empty_like(y)
+    for rows, block in masks():
+        mean += block.sum(dim=0)[:, None] / len(packed)
+        predicted[rows] = block @ weights
+    residual = y - (predicted - predicted.mean(dim=0))
+    grad = -mean * residual.sum(dim=0)
+    for rows, block in masks():
+        grad += block.T @ residual[rows]
+    deviation = (mean * (1 - mean)).sqrt()
+    grad = torch.where(deviation > 0, grad / (len(packed) * deviation), 0.0)
+    var, squares, along = (y * y).mean(dim=0), (residual * residual).mean(dim=0), (y * residual).mean(dim=0)
+    scale = torch.minimum(lam / grad.abs().amax(dim=0), along / squares)
+    primal = squares / 2 + lam * (weights * deviation).abs().sum(dim=0)
+    return ((primal - scale * along + scale**2 * squares / 2) / (var / 2)).cpu().numpy()
 
 
 @contextmanager
-def timed(stage: str, seconds: dict[str, float], device: torch.device) -> Iterator[None]:
+def timed(stage: str, results: Results, device: torch.device) -> Iterator[None]:
     began = time.perf_counter()
     yield
-    if device.type == "cuda":
+    if on_gpu(device):
         torch.cuda.synchronize(device)
     spent = time.perf_counter() - began
+    seconds = results.content["lasso"]["seconds"]
     seconds[stage] = seconds.get(stage, 0.0) + spent
-    print(f"{stage}: {spent:.2f} s", flush=True)  # a run that is cut short has told what it found
+    results.tell(f"{stage}: {spent:.2f} s")  # a run that is cut short has told what it found
+    results.write()
 
 
-def tell(seconds: dict[str, float], size: dict[str, int]) -> None:
+def extrapolated(seconds: dict[str, float], size: dict[str, int]) -> dict[str, float]:
+    """Seconds of every stage of the full problem."""
+    return {
+        stage: seconds[stage] * float(np.prod([FULL[key] / size[key] for key in grows]))
+        for stage, grows in _GROWS.items()
+    }
+
+
+def table(seconds: dict[str, float], whole: dict[str, float]) -> None:
     print(f"{'stage':26} {'seconds':>9}   extrapolated to M = 300,000, N = 50,000, T = 60,000")
-    total = 0.0
     for stage, grows in _GROWS.items():
-        whole = seconds[stage] * float(np.prod([FULL[key] / size[key] for key in grows]))
-        total += whole
-        print(f"{stage:26} {seconds[stage]:9.2f} {whole:11.1f}   as {' x '.join(grows)}")
-    print(f"{'all':26} {sum(seconds.values()):9.2f} {total:11.1f}", flush=True)
+        print(f"{stage:26} {seconds[stage]:9.2f} {whole[stage]:11.1f}   as {' x '.join(grows)}")
+    print(f"{'all':26} {sum(seconds.values()):9.2f} {sum(whole.values()):11.1f}", flush=True)

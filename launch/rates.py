@@ -19,6 +19,7 @@ from launch.benchmarks import Table, rows_of
 from launch.progress import Progress
 from launch.status import done_by
 from launch.stop import Stop
+from launch.text import counted
 from train.config import Setting
 from train.data import Dataset
 from train.errors import WorkError
@@ -111,14 +112,10 @@ def _mean(store: Store, rows: NDArray[np.int64]) -> tuple[float, str]:
     seconds = store.states.seconds[rows].astype(np.float64)
     _, index, sizes = np.unique(rows // store.group, return_inverse=True, return_counts=True)
     groups = np.bincount(index, seconds) / sizes
-    basis = _count(len(rows), "row") + (f" in {_count(len(groups), 'group')}" if store.group > 1 else "")
+    basis = counted(len(rows), "row") + (f" in {counted(len(groups), 'group')}" if store.group > 1 else "")
     if len(groups) == 1:
         return float(seconds.mean()), f"{basis}, no spread known"
     return float(seconds.mean()), f"{basis}, standard deviation {groups.std(ddof=1) / seconds.mean():.0%}"
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number} {name}{'s' * (number > 1)}"
 
 
 def choose(setting: Setting, n_train: int, known: Known, alphas: Iterable[float], streams: int) -> dict[float, Rate]:
@@ -127,7 +124,7 @@ def choose(setting: Setting, n_train: int, known: Known, alphas: Iterable[float]
     for number in sorted({key[1] for key in known}, key=lambda number: (number != streams, number)):
         measured = {alpha: rate for (alpha, of), rate in known.items() if of == number}
         for alpha, rate in (measured | line(setting, n_train, measured, alphas)).items():
-            other = f", measured with {_count(number, 'group')} at once, not {streams}"
+            other = f", measured with {counted(number, 'group')} at once, not {streams}"
             basis = rate.basis + (other if rate.on_gpu and number != streams else "")
             chosen.setdefault(alpha, dataclasses.replace(rate, basis=basis))
     return chosen

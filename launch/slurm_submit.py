@@ -22,6 +22,7 @@ from launch.slurm_script import GATE, files, lanes, portable
 from launch.slurm_work import Queue, Work, next_work
 from launch.status import report_path
 from launch.stop import EXIT_INTERRUPTED
+from launch.text import counted
 from train.errors import Interrupted, UserError, WorkError
 from train.layout import Layout
 from train.locks import LockFile
@@ -144,10 +145,8 @@ class _Step:
             raise Busy(f"the cluster holds as many jobs as it takes ({limit.jobs}, MaxJobCount): try again later")
         path, plan = self._freeze(work, tasks, limit.array, round)
         arrays = self._start_arrays(plan, path)
-        shown, jobs = (
-            f"{n} {what}{'s' if n > 1 else ''}" for n, what in ((len(plan.tasks), "task"), (len(arrays), "job"))
-        )
-        self._results.append(f"{path}: {work.left}; {shown} of {plan.stage} in {jobs}: {', '.join(arrays)}")
+        shown = f"{counted(len(plan.tasks), 'task')} of {plan.stage} in {counted(len(arrays), 'job')}"
+        self._results.append(f"{path}: {work.left}; {shown}: {', '.join(arrays)}")
         return path, arrays
 
     def _fit_gpus(self) -> int:

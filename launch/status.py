@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from launch import slurm_status
 from launch.progress import duration
+from launch.text import counted
 from train.store import ReadableStore, Store
 
 RECENT_SECONDS = 600.0
@@ -82,7 +83,8 @@ def _devices(store: Store) -> dict[str, int]:
     def environment(made: dict[str, Any]) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items())
         own = f"arithmetic {made.get('arithmetic')}"
-        return f"{made.get('device')}, {made.get('precision')}, {made.get('threads')} threads, {own}, {versions}"
+        threads = counted(int(made.get("threads", 0)), "thread")
+        return f"{made.get('device')}, {made.get('precision')}, {threads}, {own}, {versions}"
 
     return done_by(store, environment)
 

@@ -1,28 +1,57 @@
+import json
 import re
 from argparse import Namespace
 
+import numpy as np
 import pytest
+import torch
 
 from bench import lasso_agree, lasso_gpu
 from lasso import fista
+from lasso.design import GramCounts
+from lasso.lot import Lot
+from lasso.matrices import Matrices
+from lasso.popcount import pack
+from launch.benchmarks import read_tables
 from tests.fake_store import linear_data
+from train.config import Fit
 
 
-def test_the_gpu_case_runs_on_a_cpu_and_extrapolates_every_stage(monkeypatch, capsys):
+def test_the_gpu_case_runs_on_a_cpu_and_extrapolates_every_stage(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(fista, "TILE", 8)
     options = Namespace(
-        device="cpu", examples=40, models=600, targets=12, alpha=[0.5], small=[0.05], eps=0.1, patience=5
+        device="cpu", examples=40, models=600, targets=12, alpha=[0.5], small=[0.05], eps=0.1, patience=5, out=tmp_path
     )
     lasso_gpu.run(options)
     out = capsys.readouterr().out
-    assert "cpu: 40 examples, 600 models, 12 targets" in out
-    gaps = [float(gap) for gap in re.findall(r"(?:paths|refits|stored) (\S+?e-\d+)", out)]
-    assert gaps[0] <= 1e-4
-    assert max(gaps[1:]) <= 1e-6
-    assert "\npaths: " in out
-    assert 0 < float(re.search(r"for each lambda: ([\d.]+)", out)[1]) < 30
-    for stage in ("counts", "sums with margins", "correlations", "paths", "refits and certificates", "all"):
+    assert "600 models, 40 examples, 12 targets" in out
+    (path,) = tmp_path.glob("*.json")
+    assert out.splitlines()[-1] == str(path)
+    found = json.loads(path.read_text())["lasso"]
+    assert found["largest_gap"]["paths"] <= 1e-4
+    assert max(found["largest_gap"][name] for name in ("refits", "stored", "checked")) <= 1e-6
+    assert 0 < found["products_a_lambda_of_paths"] < 30
+    assert found["seconds"].keys() == found["extrapolated_seconds"].keys() == lasso_gpu._GROWS.keys()
+    for stage in (*lasso_gpu._GROWS, "all"):
         assert re.search(rf"^{stage} +[\d.]+ +[\d.]+", out, re.MULTILINE)
+    assert not read_tables(tmp_path), "no setting's seconds are in it"
+
+
+def test_the_check_from_rows_sees_weights_that_are_off(monkeypatch):
+    monkeypatch.setattr(fista, "TILE", 8)
+    masks, margins = linear_data(600, 40, 3)
+    held = np.arange(600) < 60
+    packed, size = np.packbits(masks, axis=1), {"examples": 40, "targets": 3}
+    device = torch.device("cpu")
+    counts = GramCounts(*(lasso_gpu.count(packed, group, 40, device) for group in (~held, held)))
+    crosses = [lasso_gpu.add_up(packed, margins, group, size, device) for group in (~held, held)]
+    lot = Lot(Matrices(counts, pack(masks[held])), *crosses, Fit(eps=0.1), device=device)
+    lot.follow_paths(lambda done: None)
+    lot.refit(lambda done: None)
+    right = lasso_gpu.gaps_from_rows(packed, margins, lot, device)
+    np.testing.assert_allclose(right, lot.solution.gap, atol=1e-9)
+    lot.solution.weight[1] *= 1.01
+    assert lasso_gpu.gaps_from_rows(packed, margins, lot, device)[1] > 1e-5
 
 
 @pytest.mark.parametrize("rows", [60, 600])
@@ -36,7 +65,8 @@ def test_scikit_learn_agrees_on_lambda_and_weights(capsys, rows):
 
 def test_extrapolation_is_by_what_a_stage_is_proportional_to(capsys):
     half = {"models": 150_000, "examples": 25_000, "targets": 30_000}
-    lasso_gpu.tell(dict.fromkeys(lasso_gpu._GROWS, 1.0), half)
+    seconds = dict.fromkeys(lasso_gpu._GROWS, 1.0)
+    lasso_gpu.table(seconds, lasso_gpu.extrapolated(seconds, half))
     out = capsys.readouterr().out
     found = dict(re.findall(r"^(\w.*?) +1\.00 +([\d.]+) ", out, re.MULTILINE))
     cubic = ("counts", "sums with margins", "paths", "refits and certificates")
@@ -48,8 +78,6 @@ def test_extrapolation_is_by_what_a_stage_is_proportional_to(capsys):
 def test_sizes_follow_the_memory(monkeypatch, free, examples):
     monkeypatch.setattr(lasso_gpu, "_host_memory", lambda: 128 * 2**30)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, free))
-    import torch
-
     found = lasso_gpu.sizes(Namespace(examples=None, models=None, targets=None), torch.device("cuda"))
     assert found["models"] == 300_000
     assert found["targets"] == 512

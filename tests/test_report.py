@@ -98,7 +98,7 @@ def test_the_page_tells_what_was_run_and_how_well_it_went(page: str) -> None:
     text = Tags(page).text
     for expected in (
         *("Ceiling of LDS", "95% interval", "Pearson", "MSE", "Test accuracy", "core-hours", "recipe.lr", "sha256"),
-        *("float32, 1 threads", "24 to fit datamodels, 8 to judge them, 2 runs of each mask", "torch "),
+        *("float32, 1 thread", "24 to fit datamodels, 8 to judge them, 2 runs of each mask", "torch "),
         *("32 done, 0 missing, 0 failed", "duality gap", "Column sums of the masks", "Chosen lambdas"),
     ):
         assert expected in text

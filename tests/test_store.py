@@ -390,6 +390,9 @@ def test_a_read_only_store_can_be_read(tmp_path: Path) -> None:
         for command in ("repair", "grow --models 14", "fit --fit.share 0.4"):
             name, *options = command.split()
             assert "Read-only file system" in datamodels(name, tmp_path / "x.yaml", "--root", root, *options).error
+        with read_only(tmp_path / "elsewhere"):
+            report = datamodels("report", tmp_path / "x.yaml", "--root", root, "--out", tmp_path / "elsewhere")
+            assert (report.code, "Read-only file system" in report.err.splitlines()[-1]) == (2, True)
     elsewhere = tmp_path / "elsewhere" / "made-up"
     assert (elsewhere / "datamodels" / "test_50pct.pt").exists()
     assert (elsewhere / "report_test_50pct.html").exists()

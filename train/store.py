@@ -1,6 +1,5 @@
 """Stores opened for reading: those with a manifest, and what a root holds in general."""
 
-import errno
 import hashlib
 import re
 import zlib
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.config import Setting
-from train.errors import UserError, WorkError
+from train.errors import READ_ONLY, UserError, WorkError
 from train.layout import Layout
 from train.locks import LockFile, store_lock
 from train.manifest import Array, Manifest, check_data, check_identity, read_manifest
@@ -125,7 +124,7 @@ class Store(ReadableStore):
         try:
             return RowFile(path, array.shape, array.dtype, writable)
         except OSError as error:
-            if writable and error.errno in _READ_ONLY:
+            if writable and error.errno in READ_ONLY:
                 raise
             raise WorkError(f"cannot read {path}: {error.strerror}") from None
 
@@ -231,7 +230,7 @@ class Store(ReadableStore):
         try:
             flags, lock = self._open(self.flags, writable=True), LockFile(self.layout.lock)
         except OSError as error:
-            if error.errno in _READ_ONLY:
+            if error.errno in READ_ONLY:
                 return
             raise WorkError(f"cannot write to {error.filename}: {error.strerror}") from None
         try:
@@ -259,9 +258,6 @@ class Store(ReadableStore):
             flags.close()
 
 
-_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
-
-
 def open_store(layout: Layout, setting: Setting, explicit_models: bool = False) -> ReadableStore:
     """Open whatever a root holds for a setting. Raises UserError where it holds nothing, or another setting."""
     layout.refuse_links()
@@ -283,7 +279,7 @@ def open_own(layout: Layout, setting: Setting) -> Store:
         store.restore_flags()
         store.write_headers(store.due_headers())
     except OSError as error:
-        if error.errno not in _READ_ONLY:
+        if error.errno not in READ_ONLY:
             raise WorkError(f"cannot write the header of {error.filename}: {error.strerror}") from None
     store.sync_flags()
     return store

@@ -10,7 +10,6 @@ from launch.report.basis import basis_of, beside, is_up_to_date, tag
 from launch.report.cost import work_of
 from launch.report.fit import fit
 from launch.report.gallery import behind, moved
-from launch.report.html import counted
 from launch.report.models import accuracy_of, models
 from launch.report.quality import quality
 from launch.report.run import what_was_run
@@ -18,8 +17,9 @@ from launch.report.subject import Subject, gather
 from launch.report.suspects import duplicates, harmful
 from launch.report.weights import Fitted
 from launch.status import report_path
+from launch.text import counted
 from train.data import Dataset
-from train.errors import UserError, WorkError
+from train.errors import READ_ONLY, UserError, WorkError
 from train.npy import write_file
 from train.store import ReadableStore
 
@@ -56,10 +56,9 @@ def write_report(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, page.encode())
-    except PermissionError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
     except OSError as error:
-        raise WorkError(f"cannot write {path}: {error.strerror}") from None
+        kind = UserError if error.errno in READ_ONLY else WorkError
+        raise kind(f"cannot write {path}: {error.strerror}") from None
     return path
 
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from launch.progress import duration
 from launch.rates import maker
-from launch.report.html import counted
 from launch.status import begun
+from launch.text import counted
 from train.store import ReadableStore, Store
 
 

@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 
 from launch.progress import duration
 from launch.report import html, plots
-from launch.report.html import Section, counted
+from launch.report.html import Section
 from launch.report.path import path_plot
 from launch.report.subject import Subject
+from launch.text import counted
 
 _SMALLEST_GAP = 1e-12
 """Smaller gaps are drawn there: float64 does not tell them from 0."""

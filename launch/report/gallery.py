@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launch.report import html
-from launch.report.html import Section, counted
+from launch.report.html import Section
 from launch.report.subject import Subject
+from launch.text import counted
 from train.data import Dataset, Split
 
 _NEIGHBOURS = 6

@@ -142,8 +142,3 @@ def channels_shown(channels: int) -> str:
         return ""
     which = "the first is shown, as grey" if channels < 3 else "the first 3 are shown, as red, green and blue"
     return f" Of an image's {channels} channels {which}."
-
-
-def counted(number: int, thing: str) -> str:
-    """`1 target`, `2 targets`."""
-    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"

@@ -4,8 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launch.report import html, plots
-from launch.report.html import Section, counted
+from launch.report.html import Section
 from launch.report.subject import Subject, spread
+from launch.text import counted
 from train.store import ReadableStore, Store
 
 _ROWS, _COLUMNS = 256, 2000

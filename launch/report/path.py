@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from lasso.rows import Split, read_margins, read_masks
 from launch.report import html, plots
-from launch.report.html import counted
 from launch.report.subject import Subject, spread
 from launch.report.weights import Fitted
+from launch.text import counted
 from train.store import ReadableStore
 
 _TARGETS = 6

@@ -7,8 +7,9 @@ from lasso import Curve, Evaluation
 from lasso.curve import FITTED
 from launch.report import html, plots
 from launch.report.gallery import unseen
-from launch.report.html import Section, counted
+from launch.report.html import Section
 from launch.report.subject import Subject, spread
+from launch.text import counted
 
 _BEST = 8
 """Targets of the largest and of the smallest LDS that are shown."""

@@ -2,9 +2,10 @@
 
 from launch.report import html
 from launch.report.cost import work_of
-from launch.report.html import Section, counted
+from launch.report.html import Section
 from launch.report.subject import Subject
 from launch.status import summary
+from launch.text import counted
 from train.config import Recipe, flatten
 from train.store import Store
 

@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 
 from launch.report import html, plots
 from launch.report.gallery import name_of, signed, unseen
-from launch.report.html import Section, counted
+from launch.report.html import Section
 from launch.report.leads import ALLOWED, DEPTH, HEADROOM, believed
 from launch.report.subject import Subject, spread
+from launch.text import counted
 from train.data import Dataset, Split
 
 _SHOWN = 12
