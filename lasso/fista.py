@@ -29,10 +29,10 @@ _LONGEST, _WORSE = 100.0, 1e3
 """How many times longer a step may be, and how many times larger than the least a gap on the way there."""
 _HARD_LIMIT = 20_000
 """Iterations at one lambda after which a target counts as not converged."""
-_ROUNDS = 12
+_ROUNDS = 20
 """Anchors of a refit at most."""
-IDLE = 100
-"""Iterations without progress after which what was to be solved as far as can be is left."""
+_BRIEF, IDLE = 10, 100
+"""Iterations without progress after which what is solved as far as can be gets a new anchor, and is left."""
 
 Vector = NDArray[np.float64]
 Pair = tuple[Tensor, Tensor]
@@ -126,7 +126,7 @@ class Tile:
         off = torch.where(self.w == 0, grad.abs() - lam, (grad - lam * self.w.sign()).abs())
         return off.amax(dim=0).clamp_min(0) / lam
 
-    def minimise(self, lams: Vector, aims: float | Vector, enough: float, idle: int = 10) -> Vector:
+    def minimise(self, lams: Vector, aims: float | Vector, enough: float, idle: int | Vector = _BRIEF) -> Vector:
         """Iterate at lams [t] until every gap is at most its aim, or at most enough and stalls; returns the gaps [t].
 
         idle: iterations without progress that count as stalling. A target that is there stays as it is, so that it does
@@ -134,6 +134,7 @@ class Tile:
         """
         lam = self.padded(lams, 1.0)
         aim = self.padded(np.broadcast_to(aims, lams.shape), np.inf)
+        patience = self.padded(np.broadcast_to(idle, lams.shape))
         safe = torch.full_like(self.var, 1.0 / self.corr.lipschitz)
         step = safe if self._step is None else self._step
         momentum, bold = torch.ones_like(self.var), torch.ones_like(lam, dtype=torch.bool)
@@ -143,7 +144,7 @@ class Tile:
         for _ in range(_HARD_LIMIT):
             stalled = torch.where(gaps < 0.9 * best, 0.0, stalled + 1)
             best = torch.minimum(best, gaps)
-            going = (gaps > aim) & (stalled < torch.where(gaps > enough, 500, idle))
+            going = (gaps > aim) & (stalled < torch.where(gaps > enough, 500.0, patience))
             if not bool(going.any()):
                 break
             grad = self.cov - y_h - y_w
@@ -169,21 +170,25 @@ class Tile:
 def refit(tile: Tile, lams: Vector, weights: Vector, tol: float) -> tuple[Vector, Vector]:
     """Minimise at lams [t] from weights [N, t]; returns weights and relative gaps, from exact gradients.
 
-    Each round counts from an anchor of its own, until the gap is far below tol, or below it and no longer halves.
+    Each round counts from an anchor of its own, until the gap is far below tol, or below it and no longer halves. What
+    keeps a gap from falling is mostly the distance to the anchor, so that rounds are brief, and one that did not halve
+    it is followed by a long one.
     """
     lam = tile.padded(lams, 1.0)
     tile.start(weights)
     best, best_gap = tile.w, torch.full_like(tile.var, torch.inf)
-    going = torch.ones_like(tile.var, dtype=torch.bool)
+    going, long = torch.ones_like(tile.var, dtype=torch.bool), torch.zeros_like(tile.var, dtype=torch.bool)
     for _ in range(_ROUNDS):
         gaps = tile.gaps(lam)
-        better = going & (gaps < best_gap)
-        going &= (gaps > 1e-6 * tol) & ((gaps <= 0.5 * best_gap) | (gaps > 0.5 * tol))
+        better, halved = going & (gaps < best_gap), gaps <= 0.5 * best_gap
+        going &= (gaps > 1e-6 * tol) & (halved | ~long | (gaps > 0.5 * tol))
+        long = ~halved
         best, best_gap = torch.where(better, tile.w, best), torch.where(better, gaps, best_gap)
         wanted = tile.unpadded(going)
         if not wanted.any():
             break
-        tile.minimise(lams, np.where(wanted, 0.5e-6 * tol, np.inf), 0.1 * tol, IDLE)
+        idle = np.where(tile.unpadded(long), IDLE, _BRIEF)
+        tile.minimise(lams, np.where(wanted, 0.5e-6 * tol, np.inf), 0.1 * tol, idle)
         tile.anchor()
     return tile.unpadded(best), tile.unpadded(best_gap)
 

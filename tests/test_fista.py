@@ -206,9 +206,9 @@ def test_integers_that_float16_holds_need_one_matrix(largest, planes):
     assert torch.equal(found, values.double())
 
 
-def test_few_products_are_made_for_each_lambda(monkeypatch):
+def test_few_products_are_made_for_each_lambda_and_each_refit(monkeypatch):
     monkeypatch.setattr(fista, "TILE", 32)
-    made, tried = [0], []
+    made, tried, refits = [0], [], []
     for name in ("__call__", "exactly"):
         plain = getattr(Correlations, name)
         counted = lambda corr, w, plain=plain: (made.__setitem__(0, made[0] + 1), plain(corr, w))[1]  # noqa: E731
@@ -221,8 +221,18 @@ def test_few_products_are_made_for_each_lambda(monkeypatch):
         tried.append((made[0], int(found.tried.max())))
         return found
 
+    plain_refit = fista.refit
+
+    def refit(*given):
+        made[0] = 0
+        found = plain_refit(*given)
+        refits.append(made[0])
+        return found
+
     monkeypatch.setattr(tiles, "choose", choose)
+    monkeypatch.setattr(fista, "refit", refit)
     solve(*sums_of(*dense_data(4000, 400, 32, 0.5, 0.05, True)), Fit(), device=CPU)
     (products, lambdas) = tried[0]
     assert lambdas > 50
     assert products <= 7 * lambdas
+    assert refits[0] <= 80
