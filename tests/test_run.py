@@ -95,8 +95,10 @@ def test_killing_the_training_and_going_on_gives_equal_bytes(undisturbed: Path, 
     assert arrays(tmp_path) == arrays(undisturbed)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("number", "code", "workers"),
+    [(signal.SIGINT, 130, 1), (signal.SIGINT, 130, 2), (signal.SIGTERM, 75, 1), (signal.SIGUSR1, 75, 2)],
+)
 def test_a_signal_ends_it_cleanly_and_says_how_to_go_on(
     undisturbed: Path, tmp_path: Path, number: int, code: int, workers: int
 ) -> None:
