@@ -19,7 +19,7 @@ from lasso.design import Counts, GramCounts
 from lasso.matrices import is_small
 from lasso.moments import Cross, Gram, new_cross
 from lasso.rows import Split, read_margins, read_masks, target_count
-from lasso.statistics import Statistics, file_ranges, folder_of
+from lasso.statistics import Statistics, count_parts, file_ranges, folder_of
 from lasso.stored import StoredCounts, add_counts, empty_counts
 from train.store import ReadableStore as Store
 
@@ -34,6 +34,12 @@ _PACKED_ROWS = 4096
 """Held-out rows that are unpacked at a time."""
 
 Crosses = tuple[Cross, Cross]
+
+
+def disk_bytes(models: int, n_train: int, n_test: int) -> int:
+    """What the subsets of a fitted store take on disk while they are gone through, beside what the fit has kept."""
+    in_place = is_small(n_train) or count_parts(models, n_train, n_test) >= _FEWEST_PARTS
+    return 0 if in_place else 2 * 4 * n_train**2
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,7 @@ def _room(store: Store, kept: bool) -> Iterator[_Room | None]:
         try:
             with files.writing(folder):
                 folder.mkdir(parents=True)
+                files.remove_orphans(folder.parent)  # of curves that were killed
             yield _Disk(store.n_train, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -211,11 +211,15 @@ def _is_divided(models: int, n_train: int, n_test: int) -> bool:
     return 8 * _POINTS * n_train * (n_train + 2 * targets) <= max(_DIVIDED_BYTES, models * (n_train + 2 * targets))
 
 
+def count_parts(models: int, n_train: int, n_test: int) -> int:
+    """Parts that the statistics of a store are made in; a setting that grows later has more."""
+    return _POINTS if _is_divided(models, n_train, n_test) else 1
+
+
 def disk_bytes(models: int, n_train: int, n_test: int, targets: int) -> tuple[int, int]:
     """What the statistics of a store take on disk for a split with so many targets, and what its sorted margins take
     meanwhile; a setting that grows later takes more."""
-    parts = _POINTS if _is_divided(models, n_train, n_test) else 1
-    sums = parts * (8 * n_train**2 + 16 * targets * (n_train + 2))
+    sums = count_parts(models, n_train, n_test) * (8 * n_train**2 + 16 * targets * (n_train + 2))
     return models * ((n_train + 7) // 8) + sums, 2 * models * targets if sorts_margins(targets, n_train, models) else 0
 
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lasso import path_of, read_report
-from lasso.statistics import disk_bytes
+from lasso import path_of, prefixes, read_report, statistics
 from launch.benchmarks import RESULTS, read_tables
 from launch.progress import notice
 from launch.rates import Rate, choose, maker_of, of_store, of_tables, probe
@@ -149,15 +148,18 @@ class Plan:
     def fit(self) -> dict[str, Any]:
         """What a fit of the test examples takes in bytes, and the seconds that one of this store took.
 
-        On disk that is `bytes`, its .pt, and `statistics_bytes`, beside the store's own; `meanwhile_bytes` end with it.
+        On disk that is `bytes`, its .pt, and `statistics_bytes`, beside the store's own; `meanwhile_bytes` end with it,
+        and `curve_bytes` with an `eval --curve` after it.
         """
         report = read_report(path_of(self.store, "test")) if self.store else None
-        sums, meanwhile = disk_bytes(self.models, self.n_train, self.n_test, self.n_test)
+        sizes = self.models, self.n_train, self.n_test
+        sums, meanwhile = statistics.disk_bytes(*sizes, targets=self.n_test)
         return {
             "matrix_bytes": 4 * self.n_train**2,
             "bytes": fit_bytes(self.n_train, self.n_test),
             "statistics_bytes": sums,
             "meanwhile_bytes": meanwhile,
+            "curve_bytes": prefixes.disk_bytes(*sizes),
             "seconds": sum(report["seconds"].values()) if report else None,
         }
 

@@ -1,6 +1,9 @@
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,10 @@ from scipy import stats
 
 import lasso
 from lasso import curve, evaluate, fit
+from lasso.files import aside
+from lasso.part import HEADER
+from lasso.prefixes import disk_bytes
+from lasso.statistics import folder_of
 from tests.conftest import DIGITS, PROJECT, in_process
 from tests.fake_store import FakeStore, linear_data
 from tests.published import published
@@ -433,6 +440,33 @@ def test_the_curve_reads_no_row_that_a_fit_has_summed_however_many_points_it_has
         found = curve(store, points=points).points
         assert found[-1].models == 500
         assert len(found) <= points
+
+
+def test_what_a_curve_takes_on_disk_is_foreseen(store, monkeypatch):
+    sizes, taken = (store.models, store.n_train, store.n_test), set()
+    assert disk_bytes(*sizes) == 0
+    monkeypatch.setattr("lasso.matrices.SMALL_BYTES", 0)
+    assert disk_bytes(*sizes) == 0  # the fit's statistics are in parts, and read in place
+    monkeypatch.setattr("lasso.statistics._is_divided", lambda *_: False)
+    fit(store)
+
+    def look(stage, *_):
+        if stage == "curve":
+            found = [path.stat().st_size for path in (store.folder / "datamodels").glob(".*.tmp/*")]
+            taken.add(sum(found) - HEADER * len(found))
+
+    curve(store, points=4, progress=look)
+    assert taken == {disk_bytes(*sizes)} == {8 * store.n_train**2}
+
+
+def test_what_a_killed_curve_left_is_removed_by_the_next(store, monkeypatch):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left = Path(str(aside(folder_of(store))).replace(f".{os.getpid()}.", f".{ended.pid}."))
+    left.mkdir(parents=True)
+    monkeypatch.setattr("lasso.matrices.SMALL_BYTES", 0)
+    curve(store, points=2)
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("parts", [True, False])

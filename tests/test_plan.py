@@ -72,6 +72,7 @@ def test_what_a_fit_writes_is_told_beside_the_store(tmp_path: Path, capsys: pyte
     assert found["total_bytes"] == sum(found["bytes"].values())
     told = describe(found)
     assert "2 GB of disk for datamodels of the test examples" in told
+    assert "`eval --curve` takes 20 GB of disk meanwhile" in told
     assert "hours of training buy" in told
     assert "Fits, evaluation and the report come on top" in told
 
