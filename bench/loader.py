@@ -1,6 +1,6 @@
 """Images a second that reach the CPU as uint8 batches in random order: ours beside FFCV's and torchvision's loaders.
 
-    python bench/loader.py DATA [--rounds 7] [--workers 2]
+    python -m bench.loader DATA [--rounds 7] [--workers 2]
 
 DATA is a folder with `cifar-10-batches-py` and `fmow_v1.1`; FMoW's images are repeated to 2,000. Needs FFCV
 (`pip install .[ffcv]`). Every contender reads files that the system's cache holds, with the same number of threads or

@@ -1,6 +1,6 @@
 """Speed of the store against plain peers: commit, verify, masks; and a store of 1,510,000 rows.
 
-python bench/store.py [FOLDER]      (default: a temporary folder; commits are as slow as its disk's fdatasync)
+python -m bench.store [FOLDER]      (default: a temporary folder; commits are as slow as its disk's fdatasync)
 """
 
 import os

@@ -7,6 +7,7 @@ from typing import Any
 
 from launch.progress import Progress, Stages, notice
 from launch.request import Request
+from launch.text import counted
 from train.config import Setting
 from train.data import Dataset, fetch, load, pack
 from train.errors import UserError
@@ -116,10 +117,10 @@ def _tell(reasons: dict[int, str], result: dict[str, Any]) -> None:
     if "retrained" in result:
         again = result["retrained"]
         print(
-            f"{len(again['equal'])} rows trained again byte-equal, {len(again['different'])} different; "
-            f"{len(again['close'])} rows of another environment within tolerance"
+            f"{counted(len(again['equal']), 'row')} trained again byte-equal, {len(again['different'])} different; "
+            f"{counted(len(again['close']), 'row')} of another environment within tolerance"
         )
-    print(f"{result['checked']} rows checked, {len(result['bad'])} bad")
+    print(f"{counted(result['checked'], 'row')} checked, {len(result['bad'])} bad")
 
 
 def repair(request: Request) -> int:
@@ -140,5 +141,5 @@ def repair(request: Request) -> int:
             print(text)
     finally:
         writer.close()
-    print(f"{len(finding.bad)} rows are missing again; `datamodels train` redoes them")
+    print(f"{counted(len(finding.bad), 'row')} missing again, for `datamodels train` to redo")
     return 0
