@@ -187,6 +187,11 @@ class Plan:
             "expected": self.lds(alpha, models),
         }
 
+    def _tabled(self) -> list[str]:
+        """Devices that a table has seconds of, for this data set."""
+        rows = ((table.device, row.measured["dataset"]) for table in self.tables for row in table.rows)
+        return sorted({device for device, dataset in rows if dataset == self.setting.dataset})
+
     def to_json(self) -> dict[str, Any]:
         rate, terms = self.rate, self.terms
         hours = self.hours(rate, self.missing) if rate else None
@@ -204,7 +209,7 @@ class Plan:
             "hours_of": ("GPU" if rate.on_gpu else "CPU core") if rate else None,
             "money": hours * terms.price if hours is not None and terms.price else None,
             "kwh": hours * terms.watts / 1000 if hours is not None and terms.watts else None,
-            "tables_of": [] if rate else sorted({table.device for table in self.tables}),
+            "tables_of": [] if rate else self._tabled(),
             "fit": self.fit(),
             "expected": self.lds(self.setting.alpha, self.models),
             "budget_hours": terms.hours,

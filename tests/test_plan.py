@@ -142,6 +142,14 @@ def test_a_table_counts_only_for_the_published_setting(
     assert "not known here: `--probe 2` measures it, `--device NAME` takes a table's: Abacus, Loom" in done.out
 
 
+def test_tables_of_another_data_set_are_not_named(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--root", tmp_path / "none", "--results", results]
+    assert planned(capsys, DIGITS, *TINY, *options)["tables_of"] == []
+    assert planned(capsys, CIFAR, *SMALL, *options)["tables_of"] == ["Abacus", "Loom"]
+
+
 Tabled = Callable[..., dict[str, Any]]
 
 
