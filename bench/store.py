@@ -1,8 +1,6 @@
-"""Speed of the store against plain peers: commit, verify, masks; and a store of 1,510,000 rows.
+"""Speed of the store against plain peers: commit, verify, masks; and a store of 1,510,000 rows."""
 
-python -m bench.store [FOLDER]      (default: a temporary folder; commits are as slow as its disk's fdatasync)
-"""
-
+import argparse
 import os
 import statistics
 import subprocess
@@ -199,7 +197,10 @@ def status(config: Path, root: Path) -> str:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as folder:
+    parser = argparse.ArgumentParser(prog="python -m bench.store", description=__doc__)
+    where = "where a temporary folder is made: commits are as slow as its disk's fdatasync"
+    parser.add_argument("folder", nargs="?", help=where)
+    with tempfile.TemporaryDirectory(dir=parser.parse_args().folder) as folder:
         for name in ("commit", "overlap", "scale"):
             (Path(folder) / name).mkdir()
         scale(Path(folder) / "scale")
