@@ -49,33 +49,13 @@ def run(options: argparse.Namespace) -> None:
     size = sizes(options, device)
     results = Results(device, sys.argv[1:], options.out, tiny=not on_gpu(device))
     truth = {"alpha": options.alpha[0], "small": options.small[0], "eps": options.eps, "patience": options.patience}
-    content = results.content["lasso"] = {**size, **truth, "seconds": {}}
-    sizes_told = ", ".join(f"{number:,} {name}" for name, number in size.items())
-    results.tell(f"{results.content['device']}: {sizes_told}")
+    results.content["lasso"] = {**size, **truth, "seconds": {}}
+    results.tell(", ".join([results.content["device"], *(f"{number:,} {name}" for name, number in size.items())]))
     packed, margins = generate(size, options, device)
-    held = np.random.default_rng(1).random(size["models"]) < 0.1
-    with timed("counts", results, device):
-        counts = GramCounts(*(count(packed, group, size["examples"], device) for group in (~held, held)))
-    with timed("sums with margins", results, device):
-        crosses = [add_up(packed, margins, group, size, device) for group in (~held, held)]
-    bits = pack(np.unpackbits(packed[held], axis=1, count=size["examples"]))
-    fit = Fit(k=100, eps=options.eps, patience=options.patience)
-    lot = Lot(Matrices(counts, bits), crosses[0], crosses[1], fit, device=device)
+    lot = add_all_up(packed, margins, size, Fit(k=100, eps=options.eps, patience=options.patience), results, device)
     solve(lot, results, device)
-    content["lambdas_tried"] = float(lot.solution.tried.mean())
-    content["largest_gap"] = {
-        "paths": float(lot.solution.path_gap.max()),
-        "refits": float(lot.refit_gap.max()),
-        "stored": float(lot.solution.gap.max()),
-        "checked": float(gaps_from_rows(packed, margins, lot, device).max()),
-    }
-    told = ", ".join(f"{name} {gap:.1e}" for name, gap in content["largest_gap"].items())
-    results.tell(f"lambdas tried {content['lambdas_tried']:.0f}, largest gaps: {told}")
-    if on_gpu(device):
-        content["peak_bytes"] = torch.cuda.max_memory_allocated(device)
-        results.tell(f"peak device memory {content['peak_bytes'] / 2**30:.1f} GiB")
-    with results.guarded("a fit to its gap"):
-        lot.check()
+    judge(lot, packed, margins, results, device)
+    content = results.content["lasso"]
     content["extrapolated_seconds"] = extrapolated(content["seconds"], size)
     table(content["seconds"], content["extrapolated_seconds"])
     print(results.write())
@@ -114,6 +94,19 @@ def generate(size: dict[str, int], options: argparse.Namespace, device: torch.de
         margins[start : start + rows] = (3 + z @ weights + noise).half().cpu().numpy()
         packed[start : start + rows] = np.packbits(masks.cpu().numpy(), axis=1)
     return packed, margins
+
+
+def add_all_up(
+    packed: np.ndarray, margins: np.ndarray, size: dict[str, int], fit: Fit, results: Results, device: torch.device
+) -> Lot:
+    """The sums of a fit, with a tenth of the rows held out."""
+    held = np.random.default_rng(1).random(size["models"]) < 0.1
+    with timed("counts", results, device):
+        counts = GramCounts(*(count(packed, group, size["examples"], device) for group in (~held, held)))
+    with timed("sums with margins", results, device):
+        crosses = [add_up(packed, margins, group, size, device) for group in (~held, held)]
+    bits = pack(np.unpackbits(packed[held], axis=1, count=size["examples"]))
+    return Lot(Matrices(counts, bits), crosses[0], crosses[1], fit, device=device)
 
 
 def count(packed: np.ndarray, group: np.ndarray, n_train: int, device: torch.device) -> Gram:
@@ -156,6 +149,21 @@ def solve(lot: Lot, results: Results, device: torch.device) -> None:
         unit = "tile" if whole else "lambda"
         results.content["lasso"][f"products_a_{unit}_of_{stage.split()[0]}"] = each
         results.tell(f"products of a tile for each {unit}: {each:.1f}")
+
+
+def judge(lot: Lot, packed: np.ndarray, margins: np.ndarray, results: Results, device: torch.device) -> None:
+    content, found = results.content["lasso"], lot.solution
+    content["lambdas_tried"] = float(found.tried.mean())
+    checked = gaps_from_rows(packed, margins, lot, device)
+    gaps = {"paths": found.path_gap, "refits": lot.refit_gap, "stored": found.gap, "checked": checked}
+    content["largest_gap"] = {name: float(each.max()) for name, each in gaps.items()}
+    told = ", ".join(f"{name} {gap:.1e}" for name, gap in content["largest_gap"].items())
+    results.tell(f"lambdas tried {content['lambdas_tried']:.0f}, largest gaps: {told}")
+    if on_gpu(device):
+        content["peak_bytes"] = torch.cuda.max_memory_allocated(device)
+        results.tell(f"peak device memory {content['peak_bytes'] / 2**30:.1f} GiB")
+    with results.guarded("a fit to its gap"):
+        lot.check()
 
 
 def gaps_from_rows(packed: np.ndarray, margins: np.ndarray, lot: Lot, device: torch.device) -> np.ndarray:

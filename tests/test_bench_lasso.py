@@ -7,11 +7,8 @@ import pytest
 import torch
 
 from bench import lasso_agree, lasso_gpu
+from bench.results import Results
 from lasso import fista
-from lasso.design import GramCounts
-from lasso.lot import Lot
-from lasso.matrices import Matrices
-from lasso.popcount import pack
 from launch.benchmarks import read_tables
 from tests.fake_store import linear_data
 from train.config import Fit
@@ -37,15 +34,14 @@ def test_the_gpu_case_runs_on_a_cpu_and_extrapolates_every_stage(monkeypatch, ca
     assert not read_tables(tmp_path), "no setting's seconds are in it"
 
 
-def test_the_check_from_rows_sees_weights_that_are_off(monkeypatch):
+def test_the_check_from_rows_sees_weights_that_are_off(monkeypatch, tmp_path):
     monkeypatch.setattr(fista, "TILE", 8)
     masks, margins = linear_data(600, 40, 3)
-    held = np.arange(600) < 60
-    packed, size = np.packbits(masks, axis=1), {"examples": 40, "targets": 3}
+    packed, size = np.packbits(masks, axis=1), {"models": 600, "examples": 40, "targets": 3}
     device = torch.device("cpu")
-    counts = GramCounts(*(lasso_gpu.count(packed, group, 40, device) for group in (~held, held)))
-    crosses = [lasso_gpu.add_up(packed, margins, group, size, device) for group in (~held, held)]
-    lot = Lot(Matrices(counts, pack(masks[held])), *crosses, Fit(eps=0.1), device=device)
+    results = Results(device, [], tmp_path)
+    results.content["lasso"] = {"seconds": {}}
+    lot = lasso_gpu.add_all_up(packed, margins, size, Fit(eps=0.1), results, device)
     lot.follow_paths(lambda done: None)
     lot.refit(lambda done: None)
     right = lasso_gpu.gaps_from_rows(packed, margins, lot, device)
