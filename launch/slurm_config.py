@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from train.config import Setting
+from train.config import Setting, refuse_null
 from train.errors import UserError
 
 
@@ -157,6 +157,9 @@ class Slurm:
 
 def slurm_from(content: Mapping[str, Any]) -> Slurm:
     """The settings that a parser, or `dataclasses.asdict`, made these values of. Raises UserError."""
+    _require(isinstance(content["after"], dict), "after", content["after"], "keys and values")
+    refuse_null(Slurm, content, "slurm.")
+    refuse_null(After, content["after"], "slurm.after.")
     values = {key: value for key, value in content.items() if key in {field.name for field in fields(Slurm)}}
     after = {key: value for key, value in content["after"].items() if key in {field.name for field in fields(After)}}
     return Slurm(**{**values, "after": After(**after)})

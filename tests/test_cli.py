@@ -41,6 +41,7 @@ REFUSED = {
     "a data set name with a path": (["--dataset=../x"], "dataset is '../x'"),
     "more examples than there are": (["--data.train=101"], "data.train is 101"),
     "a subset without an example": (["--alpha=0.001"], "alpha is 0.001"),
+    "an alpha with an exponent": (["--alpha=1e-9"], "alpha is 1e-09: 0 of 100"),
     "an unknown network": (["--recipe.network=vgg"], "recipe.network"),
     "a group for a network without": (["--recipe.network=resnet9"], "recipe.group is"),
     "an abbreviated option": (["--mod=5"], "--mod=5"),
@@ -65,6 +66,9 @@ FILES = {
     "bytes": ("dataset: \x01", "not plain YAML"),
     "a key given twice": ("dataset: digits\nalpha: 0.5\nalpha: 0.25\n", "line 3 gives 'alpha' a second time"),
     "a key of a group given twice": ("recipe:\n  lr: 1\n  lr: 2\n", "line 3 gives 'lr' a second time"),
+    "a key without a value": ("dataset: digits\nmodels:\n", "models is None, expected a value"),
+    "a key of a group without a value": ("recipe:\n  epochs: 3\n  lr:\n", "recipe.lr is None, expected a value"),
+    "a group without keys": ("dataset: digits\nrecipe:\n", "recipe is None, expected keys and values"),
     "an option of the command": ("dataset: digits\nroot: elsewhere\n", "'root' is no key of a config"),
     "an option of a subcommand": ("dataset: digits\nworkers: 3\n", "'workers' is no key of a config"),
 }

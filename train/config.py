@@ -6,9 +6,11 @@ Nothing here imports torch, so that `--help` and `status` stay quick.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from decimal import Decimal
+from types import NoneType
+from typing import Any, Literal, get_args
 
 from train.errors import UserError
 from train.user_file import sha256_of
@@ -240,7 +242,7 @@ class Setting:
         )
         _require(0 < self.alpha < 1, "alpha", self.alpha, "above 0 and below 1")
         _require(
-            float(f"{self.pct}e-2") == self.alpha,
+            alpha_of(self.pct) == self.alpha,
             "alpha",
             self.alpha,
             f"one that its percentage gives back exactly ({self.pct} % does not): the file names carry it",
@@ -263,6 +265,11 @@ class Setting:
     def to_dict(self) -> dict[str, Any]:
         """The resolved setting with the keys of the YAML file."""
         return dataclasses.asdict(self)
+
+
+def alpha_of(pct: str) -> float:
+    """The alpha that a percentage in a file name stands for, exactly: `12.5` -> 0.125."""
+    return float(Decimal(pct).scaleb(-2))
 
 
 _FREE = {
@@ -296,4 +303,13 @@ def from_dict(config: dict[str, Any]) -> Setting:
     groups = {"data": Data, "recipe": Recipe, "outputs": Outputs, "fit": Fit, "eval": Eval}
     for key in groups.keys() & config.keys():
         _require(isinstance(config[key], dict), key, config[key], "keys and values")
+        refuse_null(groups[key], config[key], f"{key}.")
+    refuse_null(Setting, config)
     return Setting(**{key: groups[key](**value) if key in groups else value for key, value in config.items()})
+
+
+def refuse_null(kind: type, values: Mapping[str, Any], prefix: str = "") -> None:
+    """Raises UserError, with the prefix before the key's name, for a null that a dataclass's key cannot be."""
+    for each in dataclasses.fields(kind):
+        null = values.get(each.name, each.default) is None and NoneType not in get_args(each.type)
+        _require(not null, f"{prefix}{each.name}", None, "a value; left out, it has its default")

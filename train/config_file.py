@@ -28,9 +28,9 @@ class Parser(jsonargparse.ArgumentParser):
     def parse(self, config: Path, options: list[str]) -> tuple[Setting, dict[str, Any]]:
         """The setting of a config file and options, and what the options say that is no part of a setting."""
         check_config(config)
-        values = self.parse_args(["--config", str(config), *options])
-        others = {key: value for key, value in vars(values).items() if key not in SETTING_KEYS}
-        return from_dict({key: value for key, value in values.as_dict().items() if key in SETTING_KEYS}), others
+        values = self.parse_args(["--config", str(config), *options]).as_dict()
+        others = {key: value for key, value in values.items() if key not in SETTING_KEYS}
+        return from_dict({key: value for key, value in values.items() if key in SETTING_KEYS}), others
 
 
 def _one_line(message: str) -> str:

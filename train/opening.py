@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from train.config import Setting, from_dict
+from train.config import Setting, alpha_of, from_dict
 from train.config_file import read_setting
 from train.errors import UserError
 from train.layout import Layout
@@ -65,7 +65,7 @@ def _of_rows(layout: Layout, setting: Setting | None, eval_models: int | None) -
         if eval_models not in (None, setting.eval_models):
             raise UserError(f"eval_models is {eval_models}, but {layout.manifest} says {setting.eval_models}")
         return setting
-    setting = setting or Setting(dataset=layout.dataset, alpha=float(f"{layout.pct}e-2"))
+    setting = setting or Setting(dataset=layout.dataset, alpha=alpha_of(layout.pct))
     return setting if eval_models is None else replace(setting, eval_models=eval_models)
 
 

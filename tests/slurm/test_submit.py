@@ -141,6 +141,30 @@ def test_a_root_that_no_script_can_name_is_refused_before_anything_is_created(
     assert not root.exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("time: '30'\ncpus:\n", "slurm.cpus is None, expected a value"),
+        ("after: {time: null}\n", "slurm.after.time is None, expected a value"),
+        ("time: '30'\nafter:\n", "slurm.after is None, expected keys and values"),
+        ("after: 5\n", "slurm.after is 5, expected keys and values"),
+        ("time: '30'\nextra:\n", "slurm.extra is None, expected a value"),
+    ],
+)
+def test_a_key_with_no_value_or_a_wrong_one_in_the_cluster_file_is_refused(
+    tmp_path: Path, content: str, told: str
+) -> None:
+    (tmp_path / "slurm.yaml").write_text(content)
+    assert told in datamodels("submit", DIGITS, "--slurm", tmp_path / "slurm.yaml", "--dry-run").error
+
+
+def test_null_in_the_cluster_file_has_its_meaning(tmp_path: Path) -> None:
+    (tmp_path / "slurm.yaml").write_text("at_once: null\npartition: null\n")
+    options = ["--slurm", tmp_path / "slurm.yaml", "--root", tmp_path / "root", "--dry-run"]
+    done = datamodels("submit", DIGITS, *options, env=NOWHERE)
+    assert (done.code, "%100" in done.out.split("fit_0.sh")[0]) == (0, False), done.err
+
+
 def test_a_time_that_yaml_reads_as_a_number_is_refused(tmp_path: Path) -> None:
     (tmp_path / "slurm.yaml").write_text("time: 4:00:00\n")
     assert "slurm.time" in datamodels("submit", DIGITS, "--slurm", tmp_path / "slurm.yaml", "--dry-run").error
