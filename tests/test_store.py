@@ -87,6 +87,22 @@ def test_published_files_of_another_kind_are_refused(published: Path, content: n
     assert "test_margins_50pct.npy" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "other"),
+    [
+        ("train_margins", (14, N_TRAIN - 1), "train_masks"),
+        ("train_logits", (14, N_TRAIN + 1, 10), "train_masks"),
+        ("test_logits", (14, N_TEST - 1, 10), "test_margins"),
+    ],
+)
+def test_published_files_of_other_examples_are_refused(
+    published: Path, name: str, shape: tuple[int, ...], other: str
+) -> None:
+    np.save(layout(published).array(name), np.zeros(shape, np.float16))
+    with pytest.raises(UserError, match=rf"{name}_50pct.npy has {shape[1]} columns, but .*{other}_50pct.npy "):
+        open_store(layout(published), setting())
+
+
 @settings(max_examples=300)
 @given(
     st.binary(max_size=120), st.sampled_from([b"", b"\x93NUMPY\x01\x00", b"\x93NUMPY\x02\x00", b"\x93NUMPY\x03\x00"])

@@ -23,11 +23,7 @@ class PublishedStore(ReadableStore):
     def __init__(self, layout: Layout, setting: Setting, explicit_models: bool) -> None:
         arrays = [_published_array(layout, name) for name in ARRAY_NAMES if layout.array(name).exists()]
         rows = arrays[0].shape[0]
-        for array in arrays:
-            if array.shape[0] != rows:
-                raise UserError(
-                    f"{layout.array(array.name)} has {array.shape[0]} rows, but {layout.array('train_masks')} {rows}"
-                )
+        _refuse_disagreement(layout, arrays)
         models = rows - setting.eval_models
         if models < 1:
             raise UserError(f"eval_models is {setting.eval_models}, but {layout.data} holds {rows} rows in all")
@@ -56,6 +52,19 @@ class PublishedStore(ReadableStore):
             status = self.layout.array(name).stat()
             digest.update(f"{name} {status.st_size} {status.st_mtime_ns}".encode())
         return digest.hexdigest()
+
+
+def _refuse_disagreement(layout: Layout, arrays: Sequence[Array]) -> None:
+    """Raises UserError unless all arrays have the masks' rows, and those of a split the same columns."""
+    firsts: dict[str, Array] = {}
+    for array in arrays:
+        like = firsts.setdefault(array.name.partition("_")[0], array)
+        for axis, what, other in ((0, "rows", arrays[0]), (1, "columns", like)):
+            if array.shape[axis] != other.shape[axis]:
+                raise UserError(
+                    f"{layout.array(array.name)} has {array.shape[axis]} {what}, but {layout.array(other.name)} "
+                    f"{other.shape[axis]}"
+                )
 
 
 def _read_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
