@@ -174,7 +174,7 @@ def _read_paths(path: Path, basis: dict[str, Any]) -> Solution | None:
 def usable(store: Store) -> Split:
     """The estimation rows of a fit, divided; raises UserError where they are too few or may not be used yet."""
     store.check_files()
-    rows = Split.of(store, estimation_rows(store))
+    rows = Split.of(store.setting, estimation_rows(store))
     rows.refuse_too_few(f"{len(rows.rows)} estimation rows give", store.setting.fit.share)
     return rows
 

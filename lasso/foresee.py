@@ -1,25 +1,32 @@
 """What can be said of a fit and its evaluation before any row is trained."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from lasso.holdout import LEAST_MASKS
 from lasso.rows import Split
+from train.config import Setting
 from train.errors import UserError
-from train.store import ReadableStore as Store
+from train.masks import Era, mask_index
 
 _COUNTED = 1000
 """Models up to which validation rows are counted; a fit of more is left to find out for itself."""
 
 
-def foresee(store: Store) -> None:
-    """Raises UserError where a setting's rows, once they are trained, could be neither fitted nor evaluated."""
-    if store.models <= _COUNTED:
-        split = Split.of(store, np.arange(store.models))
-        split.refuse_too_few(f"{store.models} models would give", store.setting.fit.share)
-    evaluation = range(store.models, store.rows)[: LEAST_MASKS * store.setting.runs_per_mask]
-    masks = len({store.mask_index(row) for row in evaluation})
-    if store.eval_models and masks < LEAST_MASKS:
+def foresee(setting: Setting, eras: Sequence[Era] = ()) -> None:
+    """Raises UserError where a setting's rows, once they are trained, could be neither fitted nor evaluated.
+
+    eras: the lengths that its store has had; none for a store that is not there yet.
+    """
+    eras = list(eras) or [Era(setting.models, setting.eval_models)]
+    models, eval_models, rows = eras[-1].models, eras[-1].eval_models, eras[-1].rows
+    if models <= _COUNTED:
+        Split.of(setting, np.arange(models)).refuse_too_few(f"{models} models would give", setting.fit.share)
+    evaluation = range(models, rows)[: LEAST_MASKS * setting.runs_per_mask]
+    masks = len({mask_index(row, eras, setting.runs_per_mask) for row in evaluation})
+    if eval_models and masks < LEAST_MASKS:
         raise UserError(
-            f"{store.eval_models} evaluation models would have {masks} masks, expected at least {LEAST_MASKS}, or no "
+            f"{eval_models} evaluation models would have {masks} masks, expected at least {LEAST_MASKS}, or no "
             "evaluation models at all: raise eval_models"
         )

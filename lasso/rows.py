@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from train.config import Setting
 from train.errors import UserError, WorkError
 from train.store import ReadableStore as Store
 from train.streams import validation_rows
@@ -204,11 +205,11 @@ class Split:
     heldout: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, store: Store, rows: NDArray[np.int64]) -> "Split":
-        fit = store.setting.fit
+    def of(cls, setting: Setting, rows: NDArray[np.int64]) -> "Split":
+        fit = setting.fit
         if fit.validation == "last":
             return cls(rows, np.arange(len(rows)) >= len(rows) - round(fit.share * len(rows)))
-        return cls(rows, validation_rows(store.setting.seed, rows, fit.share))
+        return cls(rows, validation_rows(setting.seed, rows, fit.share))
 
     def refuse_too_few(self, what: str, share: float) -> None:
         """Raises UserError, beginning with `what`, where there is no lambda to choose or nothing to fit."""

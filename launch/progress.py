@@ -31,6 +31,12 @@ class Progress:
         elif time.monotonic() - self._told >= self._interval:
             self._tell()
 
+    def expect(self, total: int) -> None:
+        """Count up to another total from now on."""
+        self.total = total
+        if self._bar is not None:
+            self._bar.total = total
+
     def _tell(self) -> None:
         self._told, self._told_done = time.monotonic(), self.done
         elapsed = self._told - self._started
@@ -74,6 +80,7 @@ class Stages:
         if stage != self._stage or self._progress is None:
             self.close()
             self._stage, self._progress = stage, Progress(stage, total)
+        self._progress.expect(total)
         self._progress(done - self._progress.done)
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from launch.parser import COMMANDS
+from launch.progress import Stages
 from tests.conftest import DIGITS, PROJECT, TINY, datamodels, in_process
 
 
@@ -263,6 +264,13 @@ def test_help_and_status_import_no_torch(trained: Path) -> None:
     for arguments in (["--help"], ["train", "--help"], ["status", str(DIGITS), "--root", str(trained), *TINY]):
         done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=PROJECT, capture_output=True)
         assert done.returncode == 0, done.stderr
+
+
+def test_progress_counts_up_to_the_latest_total(capsys: pytest.CaptureFixture[str]) -> None:
+    with Stages() as stages:
+        stages("margins", 9, 9)
+        stages("margins", 14, 14)
+    assert "margins: 14 of 14, " in capsys.readouterr().err
 
 
 def test_results_alone_go_to_standard_output(trained: Path) -> None:

@@ -12,7 +12,7 @@ from train.streams import validation_rows
 
 
 def gather(store, columns=slice(None), width=None, first=0):
-    split = Split.of(store, row_choice.estimation_rows(store))
+    split = Split.of(store.setting, row_choice.estimation_rows(store))
     grams = Gram(store.n_train), Gram(store.n_train)
     width = store.n_test if width is None else width
     crosses = Cross(store.n_train, width, first), Cross(store.n_train, width, first)

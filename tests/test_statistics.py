@@ -38,7 +38,7 @@ def twin(store, folder):
 
 
 def statistics(store):
-    return Statistics(store, Split.of(store, estimation_rows(store)))
+    return Statistics(store, Split.of(store.setting, estimation_rows(store)))
 
 
 def test_sums_on_disk_are_those_of_the_rows(store):
@@ -334,7 +334,7 @@ def test_files_cut_no_tile_of_a_gpu_while_they_keep_within_the_slab(n_train, col
 
 
 def test_the_last_rows_validate_as_upstream_does(store):
-    split = Split.of(store.with_fit(validation="last"), np.arange(ROWS))
+    split = Split.of(store.with_fit(validation="last").setting, np.arange(ROWS))
     assert np.flatnonzero(split.heldout).tolist() == list(range(540, 600))
 
 

@@ -34,8 +34,10 @@ def run(request: Request) -> int:
 
     timings: dict[str, float] = {}
     dataset = load(request.setting)
+    if not request.layout.manifest.exists():
+        foresee(request.setting)
     store = _timed(timings, "init", lambda: create(request, dataset))
-    foresee(store)
+    foresee(store.setting, store.eras)
     done_before = int(store.completed().sum())
     stop = Stop()
     code = _timed(timings, "train", lambda: train_missing(request, store, range(store.rows), stop))
@@ -90,7 +92,7 @@ def submit(request: Request) -> int:
         return slurm_submit.pass_gate(request.own_store(), layout, cluster, Path(plan))
     store = request.own_store() if layout.manifest.exists() else create(request, load(request.setting))
     try:
-        foresee(store)
+        foresee(store.setting, store.eras)
     except UserError as error:
         notice(f"the rows will be trained, but that is all: {error}")
     if options["retry_failed"]:

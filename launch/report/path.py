@@ -53,7 +53,7 @@ def path_plot(subject: Subject, vectors: dict[str, NDArray]) -> list[str]:
 
 def paths_of(store: ReadableStore, split: str, fitted: Fitted, vectors: dict[str, NDArray]) -> Paths | None:
     """None where it would take long, or the rows are others than those fitted. Raises WorkError for damaged rows."""
-    rows = Split.of(store, np.flatnonzero(store.completed()[: store.models]))
+    rows = Split.of(store.setting, np.flatnonzero(store.completed()[: store.models]))
     some = np.flatnonzero(vectors["chosen"] >= 0)
     small = store.n_train <= _EXAMPLES and store.n_train * len(rows.rows) <= _ENTRIES
     if not (small and len(some) and _are_those_of(rows, fitted)):
