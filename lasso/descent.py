@@ -19,7 +19,10 @@ from train.compiled import compiled
 _HARD_LIMIT = 2_000
 """Sweeps at one lambda after which a target counts as not converged."""
 _PATIENCE, _PRODUCTS = 12, 30
-"""Sweeps between two steps on the face of the nonzero weights, and products with R that such a step may take."""
+"""Sweeps between two walks over faces of nonzero weights, and products with R that a step of a walk may take."""
+_LONGER = 60
+"""Sweeps after which walks are a step longer: each step leaves a smaller face, and where examples outnumber rows it
+takes many until the masks on it are linearly independent."""
 _OVER, _UNDER, _MOST, _FALL = 1.0, 2.0, 0.02, 0.8
 """Steps that matter: share of the gradient error that the gap can bear, above lambda (which scales the dual point
 down) and below it; at most this share of lambda; fall of the share from sweep to sweep."""
@@ -101,7 +104,9 @@ def minimise(
         _sweep(corr, cov, work, lam, count)
         share *= _FALL if count else 0.1
         if sweeps % _PATIENCE == _PATIENCE - 1:
-            descend_face(corr, cov, work, lam, _PRODUCTS)
+            for _ in range(1 + sweeps // _LONGER):
+                if not descend_face(corr, cov, work, lam, _PRODUCTS):
+                    break
     return gap
 
 

@@ -19,11 +19,11 @@ _FLAT = 1e-7
 
 
 @compiled
-def descend_face(corr: Matrix, cov: Vector, work: Workspace, lam: float, most: int) -> None:
+def descend_face(corr: Matrix, cov: Vector, work: Workspace, lam: float, most: int) -> bool:
     """Move towards the minimum with the signs of the nonzero weights, with at most so many products with R.
 
     Weights that would change their sign stop at 0, all of them where that makes the objective smaller, else all
-    weights stop where the first one does.
+    weights stop where the first one does. Returns whether any did, which leaves a smaller face.
     """
     w, h = work.w, work.h
     step, step_h, old_w, old_h = work.face[0], work.face[1], work.face[2], work.face[3]
@@ -42,7 +42,7 @@ def descend_face(corr: Matrix, cov: Vector, work: Workspace, lam: float, most: i
             count += 1
     add_rows(corr, work.picked, count, work.excess, h)
     if _objective(cov, work, lam) <= before:
-        return
+        return count > 0
     if count == 0:  # rounding allows no better
         least = 0.0
     for j in range(w.shape[0]):
@@ -50,6 +50,7 @@ def descend_face(corr: Matrix, cov: Vector, work: Workspace, lam: float, most: i
         h[j] = old_h[j] + least * step_h[j]
         if abs(w[j]) < 1e-15 * abs(old_w[j]):
             w[j] = 0.0
+    return count > 0
 
 
 @compiled

