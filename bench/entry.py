@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench import flops
+from launch.text import counted
 from train.config import Setting
 from train.data import Dataset
 
@@ -15,7 +16,7 @@ def name_of(setting: Setting, streams: int) -> str:
         words.append(f"width {recipe.width}")
     if recipe.group > 1:
         words.append(f"{recipe.group} rows in a group")
-    return ", ".join([*words, f"{streams} stream{'s' if streams > 1 else ''}"])
+    return ", ".join([*words, counted(streams, "stream")])
 
 
 def identity(setting: Setting, dataset: Dataset, streams: int) -> dict[str, Any]:

@@ -32,6 +32,7 @@ import numpy as np
 
 from bench import lasso_agree, lasso_gpu
 from bench import lasso_peers as peers
+from bench.gaps import relative_gaps
 from lasso import fit
 from lasso import path as kernels
 from lasso.design import GramCounts, Scale, correlations
@@ -110,9 +111,7 @@ class Problem:
         grad = self.cov[target] - w - w @ self.corr64
         var, norm = self.y[:, target].var(), np.abs(w).sum(axis=1)
         along, squares = var - w @ self.cov[target], var - w @ self.cov[target] - (w * grad).sum(axis=1)
-        scale = np.minimum(lams / np.abs(grad).max(axis=1), along / squares)
-        primal, dual = squares / 2 + lams * norm, scale * along - scale**2 * squares / 2
-        return (primal - dual) / (var / 2)
+        return relative_gaps(lams, np.abs(grad).max(axis=1), var, along, squares, norm)
 
 
 def make(rows: int, options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:

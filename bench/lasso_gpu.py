@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.gaps import relative_gaps
 from bench.results import Results
 from lasso import fista
 from lasso.design import GramCounts
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
 
 def sizes(options: argparse.Namespace, device: torch.device) -> dict[str, int]:
     """What was asked for, and else as much as memory allows of the full problem; 512 targets are two tiles."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _host_memory() // 4
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu(device) else _host_memory() // 4
     largest = next(n for n in range(FULL["examples"], 0, -500) if fista.bytes_needed(n) <= 0.9 * free)
     examples = options.examples or largest
     models = options.models or min(FULL["models"], _host_memory() // 8 // (examples // 8 + 2 * _TARGETS))
@@ -174,7 +175,6 @@ def gaps_from_rows(packed: np.ndarray, margins: np.ndarray, lot: Lot, device: to
     n_train, targets = lot.matrices.n_train, len(lot.solution.lam)
     these = np.arange(0, targets, -(-targets // _CHECKED))
     weights = torch.from_numpy(lot.solution.weight[these].T.astype(np.float64)).to(device)
-    lam = torch.from_numpy(lot.solution.lam[these].astype(np.float64)).to(device)
     y = torch.from_numpy(margins[:, these].astype(np.float64)).to(device)
     y -= y.mean(dim=0)
 
@@ -194,10 +194,9 @@ def gaps_from_rows(packed: np.ndarray, margins: np.ndarray, lot: Lot, device: to
         grad += block.T @ residual[rows]
     deviation = (mean * (1 - mean)).sqrt()
     grad = torch.where(deviation > 0, grad / (len(packed) * deviation), 0.0)
-    var, squares, along = (y * y).mean(dim=0), (residual * residual).mean(dim=0), (y * residual).mean(dim=0)
-    scale = torch.minimum(lam / grad.abs().amax(dim=0), along / squares)
-    primal = squares / 2 + lam * (weights * deviation).abs().sum(dim=0)
-    return ((primal - scale * along + scale**2 * squares / 2) / (var / 2)).cpu().numpy()
+    var, along, squares = (y * y).mean(dim=0), (y * residual).mean(dim=0), (residual * residual).mean(dim=0)
+    parts = grad.abs().amax(dim=0), var, along, squares, (weights * deviation).abs().sum(dim=0)
+    return relative_gaps(lot.solution.lam[these].astype(np.float64), *(part.cpu().numpy() for part in parts))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 
 from bench import cases
 from bench.rows import succeeded
+from launch.text import counted
 from train.config import Setting
 from train.data import Dataset
 from train.loop import Trainer
@@ -63,7 +64,7 @@ def _bytes(values: np.ndarray) -> np.ndarray:
 
 def describe(found: dict[str, Any]) -> str:
     return (
-        f"{found['network']}, {found['rows']} row{'s' * (found['rows'] > 1)} of {found['steps']} steps twice: of "
+        f"{found['network']}, {counted(found['rows'], 'row')} of {found['steps']} steps twice: of "
         f"{found['values']:,} values {found['differing_again']} differ, {found['differing_beside_another']} beside "
         "another group"
     )
