@@ -16,6 +16,6 @@ def device() -> torch.device:
 
 
 @pytest.fixture(autouse=True)
-def fresh_numbers() -> None:
-    """Other numbers in every run; a failure shows the seed."""
-    print("seed", torch.seed())
+def same_numbers() -> None:
+    """Every run has the same numbers; with `KERNEL_TESTS_SEED=N`, others, to look for cases that none has met."""
+    torch.manual_seed(int(os.environ.get("KERNEL_TESTS_SEED", "0")))

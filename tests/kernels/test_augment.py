@@ -11,7 +11,7 @@ from train.kernels.augment import FusedAugment
 
 
 def dataset(*shape: int) -> Dataset:
-    images = np.random.default_rng().integers(0, 256, shape, dtype=np.uint8)
+    images = torch.randint(256, shape, dtype=torch.uint8).numpy()
     split = Split(images, np.arange(len(images)))
     mean, std = (125.307, 122.961, 113.8575)[: shape[-1]], (51.5865, 50.847, 51.255)[: shape[-1]]
     return Dataset(split, split, tuple(map(str, range(len(images)))), mean, std, "here")
@@ -36,7 +36,7 @@ def test_every_bit_is_that_of_the_plain_augmentation(
     bordered = Feed(data.train.images, device, True, t, augment.fill).kept
     assert bordered is not None
     index = torch.randint(len(data.train.images), (2, 7), device=device)
-    draws = torch.from_numpy(np.random.default_rng().integers(0, 2**64, (2, 7), dtype=np.uint64).view(np.int64))
+    draws = torch.empty((2, 7), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
     found = FusedAugment(augment, dtype, channels)(bordered, index, draws.to(device))
     expected = augment(bordered, index, draws.to(device)).to(dtype)
     assert found.shape == (*expected.shape[:-1], channels)
