@@ -6,9 +6,16 @@ What takes long to import is imported once signals are handled.
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
-from launch.stop import EXIT_INTERRUPTED, STOPPED, code_of, handling, leave, raise_interrupt
+from launch.stop import EXIT_INTERRUPTED, STOPPED, code_of, handle, handling, leave, raise_interrupt
 from train.errors import Interrupted, UserError, WorkError
+
+
+def script() -> NoReturn:
+    """A process for one command; no signal ends it otherwise than a command may end, not even once all is done."""
+    handle(leave)
+    sys.exit(main())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,4 +61,4 @@ def _fail(error: object, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

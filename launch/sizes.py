@@ -11,7 +11,7 @@ from train.errors import UserError
 from train.layout import Layout
 from train.manifest import Array, array_list, check_identity, read_manifest
 from train.masks import subset_size
-from train.store import Store, refuse_orphans
+from train.store import Store, refuse_orphans, refuse_published
 
 _PUBLISHED = {"cifar": (50000, 10000, 10), "fmow": (21404, 3138, 62)}
 """Training examples, test examples and classes of a data set that need not be at hand: FMoW's of the year 2012."""
@@ -23,6 +23,7 @@ def store_as_it_is(setting: Setting, layout: Layout) -> Store | None:
     """The store, without mending anything, or None where there is none. Raises UserError, WorkError."""
     if not layout.manifest.exists():
         refuse_orphans(layout)
+        refuse_published(layout)
         return None
     manifest = read_manifest(layout.manifest)
     check_identity(manifest, setting, layout.manifest)

@@ -23,13 +23,21 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 Receiver = Callable[[int, FrameType | None], None]
 
 
+Handler = Callable[[int, FrameType | None], object] | int | None
+
+
+def handle(receive: Receiver) -> dict[signal.Signals, Handler]:
+    """Have `receive` told of signals; returns what was there before."""
+    return {number: signal.signal(number, receive) for number in _SIGNALS}
+
+
 @contextlib.contextmanager
 def handling(receive: Receiver) -> Iterator[None]:
     """Have `receive` told of signals, and put back at the end what was there; only the main thread can do so."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, receive) for number in _SIGNALS}
+    before = handle(receive)
     try:
         yield
     finally:

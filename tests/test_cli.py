@@ -254,6 +254,8 @@ def test_every_command_has_help(command: str) -> None:
     assert found.code == 0
     assert f"datamodels {command} CONFIG" in found.out
     assert "recipe.lr" in found.out
+    options = re.split("^(One setting|The cluster):", found.out, flags=re.MULTILINE)[0]
+    assert not re.search(r"default:\s(null|False)", options)
 
 
 def test_help_and_status_import_no_torch(trained: Path) -> None:

@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from launch.sizes import store_as_it_is
 from tests.faults.power import Recorder
 from tests.faults.stores import GROWN, check, content, create, fill, filled, layout, setting, workplace, writing
 from train.config import Outputs, Recipe, Setting
@@ -86,6 +87,10 @@ def test_published_files_are_never_overwritten(tmp_path: Path) -> None:
     before = everything(tmp_path)
     with pytest.raises(UserError, match="published files are never overwritten"):
         create(tmp_path)
+    with pytest.raises(UserError, match="published files are never overwritten"):
+        store_as_it_is(setting(), layout(tmp_path))  # of `plan` and `submit --dry-run`
+    with pytest.raises(UserError, match=r"test_margins_50pct\.npy does not exist beside .*train_masks_50pct\.npy"):
+        open_store(layout(tmp_path), setting())
     assert everything(tmp_path) == before
 
 

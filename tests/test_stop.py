@@ -82,6 +82,20 @@ def test_a_signal_during_the_imports_leaves_no_traceback(number: int, code: int)
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "stopped: the same command goes on\n")
 
 
+@pytest.mark.parametrize(("number", "code"), CODES)
+def test_a_signal_when_all_is_done_leaves_no_traceback(number: int, code: int) -> None:
+    program = (
+        "import atexit, os, sys\n"
+        f"atexit.register(os.kill, os.getpid(), {int(number)})\n"
+        "sys.argv[1:] = ['--help']\n"
+        "from launch.cli import script\n"
+        "script()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, "stopped: the same command goes on\n")
+    assert done.stdout.startswith("usage:")
+
+
 def test_stop_notes_signals_and_puts_back_what_was_there() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with Stop() as asked:

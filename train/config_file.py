@@ -14,8 +14,19 @@ from train.errors import UserError
 SETTING_KEYS = {field.name for field in dataclasses.fields(Setting)}
 
 
+class _Help(jsonargparse.DefaultHelpFormatter):
+    """Types and defaults beside keys; an option that is no key tells in its own words what it is without a value."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        is_key = "." in action.dest or action.dest in SETTING_KEYS
+        return super()._get_help_string(action) if is_key or action.default else action.help or ""
+
+
 class Parser(jsonargparse.ArgumentParser):
     """Raises UserError, in one line, for what it cannot take."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=_Help, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UserError(_one_line(message)) from ex

@@ -20,13 +20,13 @@ import numpy as np
 from train.config import Setting
 from train.data import Dataset
 from train.errors import UserError, WorkError
-from train.layout import ARRAY_NAMES, UNFINISHED, Layout, temporary
+from train.layout import UNFINISHED, Layout, temporary
 from train.locks import LockFile, store_lock
 from train.manifest import Array, Manifest, array_list, check_data, check_identity, new_manifest, read_manifest
 from train.masks import Masks
 from train.npy import Notice, header, rename_new, reserve, sync_folder, write_all, write_file
 from train.state import RowStates
-from train.store import Store, open_own, refuse_orphans
+from train.store import Store, open_own, refuse_orphans, refuse_published
 
 
 def create_store(layout: Layout, setting: Setting, dataset: Dataset, notice: Notice) -> Store:
@@ -62,16 +62,11 @@ def create_store(layout: Layout, setting: Setting, dataset: Dataset, notice: Not
 def _refuse_others(layout: Layout) -> None:
     """Raises UserError where files lie there that are not an interrupted `init` of ours."""
     intents = layout.intents
-    if intents and (layout.completed.exists() or not _published(layout)):
+    if intents and (layout.completed.exists() or not layout.arrays):
         return
     if not intents:
         refuse_orphans(layout)
-    for path in _published(layout):
-        raise UserError(f"{path} exists without a manifest: published files are never overwritten, use another --root")
-
-
-def _published(layout: Layout) -> list[Path]:
-    return [path for name in ARRAY_NAMES if (path := layout.array(name)).exists()]
+    refuse_published(layout)
 
 
 def _check_memory(layout: Layout, rows: int) -> None:
@@ -88,7 +83,7 @@ def _remove_unfinished(layout: Layout, lock: LockFile) -> None:
     `_completed` goes last: what a kill leaves is known by it. Raises UserError where locks do not work: then that
     `init` may still be at work.
     """
-    left = [*_temporaries(layout), *reversed(_published(layout))]
+    left = [*_temporaries(layout), *reversed(layout.arrays)]
     left += [path for path in (layout.completed,) if path.exists()]
     if not lock.works and (found := left + layout.intents):
         raise UserError(

@@ -264,8 +264,12 @@ def open_store(layout: Layout, setting: Setting, explicit_models: bool = False) 
     if layout.manifest.exists():
         return open_own(layout, setting)
     refuse_orphans(layout)
-    if layout.array("train_masks").exists() and layout.array("test_margins").exists():
+    needed = layout.array("train_masks"), layout.array("test_margins")
+    missing = [path for path in needed if not path.exists()]
+    if not missing:
         return PublishedStore(layout, setting, explicit_models)
+    if layout.arrays:
+        raise UserError(f"{missing[0]} does not exist beside {layout.arrays[0]}: reading published files takes both")
     raise UserError(f"{layout.manifest} does not exist: `datamodels init` creates the store")
 
 
@@ -304,3 +308,9 @@ def refuse_orphans(layout: Layout) -> None:
     for path in (layout.completed, layout.journals):
         if path.exists():
             raise UserError(f"{path} lies there without {layout.manifest.name}: restore the manifest from a copy")
+
+
+def refuse_published(layout: Layout) -> None:
+    """Raises UserError for arrays that are no store's: no row is trained into them."""
+    for path in layout.arrays:
+        raise UserError(f"{path} exists without a manifest: published files are never overwritten, use another --root")
