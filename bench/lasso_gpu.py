@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bench.gaps import relative_gaps
 from bench.results import Results
-from lasso import fista
+from lasso import fista, tiles
 from lasso.design import GramCounts
 from lasso.device_sums import DeviceCross
 from lasso.lot import Lot
@@ -134,8 +134,8 @@ def _blocks(group: np.ndarray) -> Iterator[np.ndarray]:
 
 def solve(lot: Lot, results: Results, device: torch.device) -> None:
     steps: tuple[tuple[bool, str, Callable], ...] = (
-        (False, "paths", lot.follow_paths),
-        (True, "refits and certificates", lot.refit),
+        (False, "paths", tiles.follow_paths),
+        (True, "refits and certificates", tiles.refit),
     )
     for whole, stage, step in steps:
         with timed("correlations", results, device):
@@ -143,7 +143,7 @@ def solve(lot: Lot, results: Results, device: torch.device) -> None:
         corr = lot.matrices.on_device(device, whole)
         before = corr.products
         with timed(stage, results, device):
-            step(lambda done: None)
+            step(lot, device, lambda done: None)
         tried = lot.solution.tried
         walked = sum(int(tried[at : at + fista.TILE].max()) for at in range(0, len(tried), fista.TILE))
         each = (corr.products - before) / (-(-len(tried) // fista.TILE) if whole else walked)

@@ -1,5 +1,6 @@
 """Some targets on their way through the solver: paths and choice of lambda, refit, certificate."""
 
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -73,40 +74,55 @@ class Lot:
 
     def follow_paths(self, progress: Callable[[int], None]) -> None:
         """Choose every target's lambda, with the correlations of the training rows."""
+        due = np.arange(len(self.solution.lam))
         if self.device is not None:
             from lasso import tiles
 
             tiles.follow_paths(self, self.device, progress)
-            return
-        _ = self.matrices.corr  # made before many threads ask for it
-        self.each(self.choose, progress)
+            due, progress = self._missed(self.solution.path_gap, 100 * self.fit.tol), lambda done: None
+        if len(due):
+            _ = self.matrices.corr  # made before many threads ask for it
+            self.each(self.choose, due, progress)
 
     def refit(self, progress: Callable[[int], None]) -> None:
         """Refit every target at its lambda, with the correlations of all rows."""
+        due = np.arange(len(self.solution.lam))
         if self.device is not None:
             from lasso import tiles
 
             tiles.refit(self, self.device, progress)
-            return
-        _ = self.matrices.whole_corr, self.matrices.counts.whole(np.zeros(1, np.int64))
-        self.each(self.refit_one, progress)
+            due, progress = self._missed(self.refit_gap, self.fit.tol), lambda done: None
+            self.solution.weight[due] = 0.0  # where descent begins; the path's were replaced
+        if len(due):
+            _ = self.matrices.whole_corr, self.matrices.counts.whole(np.zeros(1, np.int64))
+            self.each(self.refit_one, due, progress)
 
-    def each(self, work: Callable[[int, Any], None], progress: Callable[[int], None]) -> None:
-        """Do some work for every target, in threads that have a workspace each."""
+    def _missed(self, gaps: Vector, allowed: float) -> NDArray[np.int64]:
+        """Targets that a device could not bring to their gap, which descent then takes; the log says so."""
+        missed = np.flatnonzero(~(gaps <= allowed))
+        if len(missed):
+            logging.getLogger(__name__).warning(
+                "%d of %d targets missed a relative duality gap of %.3g on %s: descent on the CPU takes them over",
+                len(missed), len(gaps), allowed, self.device,
+            )  # fmt: skip
+        return missed
+
+    def each(self, work: Callable[[int, Any], None], due: NDArray[np.int64], progress: Callable[[int], None]) -> None:
+        """Do some work for each of these targets, in threads that have a workspace each."""
         from lasso.workspace import Workspace
 
-        def run(targets: range) -> None:
+        def run(targets: list[int]) -> None:
             if not hasattr(self.own, "work"):
                 self.own.work = Workspace.empty(self.matrices.n_train, self.matrices.held_width)
             for target in targets:
                 work(target, self.own.work)
 
-        targets = len(self.solution.lam)
-        pieces = [range(start, min(start + _PER_CALL, targets)) for start in range(0, targets, _PER_CALL)]
+        starts = range(0, len(due), _PER_CALL)
+        pieces = [due[start : start + _PER_CALL].tolist() for start in starts]
         pool = ThreadPoolExecutor(self.threads or len(os.sched_getaffinity(0)))
         try:
-            for piece, _ in zip(pieces, pool.map(run, pieces), strict=True):
-                progress(piece.stop)
+            for start, piece, _ in zip(starts, pieces, pool.map(run, pieces), strict=True):
+                progress(start + len(piece))
         finally:
             pool.shutdown(cancel_futures=True)  # an interruption waits for the pieces in hand alone
 
@@ -224,5 +240,4 @@ class Lot:
                     f"target {self.first + worst} has a relative duality gap of {gaps[worst]:.3g} {where}, expected at "
                     f"most {allowed:.3g} (fit.tol {tol:g}): the solver did not converge; raise fit.tol (what meets it "
                     "already is kept) or fit.eps"
-                    + (", or set fit.solver to descent" if self.device is not None else "")
                 )

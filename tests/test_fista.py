@@ -83,6 +83,34 @@ def test_products_with_correlations(monkeypatch, base, whole):
     assert np.linalg.eigvalsh(exact).max() + 1 <= corr.lipschitz <= 1.1 * np.linalg.eigvalsh(exact).max() + 1.1
 
 
+@pytest.mark.parametrize("stage", ["paths", "refits"])
+def test_descent_takes_over_what_the_device_leaves_too_far_off(monkeypatch, caplog, stage):
+    """FISTA that stalls at some targets: a path that ends with weights of 0, a refit that is lost."""
+    sums, fit = sums_of(*make(rows=400, n_train=30, targets=12)), Fit(k=20, eps=1e-2)
+    choose, refit = tiles.choose, fista.refit
+
+    def stalled_choose(*given):
+        found = choose(*given)
+        found.gap[1:3], found.weights[:, 1:3], found.chosen[1:3] = 0.5, 0, 7
+        return found
+
+    def stalled_refit(tile, lams, weights, tol):
+        found, gaps = refit(tile, lams, weights, tol)
+        found[:, 3], gaps[3] = np.nan, np.nan
+        return found, gaps
+
+    monkeypatch.setattr(*((tiles, "choose", stalled_choose) if stage == "paths" else (fista, "refit", stalled_refit)))
+    found, expected = solve(*sums, fit, device=CPU), solve(*sums, fit)
+    (line,) = caplog.messages
+    number = "4 of 12 targets missed a relative duality gap of 0.0001" if stage == "paths" else "2 of 12 targets missed"
+    assert line.startswith(number)
+    np.testing.assert_array_equal(found.chosen, expected.chosen)
+    np.testing.assert_allclose(found.weight, expected.weight, atol=1e-6)
+    np.testing.assert_allclose(found.bias, expected.bias, atol=1e-6)
+    assert found.gap.max() <= 1e-6
+    assert found.path_gap.max() <= 1e-4
+
+
 @pytest.fixture
 def gpu(monkeypatch):
     """A GPU that is said to be there, with so much memory: (free, total)."""
