@@ -21,8 +21,6 @@ STOPPED = "stopped: the same command goes on"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 Receiver = Callable[[int, FrameType | None], None]
-
-
 Handler = Callable[[int, FrameType | None], object] | int | None
 
 

@@ -83,7 +83,7 @@ def _remove_unfinished(layout: Layout, lock: LockFile) -> None:
     `_completed` goes last: what a kill leaves is known by it. Raises UserError where locks do not work: then that
     `init` may still be at work.
     """
-    left = [*_temporaries(layout), *reversed(layout.arrays)]
+    left = [*_temporaries(layout), *reversed(layout.arrays.values())]
     left += [path for path in (layout.completed,) if path.exists()]
     if not lock.works and (found := left + layout.intents):
         raise UserError(

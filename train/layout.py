@@ -29,9 +29,9 @@ class Layout:
         return self.data / f"{name}_{self.pct}pct.npy"
 
     @property
-    def arrays(self) -> list[Path]:
-        """The published files, or a store's, that are there."""
-        return [path for name in ARRAY_NAMES if (path := self.array(name)).exists()]
+    def arrays(self) -> dict[str, Path]:
+        """The published files, or a store's, that are there, by name."""
+        return {name: path for name in ARRAY_NAMES if (path := self.array(name)).exists()}
 
     @property
     def completed(self) -> Path:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from train.config import Setting
 from train.errors import UserError
-from train.layout import ARRAY_NAMES, Layout
+from train.layout import Layout
 from train.manifest import Array
 from train.masks import Era
 from train.npy import HEADER_BYTES, UNREADABLE
@@ -21,7 +21,7 @@ class PublishedStore(ReadableStore):
     """Published files without a manifest: M, N_train, N_test come from the arrays, and every row counts as done."""
 
     def __init__(self, layout: Layout, setting: Setting, explicit_models: bool) -> None:
-        arrays = [_published_array(layout, name) for name in ARRAY_NAMES if layout.array(name).exists()]
+        arrays = [_published_array(layout, name) for name in layout.arrays]
         rows = arrays[0].shape[0]
         _refuse_disagreement(layout, arrays)
         models = rows - setting.eval_models

@@ -264,13 +264,14 @@ def open_store(layout: Layout, setting: Setting, explicit_models: bool = False) 
     if layout.manifest.exists():
         return open_own(layout, setting)
     refuse_orphans(layout)
-    needed = layout.array("train_masks"), layout.array("test_margins")
-    missing = [path for path in needed if not path.exists()]
-    if not missing:
-        return PublishedStore(layout, setting, explicit_models)
-    if layout.arrays:
-        raise UserError(f"{missing[0]} does not exist beside {layout.arrays[0]}: reading published files takes both")
-    raise UserError(f"{layout.manifest} does not exist: `datamodels init` creates the store")
+    found = layout.arrays
+    if not found:
+        raise UserError(f"{layout.manifest} does not exist: `datamodels init` creates the store")
+    for name in ("train_masks", "test_margins"):
+        if name not in found:
+            beside = next(iter(found.values()))
+            raise UserError(f"{layout.array(name)} does not exist beside {beside}: reading published files takes both")
+    return PublishedStore(layout, setting, explicit_models)
 
 
 def open_own(layout: Layout, setting: Setting) -> Store:
@@ -312,5 +313,5 @@ def refuse_orphans(layout: Layout) -> None:
 
 def refuse_published(layout: Layout) -> None:
     """Raises UserError for arrays that are no store's: no row is trained into them."""
-    for path in layout.arrays:
+    for path in layout.arrays.values():
         raise UserError(f"{path} exists without a manifest: published files are never overwritten, use another --root")
