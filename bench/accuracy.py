@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from bench import peers, plain
-from train.config import Setting
-from train.data import Dataset, load
-from train.loop import Trainer
-from train.writer import RowResult
+from datamodels.train.config import Setting
+from datamodels.train.data.sources import Dataset, load
+from datamodels.train.store.writer import RowResult
+from datamodels.train.trainer.trainer import Trainer
 
 RESAMPLES = 9999
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from train.config import Setting, from_dict
-from train.data import SOURCES, Dataset, Split
+from datamodels.train.config import Setting, from_dict
+from datamodels.train.data.images import Split
+from datamodels.train.data.sources import SOURCES, Dataset
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 ROWS = 4096

@@ -3,7 +3,7 @@
 import torch
 
 from bench.timing import seconds
-from train.device import on_gpu
+from datamodels.train.trainer.device import on_gpu
 
 
 class Matmul:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench import plain
-from train.device import on_gpu
+from datamodels.train.trainer.device import on_gpu
 
 MODES = ("reduce-overhead", "max-autotune")
 """Of torch.compile; both replay CUDA graphs."""

@@ -14,11 +14,11 @@ import torch
 from bench import cases
 from bench.peers import algorithms
 from bench.timing import median_seconds
-from train.config import Setting
-from train.device import on_gpu
-from train.lane import Lane
-from train.loop import Trainer
-from train.replay import Replay
+from datamodels.train.config import Setting
+from datamodels.train.trainer.cuda_graph import Replay
+from datamodels.train.trainer.device import on_gpu
+from datamodels.train.trainer.engine import Lane
+from datamodels.train.trainer.trainer import Trainer
 
 CHOICES = {"deterministic": (True, False), "any": (False, False), "fastest": (False, True)}
 """`deterministic` and `benchmark` of each."""

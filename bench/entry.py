@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench import flops
-from launch.text import counted
-from train.config import Setting
-from train.data import Dataset
+from datamodels.launch.text import counted
+from datamodels.train.config import Setting
+from datamodels.train.data.sources import Dataset
 
 
 def name_of(setting: Setting, streams: int) -> str:

@@ -9,11 +9,11 @@ from functools import cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from train.config import Recipe, Setting
-from train.data import Dataset
-from train.masks import batch_size, largest_subset
-from train.model import build
-from train.tables import most_steps
+from datamodels.train.config import Recipe, Setting
+from datamodels.train.data.sources import Dataset
+from datamodels.train.masks import batch_size, largest_subset
+from datamodels.train.trainer.models import build
+from datamodels.train.trainer.schedule import most_steps
 
 
 def per_image(recipe: Recipe, shape: tuple[int, ...], classes: int) -> tuple[float, float]:

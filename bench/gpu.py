@@ -40,9 +40,9 @@ from bench.parts import parts_of
 from bench.profiled import table
 from bench.results import Results, refuse
 from bench.rows import Rows, measure
-from train.config import Data, Setting
-from train.data import Dataset
-from train.device import on_gpu
+from datamodels.train.config import Data, Setting
+from datamodels.train.data.sources import Dataset
+from datamodels.train.trainer.device import on_gpu
 
 ALPHAS = (0.1, 0.2, 0.5, 0.75)
 

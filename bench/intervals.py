@@ -11,8 +11,8 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from lasso.bootstrap import Bootstrap, Interval
-from lasso.correlation import spearman
+from datamodels.lasso.evaluation.correlation import spearman
+from datamodels.lasso.evaluation.intervals import Bootstrap, Interval
 
 Columns = NDArray[np.float64]
 TARGETS, LEVEL, REPLICATES = 40, 0.95, 1000

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from bench.traffic import Unit, own_norm, units
-from train.kernels.form import composition
-from train.kernels.norm import BatchNormAct, batch_norm_act
+from datamodels.train.kernels.form import composition
+from datamodels.train.kernels.norm import BatchNormAct, batch_norm_act
 
 CACHED = 256e6
 """Bytes of inputs that are more than a GPU's cache holds."""

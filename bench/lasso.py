@@ -33,14 +33,14 @@ import numpy as np
 from bench import lasso_agree, lasso_gpu
 from bench import lasso_peers as peers
 from bench.gaps import relative_gaps
-from lasso import fit
-from lasso import path as kernels
-from lasso.design import GramCounts, Scale, correlations
-from lasso.moments import Gram
-from lasso.workspace import Workspace
-from train.config import Fit, Setting
-from train.layout import Layout
-from train.store import open_store
+from datamodels.lasso import fit
+from datamodels.lasso.design import GramCounts, Scale, correlations
+from datamodels.lasso.gram.moments import Gram
+from datamodels.lasso.solver import path as kernels
+from datamodels.lasso.solver.buffers import Workspace
+from datamodels.train.config import Fit, Setting
+from datamodels.train.store.layout import Layout
+from datamodels.train.store.store import open_store
 
 RATIOS = np.geomspace(1, 0.01, 100)
 

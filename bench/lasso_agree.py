@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lasso.design import GramCounts
-from lasso.matrices import Matrices
-from lasso.moments import Cross, Gram
-from lasso.popcount import pack
-from lasso.solver import solve
-from train.config import Fit
-from train.streams import validation_rows
+from datamodels.lasso.design import GramCounts
+from datamodels.lasso.gram.matrices import Matrices
+from datamodels.lasso.gram.moments import Cross, Gram
+from datamodels.lasso.gram.popcount import pack
+from datamodels.lasso.solver.solve import solve
+from datamodels.train.config import Fit
+from datamodels.train.rng import validation_rows
 
 _TOLERANCE = 1e-13
 """Duality gap over ||y||^2 that scikit-learn solves to."""

@@ -19,15 +19,15 @@ from torch import Tensor
 
 from bench.gaps import relative_gaps
 from bench.results import Results
-from lasso import fista, tiles
-from lasso.design import GramCounts
-from lasso.device_sums import DeviceCross
-from lasso.lot import Lot
-from lasso.matrices import Matrices
-from lasso.moments import Gram
-from lasso.popcount import pack
-from train.config import Fit
-from train.device import on_gpu
+from datamodels.lasso.design import GramCounts
+from datamodels.lasso.gram.device_sums import DeviceCross
+from datamodels.lasso.gram.matrices import Matrices
+from datamodels.lasso.gram.moments import Gram
+from datamodels.lasso.gram.popcount import pack
+from datamodels.lasso.solver import fista, tiles
+from datamodels.lasso.solver.batch import Lot
+from datamodels.train.config import Fit
+from datamodels.train.trainer.device import on_gpu
 
 FULL = {"models": 300_000, "examples": 50_000, "targets": 60_000}
 """CIFAR-10 at alpha 0.5, training and test targets."""

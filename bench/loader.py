@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from train import beton
-from train.config import Data
-from train.device import keep_freed_memory
-from train.feed import AHEAD, Feed, select
-from train.images import Images
-from train.vision import torchvision
+from datamodels.train.config import Data
+from datamodels.train.data import beton
+from datamodels.train.data.images import Images
+from datamodels.train.trainer.device import keep_freed_memory
+from datamodels.train.trainer.loader import AHEAD, Feed, select
+from fmow.torchvision_compat import torchvision
 
 vision = torchvision()
 """Imported here, so that a spawned DataLoader worker imports it the same way."""
@@ -34,8 +34,8 @@ vision = torchvision()
 WRITER = """
 import sys
 import numpy as np
-from train import beton
-from train.images import Split
+from datamodels.train.data import beton
+from datamodels.train.data.images import Split
 images = np.load(sys.argv[1], mmap_mode="r")
 beton.write(__import__("pathlib").Path(sys.argv[2]), Split(images, np.arange(len(images)) % 10), sys.argv[3], 2)
 """
@@ -76,7 +76,7 @@ def fmow(root: Path) -> np.ndarray:
 
 
 def cifar(root: Path) -> np.ndarray:
-    from train.cifar import read
+    from datamodels.train.data.cifar import read
 
     return np.asarray(read(Data(root=str(root)))[0].images)
 

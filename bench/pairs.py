@@ -20,12 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from lasso import evaluate, load
-from launch.report.leads import DEPTH, Leads
-from train import cifar
-from train.config import Data
-from train.images import Split
-from train.opening import open as open_store
+from datamodels.lasso import load
+from datamodels.lasso.evaluation.evaluate import evaluate
+from datamodels.launch.report.outliers import DEPTH, Leads
+from datamodels.train.config import Data
+from datamodels.train.data import cifar
+from datamodels.train.data.images import Split
+from datamodels.train.store.open import open as open_store
 
 CLASSES = ("airplane", "automobile", "frog", "horse")
 TRAIN, TEST = 100, 150

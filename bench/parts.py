@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 
 from bench.timing import median_seconds, seconds
-from train.device import fetched, on_gpu
-from train.loop import Trainer, margin
-from train.replay import Replay
+from datamodels.train.trainer.cuda_graph import Replay
+from datamodels.train.trainer.device import fetched, on_gpu
+from datamodels.train.trainer.trainer import Trainer, margin
 
 
 def never() -> bool:

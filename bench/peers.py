@@ -16,10 +16,10 @@ from torch import Tensor
 from bench import plain
 from bench.compiled import CompiledLoop
 from bench.timing import wall
-from train.config import Setting
-from train.data import Dataset
-from train.device import on_gpu
-from train.masks import subset_size
+from datamodels.train.config import Setting
+from datamodels.train.data.sources import Dataset
+from datamodels.train.masks import subset_size
+from datamodels.train.trainer.device import on_gpu
 
 Loop = Callable[..., list[Tensor]]
 """From a subset, and epochs after which to stop, to what it computes of all images."""

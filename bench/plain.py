@@ -151,8 +151,8 @@ class Loop:
 
 
 def main() -> None:
-    from train import cifar
-    from train.config import Data
+    from datamodels.train.config import Data
+    from datamodels.train.data import cifar
 
     parser = argparse.ArgumentParser()
     for name in ("--train", "--test", "--epochs"):

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from train.config import Setting
-from train.data import Dataset
-from train.device import on_gpu
-from train.errors import Interrupted
-from train.loop import Trainer
+from datamodels.train.config import Setting
+from datamodels.train.data.sources import Dataset
+from datamodels.train.errors import Interrupted
+from datamodels.train.trainer.device import on_gpu
+from datamodels.train.trainer.trainer import Trainer
 
 WARM_UP = 6
 """Steps before the profile: by then all memory has been touched, and a CPU's page faults are over."""

@@ -11,11 +11,11 @@ import torch
 
 from bench import cases
 from bench.rows import succeeded
-from launch.text import counted
-from train.config import Setting
-from train.data import Dataset
-from train.loop import Trainer
-from train.writer import RowResult
+from datamodels.launch.text import counted
+from datamodels.train.config import Setting
+from datamodels.train.data.sources import Dataset
+from datamodels.train.store.writer import RowResult
+from datamodels.train.trainer.trainer import Trainer
 
 RECIPE: dict[str, object] = {"epochs": 2, "peak_epoch": 1}
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from train.device import device_name, on_gpu
+from datamodels.train.trainer.device import device_name, on_gpu
 
 FOLDER = Path(__file__).parent / "results"
 

@@ -16,14 +16,14 @@ from typing import Self
 import torch
 
 from bench.timing import between, moment, wall
-from train.config import Setting
-from train.create import create_store
-from train.data import Dataset
-from train.lane import Lane, Stop
-from train.layout import Layout
-from train.loop import Drawn, Moment, Outcome, Trainer
-from train.rows import Results, train_rows
-from train.writer import RowFailure, RowResult, Writer
+from datamodels.train.config import Setting
+from datamodels.train.data.sources import Dataset
+from datamodels.train.store.create import create_store
+from datamodels.train.store.layout import Layout
+from datamodels.train.store.writer import RowFailure, RowResult, Writer
+from datamodels.train.trainer.engine import Lane, Stop
+from datamodels.train.trainer.run_rows import Results, train_rows
+from datamodels.train.trainer.trainer import Drawn, Moment, Outcome, Trainer
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from bench import cases, flops, plain
 from bench.ceilings import Matmul, matmul
 from bench.profiled import WARM_UP
 from bench.results import Results
-from train.config import Setting
-from train.data import Dataset
-from train.device import precision
-from train.errors import Interrupted
-from train.loop import Trainer
+from datamodels.train.config import Setting
+from datamodels.train.data.sources import Dataset
+from datamodels.train.errors import Interrupted
+from datamodels.train.trainer.device import precision
+from datamodels.train.trainer.trainer import Trainer
 
 CPU = torch.device("cpu")
 TRAIN_IMAGES = 5000

@@ -15,16 +15,16 @@ from typing import Any, cast
 
 import numpy as np
 
-from train.config import Outputs, Recipe, Setting
-from train.create import create_store
-from train.journal import RECORD, JournalWriter, Kind, encode_header
-from train.layout import Layout
-from train.masks import Masks
-from train.rows import train_rows
-from train.state import RowStates
-from train.store import Store, open_own
-from train.verify import is_finite, verify
-from train.writer import RowResult, Writer
+from datamodels.train.config import Outputs, Recipe, Setting
+from datamodels.train.masks import Masks
+from datamodels.train.store.create import create_store
+from datamodels.train.store.journal import RECORD, JournalWriter, Kind, encode_header
+from datamodels.train.store.layout import Layout
+from datamodels.train.store.row_state import RowStates
+from datamodels.train.store.store import Store, open_own
+from datamodels.train.store.verify import is_finite, verify
+from datamodels.train.store.writer import RowResult, Writer
+from datamodels.train.trainer.run_rows import train_rows
 
 PROJECT = Path(__file__).parent.parent
 COMMITS = 40
@@ -180,7 +180,7 @@ def opener(store: Store) -> Callable[[], object]:
 
 _STATUS = """
 import re, sys, time
-from launch.cli import main
+from datamodels.launch.cli import main
 code = main(sys.argv[1:])
 peak = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1))
 print(f"{time.process_time():.2f} s of CPU, {peak // 1024} MiB", file=sys.stderr)

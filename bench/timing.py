@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-from train import loop
-from train.device import on_gpu
-from train.loop import Moment
+from datamodels.train.trainer import trainer as loop
+from datamodels.train.trainer.device import on_gpu
+from datamodels.train.trainer.trainer import Moment
 
 
 def moment(device: torch.device) -> Moment:

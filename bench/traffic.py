@@ -11,9 +11,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from train.config import Recipe
-from train.kernels.form import Form
-from train.model import ResNet9, build
+from datamodels.train.config import Recipe
+from datamodels.train.kernels.form import Form
+from datamodels.train.trainer.models import ResNet9, build
 
 SIDE, CHANNELS, PADDED = 32, 3, 8
 """The images, and the channels that a half-precision first layer gets."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from train.vision import torchvision
+from fmow.torchvision_compat import torchvision
 
 
 @contextmanager

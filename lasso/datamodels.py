@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lasso.design import Scale, divide, product_with
-from train.errors import UserError
-from train.store import ReadableStore as Store
+from datamodels.lasso.design import Scale, divide, product_with
+from datamodels.train import UserError
+from datamodels.train.store import ReadableStore as Store
 
 if TYPE_CHECKING:  # torch is slow to import
     import torch

@@ -1,14 +1,17 @@
 """Masks as a design matrix: standardised columns, the solver's matrices from exact counts, products with weights."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lasso.moments import Gram
+if TYPE_CHECKING:
+    from datamodels.lasso.gram.moments import Gram
 
 _STRIP = 256
 _SPARSE = 0.05
@@ -26,7 +29,7 @@ class Scale:
     """[N]: 1 / standard deviation (ddof 0), 0 for a column without variance"""
 
     @classmethod
-    def of(cls, rows: int, ones: NDArray[np.integer]) -> "Scale":
+    def of(cls, rows: int, ones: NDArray[np.integer]) -> Scale:
         """From the number of rows and of ones in every column."""
         held = ones.astype(np.float64)
         spread = np.sqrt(held * (rows - held)) / rows

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from lasso.datamodels import load, path_of, piece_of, read_report
-from lasso.design import Scale, divide
-from train.errors import UserError, WorkError
-from train.store import ReadableStore as Store
+from datamodels.lasso.datamodels import load, path_of, piece_of, read_report
+from datamodels.lasso.design import Scale, divide
+from datamodels.train import UserError, WorkError
+from datamodels.train.store import ReadableStore as Store
 
 if TYPE_CHECKING:  # torch is slow to import
-    from lasso.solution import Solution
+    from datamodels.lasso.solver import Solution
 
 VECTORS = {
     "bias": np.float32,

@@ -12,15 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from lasso import files
-from lasso.lot import Lot
-from lasso.matrices import Matrices
-from lasso.rows import Progress, Split, enough_memory, estimation_rows, silent, target_count
-from lasso.solution import Solution
-from lasso.solver import device_for, device_name, sums_device
-from lasso.statistics import Statistics, slabs
-from train.errors import UserError, WorkError
-from train.store import ReadableStore as Store
+from datamodels.lasso import files
+from datamodels.lasso.gram import Matrices, Statistics, slabs
+from datamodels.lasso.rows import Progress, Split, enough_memory, estimation_rows, silent, target_count
+from datamodels.lasso.solver import Lot, Solution, device_for, device_name, sums_device
+from datamodels.train import UserError, WorkError
+from datamodels.train.store import ReadableStore as Store
 
 
 def fit(

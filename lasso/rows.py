@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train.config import Setting
-from train.errors import UserError, WorkError
-from train.store import ReadableStore as Store
-from train.streams import validation_rows
+from datamodels.train import Setting, UserError, WorkError, validation_rows
+from datamodels.train.store import ReadableStore as Store
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) as the work goes on."""

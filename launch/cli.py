@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from launch.stop import EXIT_INTERRUPTED, STOPPED, code_of, handle, handling, leave, raise_interrupt
-from train.errors import Interrupted, UserError, WorkError
+from datamodels.launch.stop import EXIT_INTERRUPTED, STOPPED, code_of, handle, handling, leave, raise_interrupt
+from datamodels.train import Interrupted, UserError, WorkError
 
 
 def script() -> NoReturn:
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.umask(os.umask(0o077) | 0o002)  # whatever the user's umask, nothing is writable by everyone
     try:
         with handling(leave):
-            from launch.parser import run
+            from datamodels.launch.parser import run
 
             with handling(raise_interrupt):
                 return _told(lambda: run(list(sys.argv[1:] if arguments is None else arguments)))

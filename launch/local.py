@@ -10,12 +10,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import launch
-from launch.progress import Progress, notice
-from launch.stop import EXIT_INTERRUPTED, Stop
-from launch.worker import Task, work
-from train.errors import Interrupted, UserError, WorkError
-from train.store import Store
+import datamodels
+from datamodels.launch.progress import Progress, notice
+from datamodels.launch.stop import EXIT_INTERRUPTED, Stop
+from datamodels.launch.worker import Task, work
+from datamodels.train import Interrupted, UserError, WorkError
+from datamodels.train.store import Store
 
 POLL_SECONDS = 0.5
 
@@ -114,8 +114,8 @@ class _Worker:
         self.name = f"worker {index} on {task.device}"
         content = json.dumps({**dataclasses.asdict(task), "parent": os.getpid()})
         # -P: no module of the folder that the user is in takes the place of one of ours.
-        command = [sys.executable, "-P", "-m", "launch.worker", content]
-        paths = [str(Path(launch.__path__[0]).parent), os.environ.get("PYTHONPATH", "")]
+        command = [sys.executable, "-P", "-m", "datamodels.launch.worker", content]
+        paths = [str(Path(datamodels.__path__[0]).parent), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         self.process = subprocess.Popen(
             command, start_new_session=True, stdout=subprocess.PIPE, text=True, env=environment

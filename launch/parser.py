@@ -8,11 +8,10 @@ from typing import Any
 
 import jsonargparse
 
-from launch.commands import datamodels, store, train, whole
-from launch.request import Request
-from launch.slurm_config import Slurm
-from train.config_file import Parser, load_yaml
-from train.errors import UserError
+from datamodels.launch.commands import datamodels, store, train, whole
+from datamodels.launch.request import Request
+from datamodels.launch.slurm import Slurm
+from datamodels.train import Parser, UserError, load_yaml
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 

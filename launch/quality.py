@@ -1,6 +1,6 @@
 """The quality of datamodels as lines of text."""
 
-from lasso import Evaluation
+from datamodels.lasso import Evaluation
 
 Lines = list[tuple[str, str]]
 """(name, figure and what there is to know about it)"""

@@ -4,10 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train.config import Setting
-from train.errors import UserError
-from train.layout import Layout
-from train.store import ReadableStore, Store, open_own, open_store
+from datamodels.train import Setting, UserError
+from datamodels.train.store import Layout, ReadableStore, Store, open_own, open_store
 
 
 @dataclass(frozen=True)

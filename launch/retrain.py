@@ -5,9 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data import load
-from train.manifest import check_data
-from train.store import Store
+from datamodels.train.data import load
+from datamodels.train.store import Store, check_data
 
 MIN_CORRELATION = 0.8
 """Across devices rounding differs and training amplifies it: rows count as close where their masks are equal and their
@@ -20,9 +19,8 @@ def retrain(store: Store, count: int, leave_out: set[int]) -> dict[str, Any]:
     `equal` and `different`: rows whose recorded environment is this one, compared byte for byte (and rows of another
     environment that are not even close); `close`: rows of another environment within the tolerance.
     """
-    from train.device import environment, pick_device
-    from train.loop import Trainer
-    from train.writer import RowResult
+    from datamodels.train.store import RowResult
+    from datamodels.train.trainer import Trainer, environment, pick_device
 
     dataset = load(store.setting)
     check_data(store.manifest, dataset)

@@ -9,10 +9,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from launch import slurm_status
-from launch.progress import duration
-from launch.text import counted
-from train.store import ReadableStore, Store
+from datamodels.launch.progress import duration
+from datamodels.launch.text import counted
+from datamodels.train.store import ReadableStore, Store
 
 RECENT_SECONDS = 600.0
 
@@ -128,5 +127,4 @@ def describe(found: dict[str, Any]) -> str:
         rates = found.get("hosts_per_hour", {})
         shown = [f"{host} {count} rows, {rates.get(host, 0):,.0f} an hour" for host, count in sorted(hosts.items())]
         lines.append("by host: " + "; ".join(shown))
-    lines += slurm_status.describe(found)
     return "\n".join(lines)

@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.stop import Stop, code_of, handling, raise_interrupt
-from train.config import Setting, from_dict
-from train.data import load
-from train.errors import Interrupted, UserError, WorkError
-from train.layout import Layout
-from train.manifest import check_data
-from train.store import open_own
+from datamodels.launch.stop import Stop, code_of, handling, raise_interrupt
+from datamodels.train import Interrupted, Setting, UserError, WorkError, from_dict
+from datamodels.train.data import load
+from datamodels.train.store import Layout, check_data, open_own
 
 
 @dataclass(frozen=True)
@@ -49,10 +46,8 @@ def work(task: Task, stop: Stop, finished: Callable[[int], None] = lambda rows: 
     with _told(task.device):
         import torch
 
-        from train.device import environment
-        from train.loop import Trainer
-        from train.rows import train_rows
-        from train.writer import Writer
+        from datamodels.train.store import Writer
+        from datamodels.train.trainer import Trainer, environment, train_rows
 
         store = open_own(task.layout, task.setting)
         dataset = load(store.setting)

@@ -12,8 +12,8 @@ from typing import Any
 import hypothesis
 import pytest
 
-from launch.cli import main
-from train.config import Data, Recipe, Setting
+from datamodels.launch.cli import main
+from datamodels.train.config import Data, Recipe, Setting
 
 collect_ignore = ["extern"]  # for another environment: `make test-extern`
 
@@ -83,9 +83,9 @@ class Outcome:
         return lines[0]
 
 
-def datamodels(*arguments: object, **options: Any) -> Outcome:
+def run_command(*arguments: object, **options: Any) -> Outcome:
     """Run the command in a process of its own, as a user would."""
-    command = [sys.executable, "-m", "launch.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "datamodels.launch.cli", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, timeout=600, **options)
     return Outcome(done.returncode, done.stdout, done.stderr)
 

@@ -55,7 +55,13 @@ def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
 
 def test_the_api_page_documents_what_the_fronts_export(site: Path) -> None:
     page = (site / "api.html").read_text()
-    for name in ("train.open", "train.ReadableStore.margins", "lasso.load", "lasso.evaluate", "fmow.FMoWDataset"):
+    for name in (
+        "train.open",
+        "train.ReadableStore.margins",
+        "lasso.load",
+        "datamodels.lasso.evaluation.evaluate",
+        "fmow.FMoWDataset",
+    ):
         assert f'id="{name}"' in page
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import PROJECT, TINY, Outcome, datamodels
+from tests.conftest import PROJECT, TINY, Outcome, run_command
 
 README = (PROJECT / "README.md").read_text()
 LINES = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
@@ -36,7 +36,7 @@ def run(line: str, folder: Path, *options: object) -> Outcome:
         at = given.index("--root")
         root = Path(given[at + 1])
         del given[at : at + 2]
-    return datamodels(name, config, *given, "--root", folder / root, *options)
+    return run_command(name, config, *given, "--root", folder / root, *options)
 
 
 def python(block: str, folder: Path) -> None:
@@ -85,7 +85,7 @@ def test_published_files_are_fitted_and_evaluated(tmp_path: Path) -> None:
 def test_submit_plans_without_data_and_says_what_it_needs(tmp_path: Path) -> None:
     lines = [line for line in COMMANDS if " submit " in line]
     assert len(lines) == 2
-    for line in lines:  # on a real SLURM: tests/slurm
+    for line in lines:  # on a real SLURM: tests/launch/slurm
         done = run(line, tmp_path, "--data.root", tmp_path)
         assert done.code == (0 if "--dry-run" in line else 2), done.err
         assert "--dry-run" in line or "cifar-10-batches-py" in done.error

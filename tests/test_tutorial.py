@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT, datamodels
+from tests.conftest import PROJECT, run_command
 
 PAGE = PROJECT / "docs" / "tutorial.md"
 BLOCKS = re.findall(r"^```(sh|python|text)\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
@@ -34,7 +34,7 @@ def test_the_tutorial_runs_as_written(tmp_path: Path, monkeypatch: pytest.Monkey
 def run(line: str, folder: Path) -> str:
     """A command of the page in its folder."""
     words = [str(folder / word) if word.startswith(("configs/", "runs/")) else word for word in shlex.split(line)[1:]]
-    done = datamodels(*words)
+    done = run_command(*words)
     assert done.code == 0, done.err
     return done.out
 

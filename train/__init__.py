@@ -1,36 +1,37 @@
-"""Masks, trainer and store of a datamodels setting; `train.open` opens a store for reading.
+"""Settings, masks and random streams; below: data sets, the store, the trainer and its kernels.
 
-Importing this package imports nothing heavy, torch in particular.
+Importing this package imports neither torch nor numba.
 """
 
-from typing import TYPE_CHECKING, Any
+from datamodels.train.config import Fit, Recipe, Setting, flatten, from_dict, identity, refuse_null
+from datamodels.train.config_file import Parser, load_yaml, read_setting
+from datamodels.train.errors import READ_ONLY, Interrupted, UserError, WorkError
+from datamodels.train.masks import Era, batch_size, mask_index, subset_size
+from datamodels.train.npy_file import mapped, write_file
+from datamodels.train.rng import Stream, raw, validation_rows
 
-if TYPE_CHECKING:
-    from train.data import Dataset
-    from train.errors import UserError, WorkError
-    from train.opening import open
-    from train.readable import ReadableStore, Records
-
-_HOMES = {
-    "Dataset": "train.data",
-    "ReadableStore": "train.readable",
-    "Records": "train.readable",
-    "UserError": "train.errors",
-    "WorkError": "train.errors",
-    "open": "train.opening",
-}
-
-__all__ = ["Dataset", "ReadableStore", "Records", "UserError", "WorkError", "open"]
-
-
-def __getattr__(name: str) -> Any:
-    """Names of the front, imported when they are first used: submodules are imported by way of this package."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'train' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__all__ = [
+    "READ_ONLY",
+    "Era",
+    "Fit",
+    "Interrupted",
+    "Parser",
+    "Recipe",
+    "Setting",
+    "Stream",
+    "UserError",
+    "WorkError",
+    "batch_size",
+    "flatten",
+    "from_dict",
+    "identity",
+    "load_yaml",
+    "mapped",
+    "mask_index",
+    "raw",
+    "read_setting",
+    "refuse_null",
+    "subset_size",
+    "validation_rows",
+    "write_file",
+]

@@ -12,8 +12,8 @@ from decimal import Decimal
 from types import NoneType
 from typing import Any, Literal, get_args
 
-from train.errors import UserError
-from train.user_file import sha256_of
+from datamodels.train.errors import UserError
+from datamodels.train.user_code import sha256_of
 
 
 def _require(ok: bool, key: str, found: object, expected: str) -> None:

@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 import jsonargparse
 import yaml
 
-from train.config import Setting, from_dict
-from train.errors import UserError
+from datamodels.train.config import Setting, from_dict
+from datamodels.train.errors import UserError
 
 SETTING_KEYS = {field.name for field in dataclasses.fields(Setting)}
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from train.config import Setting
-from train.errors import UserError
-from train.streams import Stream, raw
+from datamodels.train.config import Setting
+from datamodels.train.errors import UserError
+from datamodels.train.rng import Stream, raw
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from launch.progress import Stages, notice
-from launch.request import Request
-from train.data import Dataset
-from train.errors import UserError
-from train.store import ReadableStore
+from datamodels.launch.progress import Stages, notice
+from datamodels.launch.request import Request
+from datamodels.train import UserError
+from datamodels.train.data import Dataset
+from datamodels.train.store import ReadableStore
 
 
 def fit(request: Request) -> int:
@@ -20,7 +20,7 @@ def fit(request: Request) -> int:
 
 
 def fit_split(store: ReadableStore, split: str, targets: tuple[int, int] | None) -> Path:
-    from lasso import fit as fit_datamodels
+    from datamodels.lasso import fit as fit_datamodels
 
     with Stages() as progress:
         path = fit_datamodels(store, split, targets, progress)
@@ -30,8 +30,8 @@ def fit_split(store: ReadableStore, split: str, targets: tuple[int, int] | None)
 
 
 def evaluate(request: Request) -> int:
-    from lasso import evaluate as judge
-    from launch.quality import aligned, everything
+    from datamodels.lasso.evaluation import evaluate as judge
+    from datamodels.launch.quality import aligned, everything
 
     if request.options["curve"]:
         return _curve(request)
@@ -49,9 +49,8 @@ def evaluate(request: Request) -> int:
 
 
 def _curve(request: Request) -> int:
-    from lasso import curve
-    from lasso.protocol import protocol
-    from launch.report.growth import keep
+    from datamodels.lasso.evaluation import curve, protocol
+    from datamodels.launch.lds_curve import keep
 
     for option in ("weights", "weight_units", "per_target"):
         if request.options[option]:
@@ -71,7 +70,7 @@ def _curve(request: Request) -> int:
 
 
 def report(request: Request) -> int:
-    from launch.report import refuse_unfitted, write_report
+    from datamodels.launch.report import refuse_unfitted, write_report
 
     store, split, price = request.store(), request.options["split"], request.options["price"]
     if price is not None and not 0 < price < math.inf:
@@ -94,7 +93,7 @@ def _dataset_of(store: ReadableStore) -> Dataset | None:
 
 
 def export(request: Request) -> int:
-    from launch.export import TARGETS, write_export
+    from datamodels.launch.export import TARGETS, write_export
 
     if request.options["to"] is None:
         raise UserError(f"--to is missing: expected one of {', '.join(TARGETS)}")

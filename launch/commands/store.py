@@ -5,13 +5,12 @@ import sys
 import time
 from typing import Any
 
-from launch.progress import Progress, Stages, notice
-from launch.request import Request
-from launch.text import counted
-from train.config import Setting
-from train.data import Dataset, fetch, load, pack
-from train.errors import UserError
-from train.store import Store
+from datamodels.launch.progress import Progress, Stages, notice
+from datamodels.launch.request import Request
+from datamodels.launch.text import counted
+from datamodels.train import Setting, UserError
+from datamodels.train.data import Dataset, fetch, load, pack
+from datamodels.train.store import Store
 
 
 def init(request: Request) -> int:
@@ -25,7 +24,7 @@ def init(request: Request) -> int:
 
 
 def create(request: Request, dataset: Dataset) -> Store:
-    from train.create import create_store
+    from datamodels.train.store import create_store
 
     if not request.layout.manifest.exists():
         _refuse_recipe(request.setting, dataset)
@@ -34,8 +33,8 @@ def create(request: Request, dataset: Dataset) -> Store:
 
 def _refuse_recipe(setting: Setting, dataset: Dataset) -> None:
     """Raises UserError where the recipe cannot train on the data set's images."""
-    from train.masks import batch_size
-    from train.model import check
+    from datamodels.train import batch_size
+    from datamodels.train.trainer import check
 
     images = dataset.train.images
     check(setting.recipe, images.shape[1:], len(dataset.classes), batch_size(setting, len(images)))
@@ -54,7 +53,7 @@ def data(request: Request) -> int:
 
 
 def grow(request: Request) -> int:
-    from train.create import grow as lengthen
+    from datamodels.train.store import grow as lengthen
 
     if not request.explicit_models:
         raise UserError("--models is missing: expected the new number of estimation rows")
@@ -64,14 +63,16 @@ def grow(request: Request) -> int:
 
 
 def status(request: Request) -> int:
-    from launch.slurm_status import queue
-    from launch.status import describe, summary
+    from datamodels.launch.slurm.status import describe as describe_queue
+    from datamodels.launch.slurm.status import queue
+    from datamodels.launch.status import describe, summary
 
     store = request.store()
     clear = "\x1b[H\x1b[2J" if request.options.get("watch") and sys.stdout.isatty() else ""
     while True:
         found = summary(store) | (queue(store) if isinstance(store, Store) else {})
-        print(clear + (json.dumps(found) if request.options.get("json") else describe(found)), flush=True)
+        text = "\n".join([describe(found), *describe_queue(found)])
+        print(clear + (json.dumps(found) if request.options.get("json") else text), flush=True)
         if not request.options.get("watch") or not _goes_on(found):
             return 0
         time.sleep(5)
@@ -85,7 +86,7 @@ def _goes_on(found: dict[str, Any]) -> bool:
 
 
 def verify(request: Request) -> int:
-    from train.verify import verify as check
+    from datamodels.train.store import verify as check
 
     if request.options["retrain"] < 0:
         raise UserError(f"--retrain is {request.options['retrain']}, expected a number of rows")
@@ -97,7 +98,7 @@ def verify(request: Request) -> int:
         notice(f"{store.layout.completed}: the flags of rows {rows} did not match the journals and were put right")
     result: dict[str, Any] = {"checked": finding.checked, "bad": finding.bad, "damaged_files": finding.files}
     if request.options["retrain"]:
-        from launch.retrain import retrain
+        from datamodels.launch.retrain import retrain
 
         outcome = retrain(store, request.options["retrain"], set(finding.bad))
         result["retrained"] = outcome
@@ -124,10 +125,10 @@ def _tell(reasons: dict[int, str], result: dict[str, Any]) -> None:
 
 
 def repair(request: Request) -> int:
-    from launch.worker import whereabouts
-    from train.verify import repair as mend
-    from train.verify import verify as check
-    from train.writer import Writer
+    from datamodels.launch.worker import whereabouts
+    from datamodels.train.store import Writer
+    from datamodels.train.store import repair as mend
+    from datamodels.train.store import verify as check
 
     store = request.own_store()
     span = request.span("rows", store.rows)

@@ -1,11 +1,11 @@
 """The command train."""
 
-from launch.progress import notice
-from launch.request import Request
-from launch.stop import Stop
-from train.data import load
-from train.errors import WorkError
-from train.store import Store
+from datamodels.launch.progress import notice
+from datamodels.launch.request import Request
+from datamodels.launch.stop import Stop
+from datamodels.train import WorkError
+from datamodels.train.data import load
+from datamodels.train.store import Store
 
 
 def train(request: Request) -> int:
@@ -16,8 +16,8 @@ def train(request: Request) -> int:
 
 def train_missing(request: Request, store: Store, rows: range, stop: Stop) -> int:
     """The exit code; raises WorkError where more rows have failed than may."""
-    from launch.local import train_here
-    from train.manifest import check_data
+    from datamodels.launch.local import train_here
+    from datamodels.train.store import check_data
 
     if request.options.get("retry_failed"):
         retry(store, rows)
@@ -31,9 +31,9 @@ def train_missing(request: Request, store: Store, rows: range, stop: Stop) -> in
 
 def retry(store: Store, rows: range) -> None:
     """Make rows that failed for good missing again."""
-    from launch.worker import whereabouts
-    from train.rows import retry_failed
-    from train.writer import Writer
+    from datamodels.launch.worker import whereabouts
+    from datamodels.train.store import Writer
+    from datamodels.train.trainer import retry_failed
 
     writer = Writer(store, whereabouts())
     try:

@@ -8,29 +8,28 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from launch.commands.datamodels import fit_split
-from launch.commands.store import create
-from launch.commands.train import retry, train_missing
-from launch.progress import Stages, notice
-from launch.request import Request
-from launch.status import report_path
-from launch.stop import Stop
-from train.data import Dataset, load
-from train.errors import UserError
-from train.layout import Layout
-from train.store import Store
+from datamodels.launch.commands.datamodels import fit_split
+from datamodels.launch.commands.store import create
+from datamodels.launch.commands.train import retry, train_missing
+from datamodels.launch.progress import Stages, notice
+from datamodels.launch.request import Request
+from datamodels.launch.status import report_path
+from datamodels.launch.stop import Stop
+from datamodels.train import UserError
+from datamodels.train.data import Dataset, load
+from datamodels.train.store import Layout, Store
 
 if TYPE_CHECKING:  # it takes a while to import
-    from lasso import Evaluation
+    from datamodels.lasso import Evaluation
 
 T = TypeVar("T")
 
 
 def run(request: Request) -> int:
     """init, train, fit, eval, report; each step only where something is left to do."""
-    from lasso import evaluate as judge
-    from lasso import foresee, is_current
-    from launch.report import is_up_to_date
+    from datamodels.lasso import foresee, is_current
+    from datamodels.lasso.evaluation import evaluate as judge
+    from datamodels.launch.report import is_up_to_date
 
     timings: dict[str, float] = {}
     dataset = load(request.setting)
@@ -59,8 +58,7 @@ def run(request: Request) -> int:
 
 def plan(request: Request) -> int:
     """What a setting takes before it is started, and what a budget buys."""
-    from launch.plan import Plan, Terms
-    from launch.plan_text import describe
+    from datamodels.launch.plan import Plan, Terms, describe
 
     given = {field.name: request.options.get(field.name) for field in fields(Terms)}
     terms = Terms(**{key: value for key, value in given.items() if value is not None})
@@ -71,13 +69,9 @@ def plan(request: Request) -> int:
 
 def submit(request: Request) -> int:
     """The same as `run` on SLURM: one stage after the other, each as an array with a gate behind it."""
-    from lasso import foresee
-    from launch import slurm_submit
-    from launch.slurm_cancel import cancel
-    from launch.slurm_config import slurm_from
-    from launch.slurm_dry import dry_run
-    from launch.slurm_queue import require_sbatch
-    from launch.slurm_script import require_path
+    from datamodels.lasso import foresee
+    from datamodels.launch.slurm import cancel, dry_run, require_path, require_sbatch, slurm_from
+    from datamodels.launch.slurm import submit as slurm_submit
 
     options = request.options
     cluster, split, plan = slurm_from(options["slurm"]), options["split"], options["gate"]
@@ -101,7 +95,7 @@ def submit(request: Request) -> int:
 
 
 def _report(store: Store, dataset: Dataset, quality: "Evaluation | None") -> None:
-    from launch.report import write_report
+    from datamodels.launch.report import write_report
 
     with Stages() as progress:
         write_report(store, "test", dataset, quality, progress)
@@ -115,7 +109,7 @@ def _timed(timings: dict[str, float], stage: str, work: Callable[[], T]) -> T:
 
 
 def _table(store: Store, trained: int, timings: dict[str, float], quality: "Evaluation | None") -> str:
-    from launch.quality import aligned, headline
+    from datamodels.launch.quality import aligned, headline
 
     rate = f"{trained / timings['train'] * 3600:,.0f}" if trained else "-"
     lines = [("models", f"{store.models} + {store.eval_models} for evaluation"), ("rows/hour", rate)]

@@ -5,12 +5,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lasso.rows import Progress, margin_array
-from launch.export import dattri, parquet, quanda, sparse, trak
-from launch.export.folder import new_folder
-from launch.export.job import Job, Options
-from train.errors import UserError
-from train.store import ReadableStore
+from datamodels.lasso import Progress, margin_array
+from datamodels.launch.export import dattri, parquet, quanda, sparse, trak
+from datamodels.launch.export.folder import new_folder
+from datamodels.launch.export.job import Job, Options
+from datamodels.train import UserError
+from datamodels.train.store import ReadableStore
 
 __all__ = ["TARGETS", "Target", "write_export"]
 

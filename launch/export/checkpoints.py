@@ -13,18 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lasso.rows import Progress
-from launch.export import network
-from train.create import check_data
-from train.data import Dataset, load
-from train.errors import UserError, WorkError
-from train.store import ReadableStore, Store
+from datamodels.lasso import Progress
+from datamodels.launch.export import network
+from datamodels.train import UserError, WorkError
+from datamodels.train.data import Dataset, load
+from datamodels.train.store import ReadableStore, Store, check_data
 
 if TYPE_CHECKING:
     import torch
 
-    from train.loop import Trainer
-    from train.writer import RowFailure, RowResult
+    from datamodels.train.store import RowFailure, RowResult
+    from datamodels.train.trainer import Trainer
 
 LARGEST_DEVIATION = {"float32": 0.002, "bfloat16": 0.05, "float16": 0.01}
 """Root mean square difference between a plain module's margins, in float32, and the row's, as a share of theirs, by the
@@ -37,8 +36,7 @@ def write_checkpoints(store: ReadableStore, rows: NDArray[np.int64], folder: Pat
     Raises UserError for a store of published files or without its data set, WorkError where a row comes out otherwise
     than it is stored.
     """
-    from train.device import pick_device
-    from train.loop import Trainer
+    from datamodels.train.trainer import Trainer, pick_device
 
     if not isinstance(store, Store):
         raise UserError(f"{store.layout.manifest} does not exist: rows of published files cannot be trained again")
@@ -106,8 +104,8 @@ _GROUPED = {"head.weight": "weight", "head.bias": "bias"}
 
 def _require_same(store: Store, result: "RowResult | RowFailure", trainer: "Trainer") -> None:
     """Raises WorkError unless a row trained again has the bytes that are stored."""
-    from train.device import environment
-    from train.writer import RowResult
+    from datamodels.train.store import RowResult
+    from datamodels.train.trainer import environment
 
     row = result.row
     if isinstance(result, RowResult) and all(
@@ -125,7 +123,7 @@ def _require_margins(store: Store, plain: network.Network, dataset: Dataset, row
     """Raises WorkError unless the plain module gives the row's margins, as far as its precision goes."""
     import torch
 
-    from train.loop import margin
+    from datamodels.train.trainer import margin
 
     plain = plain.to(trainer.device)
     with torch.inference_mode():

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lasso.files import storages
-from lasso.rows import read_masks
-from launch.export.folder import append
-from launch.export.job import Job
-from launch.export.rows import Subsets
-from train.errors import UserError
+from datamodels.lasso import read_masks, storages
+from datamodels.launch.export.folder import append
+from datamodels.launch.export.job import Job
+from datamodels.launch.export.rows import Subsets
+from datamodels.train import UserError
 
 
 def write(job: Job, folder: Path) -> dict[str, Any]:

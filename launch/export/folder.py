@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lasso.files import aside, remove_orphans, sync, writing
-from train.errors import UserError, WorkError
+from datamodels.lasso import aside, remove_orphans, sync, writing
+from datamodels.train import UserError, WorkError
 
 ABOUT = "export.json"
 """What an export is made of and which files it consists of; what carries it was written by `datamodels export`."""

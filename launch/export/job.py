@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lasso.rows import Progress
-from launch.export.rows import Subsets, choose
-from launch.export.weights import Weights
-from train.store import ReadableStore
+from datamodels.lasso import Progress
+from datamodels.launch.export.rows import Subsets, choose
+from datamodels.launch.export.weights import Weights
+from datamodels.train.store import ReadableStore
 
 
 @dataclass(frozen=True)

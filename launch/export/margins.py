@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from lasso.rows import file_name, margin_array, read_rows
-from train.errors import UserError, WorkError
-from train.store import ReadableStore as Store
+from datamodels.lasso import file_name, margin_array, read_rows
+from datamodels.train import UserError, WorkError
+from datamodels.train.store import ReadableStore as Store
 
 _ROUNDING = 4.5 * 2**-11
 """How far a margin of float16 logits may be from the stored one, as a share of the largest logit: half a unit of the

@@ -7,7 +7,7 @@ A copy of this file lies beside the checkpoints, with `network.json`, which says
 
 A model maps images [B, C, H, W], uint8 or floats from 0 to 1, to logits [B, classes]. It takes out the data set's mean
 and deviation and averages over the test-time views, so that these are the logits that the rows' margins come from.
-`train.model` has the same networks as they are trained.
+`datamodels.train.trainer.models` has the same networks as they are trained.
 """
 
 import importlib.util

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from launch.export.job import Job
-from train.errors import UserError
+from datamodels.launch.export.job import Job
+from datamodels.train import UserError
 
 if TYPE_CHECKING:
     import pyarrow

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lasso.rows import blocks, read_masks
-from launch.export.checkpoints import write_checkpoints
-from launch.export.job import Job
-from train.errors import UserError
-from train.store import ReadableStore as Store
+from datamodels.lasso import blocks, read_masks
+from datamodels.launch.export.checkpoints import write_checkpoints
+from datamodels.launch.export.job import Job
+from datamodels.train import UserError
+from datamodels.train.store import ReadableStore as Store
 
 
 def write(job: Job, folder: Path) -> dict[str, Any]:

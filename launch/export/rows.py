@@ -10,12 +10,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from lasso.holdout import LEAST_MASKS
-from lasso.rows import Progress, evaluation_rows, read_margins, read_rows, refuse_unshared_masks, target_count
-from launch.export.margins import TrakMargins
-from launch.progress import notice
-from train.errors import UserError
-from train.store import ReadableStore as Store
+from datamodels.lasso import Progress, evaluation_rows, read_margins, read_rows, refuse_unshared_masks, target_count
+from datamodels.lasso.evaluation import LEAST_MASKS
+from datamodels.launch.export.margins import TrakMargins
+from datamodels.launch.progress import notice
+from datamodels.train import UserError
+from datamodels.train.store import ReadableStore as Store
 
 _BLOCK_VALUES = 2**24
 """Values of one array that are read at a time."""

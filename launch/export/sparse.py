@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from launch.export.folder import write_npy
-from launch.export.job import Job
-from train.errors import UserError
+from datamodels.launch.export.folder import write_npy
+from datamodels.launch.export.job import Job
+from datamodels.train import UserError
 
 
 def write(job: Job, folder: Path) -> dict[str, Any]:

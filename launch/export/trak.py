@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from lasso.rows import target_count
-from launch.export.folder import write_npy
-from launch.export.job import Job
+from datamodels.lasso import target_count
+from datamodels.launch.export.folder import write_npy
+from datamodels.launch.export.job import Job
 
 
 def write(job: Job, folder: Path) -> dict[str, Any]:

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lasso import Datamodels, find, load
-from lasso.fit import is_fresh
-from lasso.rows import Progress, target_count
-from launch.progress import notice
-from train.errors import UserError
-from train.store import ReadableStore as Store
+from datamodels.lasso import Datamodels, Progress, find, is_fresh, load, target_count
+from datamodels.launch.progress import notice
+from datamodels.train import UserError
+from datamodels.train.store import ReadableStore as Store
 
 _TILE_VALUES = 2**23
 """Weights of one tile or band: 64 MiB as float64."""

@@ -3,25 +3,23 @@
 from html import escape
 from pathlib import Path
 
-from lasso import Evaluation
-from lasso.rows import Progress, silent
-from launch.report import html
-from launch.report.basis import basis_of, beside, is_up_to_date, tag
-from launch.report.cost import work_of
-from launch.report.fit import fit
-from launch.report.gallery import behind, moved
-from launch.report.models import accuracy_of, models
-from launch.report.quality import quality
-from launch.report.run import what_was_run
-from launch.report.subject import Subject, gather
-from launch.report.suspects import duplicates, harmful
-from launch.report.weights import Fitted
-from launch.status import report_path
-from launch.text import counted
-from train.data import Dataset
-from train.errors import READ_ONLY, UserError, WorkError
-from train.npy import write_file
-from train.store import ReadableStore
+from datamodels.lasso import Evaluation, Progress, silent
+from datamodels.launch.report import html
+from datamodels.launch.report.cost import work_of
+from datamodels.launch.report.fingerprint import basis_of, beside, is_up_to_date, tag
+from datamodels.launch.report.fit import fit
+from datamodels.launch.report.gallery import behind, moved
+from datamodels.launch.report.models import accuracy_of, models
+from datamodels.launch.report.quality import quality
+from datamodels.launch.report.report_data import Subject, gather
+from datamodels.launch.report.run import what_was_run
+from datamodels.launch.report.suspects import duplicates, harmful
+from datamodels.launch.report.weights import Fitted
+from datamodels.launch.status import report_path
+from datamodels.launch.text import counted
+from datamodels.train import READ_ONLY, UserError, WorkError, write_file
+from datamodels.train.data import Dataset
+from datamodels.train.store import ReadableStore
 
 __all__ = ["is_up_to_date", "refuse_unfitted", "write_report"]
 

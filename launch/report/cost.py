@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from launch.progress import duration
-from launch.rates import maker
-from launch.status import begun
-from launch.text import counted
-from train.store import ReadableStore, Store
+from datamodels.launch.plan import maker
+from datamodels.launch.progress import duration
+from datamodels.launch.status import begun
+from datamodels.launch.text import counted
+from datamodels.train.store import ReadableStore, Store
 
 
 @dataclass(frozen=True)

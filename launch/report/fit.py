@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from launch.progress import duration
-from launch.report import html, plots
-from launch.report.html import Section
-from launch.report.path import path_plot
-from launch.report.subject import Subject
-from launch.text import counted
+from datamodels.launch.progress import duration
+from datamodels.launch.report import html, plots
+from datamodels.launch.report.html import Section
+from datamodels.launch.report.path import path_plot
+from datamodels.launch.report.report_data import Subject
+from datamodels.launch.text import counted
 
 _SMALLEST_GAP = 1e-12
 """Smaller gaps are drawn there: float64 does not tell them from 0."""

@@ -6,11 +6,11 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from launch.report import html
-from launch.report.html import Section
-from launch.report.subject import Subject
-from launch.text import counted
-from train.data import Dataset, Split
+from datamodels.launch.report import html
+from datamodels.launch.report.html import Section
+from datamodels.launch.report.report_data import Subject
+from datamodels.launch.text import counted
+from datamodels.train.data import Dataset, Split
 
 _NEIGHBOURS = 6
 """Images of each sign shown for an image."""

@@ -10,7 +10,7 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from launch.report.style import CSS
+from datamodels.launch.report.style import CSS
 
 LARGEST_THUMBNAIL = 96
 """Side in pixels that larger images are scaled down to."""

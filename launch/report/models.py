@@ -3,11 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from launch.report import html, plots
-from launch.report.html import Section
-from launch.report.subject import Subject, spread
-from launch.text import counted
-from train.store import ReadableStore, Store
+from datamodels.launch.report import html, plots
+from datamodels.launch.report.html import Section
+from datamodels.launch.report.report_data import Subject, spread
+from datamodels.launch.text import counted
+from datamodels.train.store import ReadableStore, Store
 
 _ROWS, _COLUMNS = 256, 2000
 """Rows and columns of margins that are read, evenly spaced, where all of them would take long."""

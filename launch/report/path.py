@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lasso.rows import Split, read_margins, read_masks
-from launch.report import html, plots
-from launch.report.subject import Subject, spread
-from launch.report.weights import Fitted
-from launch.text import counted
-from train.store import ReadableStore
+from datamodels.lasso import Split, read_margins, read_masks
+from datamodels.launch.report import html, plots
+from datamodels.launch.report.report_data import Subject, spread
+from datamodels.launch.report.weights import Fitted
+from datamodels.launch.text import counted
+from datamodels.train.store import ReadableStore
 
 _TARGETS = 6
 _EXAMPLES, _ENTRIES = 1000, 2**23

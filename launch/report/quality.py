@@ -3,13 +3,13 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from lasso import Curve, Evaluation
-from lasso.curve import FITTED
-from launch.report import html, plots
-from launch.report.gallery import unseen
-from launch.report.html import Section
-from launch.report.subject import Subject, spread
-from launch.text import counted
+from datamodels.lasso import Curve, Evaluation
+from datamodels.lasso.evaluation import FITTED
+from datamodels.launch.report import html, plots
+from datamodels.launch.report.gallery import unseen
+from datamodels.launch.report.html import Section
+from datamodels.launch.report.report_data import Subject, spread
+from datamodels.launch.text import counted
 
 _BEST = 8
 """Targets of the largest and of the smallest LDS that are shown."""

@@ -1,13 +1,13 @@
 """The section about how the rows came about: setting, recipe, versions, machines, time."""
 
-from launch.report import html
-from launch.report.cost import work_of
-from launch.report.html import Section
-from launch.report.subject import Subject
-from launch.status import summary
-from launch.text import counted
-from train.config import Recipe, flatten
-from train.store import Store
+from datamodels.launch.report import html
+from datamodels.launch.report.cost import work_of
+from datamodels.launch.report.html import Section
+from datamodels.launch.report.report_data import Subject
+from datamodels.launch.status import summary
+from datamodels.launch.text import counted
+from datamodels.train import Recipe, flatten
+from datamodels.train.store import Store
 
 _VIEWS = {
     "mirror": "mean logits of the image and its mirror image",

@@ -5,13 +5,13 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from launch.report import html, plots
-from launch.report.gallery import name_of, signed, unseen
-from launch.report.html import Section
-from launch.report.leads import ALLOWED, DEPTH, HEADROOM, believed
-from launch.report.subject import Subject, spread
-from launch.text import counted
-from train.data import Dataset, Split
+from datamodels.launch.report import html, plots
+from datamodels.launch.report.gallery import name_of, signed, unseen
+from datamodels.launch.report.html import Section
+from datamodels.launch.report.outliers import ALLOWED, DEPTH, HEADROOM, believed
+from datamodels.launch.report.report_data import Subject, spread
+from datamodels.launch.text import counted
+from datamodels.train.data import Dataset, Split
 
 _SHOWN = 12
 """Pairs and images that are shown."""

@@ -13,14 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lasso import Datamodels, find, load
-from lasso.datamodels import piece_of, places
-from lasso.files import VECTORS, pieces
-from lasso.fit import is_fresh
-from lasso.rows import Progress, target_count
-from launch.report.leads import Largest, Leads
-from train.errors import UserError
-from train.store import ReadableStore
+from datamodels.lasso import VECTORS, Datamodels, Progress, find, is_fresh, load, piece_of, pieces, places, target_count
+from datamodels.launch.report.outliers import Largest, Leads
+from datamodels.train import UserError
+from datamodels.train.store import ReadableStore
 
 _BAND_VALUES = 2**22
 """Weights of a band: 16 MiB."""

@@ -16,16 +16,16 @@ SMALLER = ["--models=600", "--eval_models=80", "--data.test=200", "--outputs.tes
 ROWS = (600, 640)
 """Stands in for the docs' 3000:3020."""
 
-sys.path.insert(0, str(PROJECT))  # train.vision alone, which imports nothing but torch
+sys.path.insert(0, str(PROJECT))  # fmow.torchvision_compat alone, which imports nothing but torch
 
-from train.vision import torchvision  # noqa: E402
+from fmow.torchvision_compat import torchvision  # noqa: E402
 
 torchvision()  # quanda imports it, which fails beside a CPU torch without this
 
 
-def datamodels(folder: Path, *arguments: str) -> str:
+def run_command(folder: Path, *arguments: str) -> str:
     """Run the command in its own environment; returns what it prints."""
-    command = [PROJECT / ".venv" / "bin" / "python", "-m", "launch.cli", *arguments]
+    command = [PROJECT / ".venv" / "bin" / "python", "-m", "datamodels.launch.cli", *arguments]
     root = ["--root", folder / "runs" / "digits_50pct", *SMALLER]
     done = subprocess.run([*command, *root], capture_output=True, text=True, cwd=PROJECT)
     assert done.returncode == 0, done.stderr
@@ -37,16 +37,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where runs/digits_50pct is trained, fitted, and exported by every command of the docs."""
     folder = tmp_path_factory.mktemp("extern")
     for command in ("init", "train", "fit"):
-        datamodels(folder, command, "configs/digits_50pct.yaml")
+        run_command(folder, command, "configs/digits_50pct.yaml")
     for line in re.findall(r"^datamodels (export configs.*)$", DOCS, re.MULTILINE):
-        datamodels(folder, *shlex.split(line.replace("3000:3020", "{}:{}".format(*ROWS))))
+        run_command(folder, *shlex.split(line.replace("3000:3020", "{}:{}".format(*ROWS))))
     return folder
 
 
 @pytest.fixture(scope="session")
 def evaluated(folder: Path) -> dict:
     """What `eval` finds on the same rows."""
-    return json.loads(datamodels(folder, "eval", "configs/digits_50pct.yaml", "--json"))
+    return json.loads(run_command(folder, "eval", "configs/digits_50pct.yaml", "--json"))
 
 
 @pytest.fixture

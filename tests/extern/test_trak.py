@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import datamodels
+from conftest import run_command
 from scipy.stats import spearmanr
 from sklearn.datasets import load_digits
 from trak import TRAKer
@@ -48,7 +48,7 @@ def trak_scores(exported: Path, folder: Path) -> np.ndarray:
 
 
 def test_trak_attributes_our_networks_and_is_judged_on_our_rows(folder: Path, export, tmp_path: Path) -> None:
-    printed = datamodels(
+    printed = run_command(
         folder, "export", "configs/digits_50pct.yaml", "--to=quanda", "--checkpoints=0:20", f"--out={tmp_path}"
     )
     scores = trak_scores(Path(printed.strip()), tmp_path / "trak")

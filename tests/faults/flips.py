@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from datamodels.train.errors import UserError, WorkError
+from datamodels.train.npy_file import HEADER_BYTES
+from datamodels.train.store.store import Store, open_own
+from datamodels.train.store.verify import verify
 from tests.faults.stores import filled, layout, setting
-from train.errors import UserError, WorkError
-from train.npy import HEADER_BYTES
-from train.store import Store, open_own
-from train.verify import verify
 
 
 def flip(path: Path, bit: int) -> None:

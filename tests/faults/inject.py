@@ -10,10 +10,10 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from datamodels.train.errors import UserError, WorkError
 from tests.conftest import PROJECT
 from tests.faults.power import one_after_the_other
 from tests.faults.stores import check, check_end, script
-from train.errors import UserError, WorkError
 
 CALLS = ("pwrite64", "fdatasync", "fsync", "rename", "link", "unlink", "ftruncate", "fallocate")
 FAULTS = {"KILL": "signal=KILL", "EIO": "error=EIO", "ENOSPC": "error=ENOSPC", "short": "retval=9"}

@@ -18,15 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from launch.cli import main
+from datamodels.launch.cli import main
+from datamodels.train.config import Setting
+from datamodels.train.npy_file import HEADER_BYTES
+from datamodels.train.store.journal import RECORD_BYTES
+from datamodels.train.store.layout import Layout
+from datamodels.train.store.store import Store, open_own
+from datamodels.train.store.verify import verify
 from tests.conftest import DIGITS
 from tests.faults.stores import fill, layout, setting, writing
-from train.config import Setting
-from train.journal import RECORD_BYTES
-from train.layout import Layout
-from train.npy import HEADER_BYTES
-from train.store import Store, open_own
-from train.verify import verify
 
 SMALL = [
     "--eval_models=16",
@@ -41,7 +41,14 @@ WRITERS_ROWS = 200
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["torch", "sklearn.datasets", "launch.parser", "launch.local", "train.loop", "train.rows"]
+    [
+        "torch",
+        "sklearn.datasets",
+        "datamodels.launch.parser",
+        "datamodels.launch.local",
+        "datamodels.train.trainer.trainer",
+        "datamodels.train.trainer.run_rows",
+    ]
 )
 
 
@@ -130,8 +137,8 @@ def _place(root: Path) -> Layout:
 
 
 def _own(root: Path) -> Setting:
-    from train.config import from_dict
-    from train.manifest import read_manifest
+    from datamodels.train.config import from_dict
+    from datamodels.train.store.manifest import read_manifest
 
     return from_dict(read_manifest(_place(root).manifest).config)
 

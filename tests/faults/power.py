@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import train.npy
-import train.writer
+from datamodels.train import npy_file
+from datamodels.train.npy_file import RowFile
+from datamodels.train.store import writer
 from tests.faults.stores import check, check_end, script
-from train.npy import RowFile
 
 PAGE, SECTOR = 4096, 512
 CALLS = ("open", "pwrite", "ftruncate", "fsync", "fdatasync", "rename", "replace", "link", "unlink", "mkdir", "rmdir")
@@ -132,7 +132,7 @@ class Recorder:
     @contextmanager
     def recording(self) -> Iterator[None]:
         calls = {name: getattr(self, name) for name in CALLS}
-        no_fallocate = mock.patch.object(train.npy, "_fallocate", return_value=False)
+        no_fallocate = mock.patch.object(npy_file, "_fallocate", return_value=False)
         with mock.patch.multiple(os, **calls), no_fallocate, one_after_the_other():
             yield
 
@@ -208,7 +208,7 @@ def one_after_the_other() -> Iterator[None]:
         for file in files:
             file.sync(row)
 
-    with mock.patch.object(train.writer, "sync_all", sync):
+    with mock.patch.object(writer, "sync_all", sync):
         yield
 
 

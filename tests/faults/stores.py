@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from train.config import Outputs, Recipe, Setting
-from train.create import create_store, grow
-from train.errors import UserError
-from train.layout import Layout
-from train.masks import Masks
-from train.npy import HEADER_BYTES
-from train.rows import retry_failed
-from train.state import RowState
-from train.store import Store, open_own, open_store
-from train.verify import verify
-from train.writer import RowFailure, RowResult, Writer
+from datamodels.train.config import Outputs, Recipe, Setting
+from datamodels.train.errors import UserError
+from datamodels.train.masks import Masks
+from datamodels.train.npy_file import HEADER_BYTES
+from datamodels.train.store.create import create_store, grow
+from datamodels.train.store.layout import Layout
+from datamodels.train.store.row_state import RowState
+from datamodels.train.store.store import Store, open_own, open_store
+from datamodels.train.store.verify import verify
+from datamodels.train.store.writer import RowFailure, RowResult, Writer
+from datamodels.train.trainer.run_rows import retry_failed
 
 N_TRAIN, N_TEST, CLASSES = 700, 300, 10
 """Several masks share a page, and the logits of one row take several."""

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from train.augment import Augment
-from train.kernels.runtime import OPTIONS, ceil_div, usable
+from datamodels.train.kernels.runtime import OPTIONS, ceil_div, usable
+from datamodels.train.trainer import Augment
 
 BLOCK = 2048
 
@@ -27,7 +27,7 @@ class FusedAugment:
         """Normalised images [G, B, H, W, channels] of those at `index_GB` in `bordered`, as Augment takes them."""
         if not usable(bordered.device):
             return self.shaped(self.augment(bordered, index_GB, draws_GB))
-        from train.kernels.device.augment import augment
+        from datamodels.train.kernels.device import augment
 
         plain = self.augment
         recipe, shape = plain.recipe, (plain.height, plain.breadth, self.channels)

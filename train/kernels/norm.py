@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from train.kernels import norm_host
-from train.kernels.form import RELU, Form, composition, finish
-from train.kernels.runtime import usable
+from datamodels.train.kernels import norm_host
+from datamodels.train.kernels.form import RELU, Form, composition, finish
+from datamodels.train.kernels.runtime import usable
 
 INT32 = 2**31
 AMAX_PIXELS = 512
@@ -77,7 +77,7 @@ def _device_supports(x: Tensor, form: Form) -> bool:
 
 
 def _evaluated(x: Tensor, norm: nn.BatchNorm2d, form: Form, residual: Tensor | None) -> Tensor:
-    from train.kernels import norm_launch
+    from datamodels.train.kernels import norm_launch
 
     x, residual = _channels_last(x), None if residual is None else _channels_last(residual)
     with torch.cuda.device_of(x):
@@ -88,7 +88,7 @@ def _launches(x: Tensor) -> ModuleType:
     """The launches of the kernels for where x is, in training."""
     if not usable(x.device):
         return norm_host
-    from train.kernels import norm_launch
+    from datamodels.train.kernels import norm_launch
 
     return norm_launch
 

@@ -1,4 +1,4 @@
-"""Batch norm on a CPU by the kernels of train.kernels.host: what norm_launch is on a GPU.
+"""Batch norm on a CPU by the kernels of datamodels.train.kernels.host: what norm_launch is on a GPU.
 
 PyTorch's own operations take more passes over the activations, and about twice the time.
 """
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from train.kernels.form import Form, Kept, Moments
+from datamodels.train.kernels.form import Form, Kept, Moments
 
 PIECE = 1024
 """Pixels that one thread does at a time; a multiple of host.norm.BLOCK."""
@@ -29,7 +29,7 @@ def supported(x: Tensor) -> bool:
 
 def statistics(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Mean and 1/sqrt(variance + eps) [C] of x, also into the running statistics of `norm`."""
-    from train.kernels.host import norm as kernels
+    from datamodels.train.kernels.host import norm as kernels
 
     bits = _bits(x)
     count, channels = bits.shape
@@ -48,7 +48,7 @@ def statistics(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 def normalise(x: Tensor, moments: Moments, residual: Tensor | None, form: Form) -> tuple[Tensor, Kept]:
     """What `form`, without a pool, makes of x, and what is to be kept for the gradient."""
-    from train.kernels.host import norm as kernels
+    from datamodels.train.kernels.host import norm as kernels
 
     y = torch.empty_like(x)
     added = None if residual is None else _bits(residual)
@@ -62,7 +62,7 @@ def backward(
     x: Tensor, kept: Kept, dy: Tensor, moments: Moments, form: Form
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of x, weight, bias and the residual, from that of the result and what `normalise` kept."""
-    from train.kernels.host import norm as kernels
+    from datamodels.train.kernels.host import norm as kernels
 
     affine, rstd = _affine(moments), moments[1].numpy()
     dx = torch.empty_like(x)

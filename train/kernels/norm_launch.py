@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from train.kernels.device import norm as plain
-from train.kernels.device import overlap, pool
-from train.kernels.form import Form, Kept, Moments
-from train.kernels.runtime import OPTIONS, TILE, Tiling, ceil_div, image_tiling, power_of_two, tiling
+from datamodels.train.kernels.device import norm as plain
+from datamodels.train.kernels.device import overlap, pool
+from datamodels.train.kernels.form import Form, Kept, Moments
+from datamodels.train.kernels.runtime import OPTIONS, TILE, Tiling, ceil_div, image_tiling, power_of_two, tiling
 
 POOL_TILE = 2048
 """Windows x channels of a program; each has four activations."""

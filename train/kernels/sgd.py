@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from train.kernels.runtime import OPTIONS, ceil_div, usable
+from datamodels.train.kernels.runtime import OPTIONS, ceil_div, usable
 
 BLOCK = 2048
 
@@ -29,7 +29,7 @@ def sgd_step(
     if not usable(value.device) or value.numel() >= 2**31:
         plain_step(value, grad, momentum, lr, keep=keep, decay=decay, scale=scale, row=row, copy=copy)
         return
-    from train.kernels.device.step import sgd
+    from datamodels.train.kernels.device import sgd
 
     with torch.cuda.device_of(value):
         operands = (value, grad, momentum, copy, lr, row, value.numel(), keep, decay, scale)

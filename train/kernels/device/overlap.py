@@ -11,8 +11,8 @@ blocks at the end of odd sides; window and block have the same number.
 import triton
 import triton.language as tl
 
-from train.kernels.device.norm import affine, per_channel, rectify, slope
-from train.kernels.device.pool import greater, pixel_of
+from datamodels.train.kernels.device.norm import affine, per_channel, rectify, slope
+from datamodels.train.kernels.device.pool import greater, pixel_of
 
 SHUT: tl.constexpr = tl.constexpr(9)
 """In the place of a window's choice (0-8), where the ReLU let nothing through."""

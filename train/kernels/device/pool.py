@@ -7,7 +7,7 @@ precision, and go as in torch: a 2x2 maximum's gradient to the first of them, a 
 import triton
 import triton.language as tl
 
-from train.kernels.device.norm import STAGES, affine, per_channel, rectify, slope
+from datamodels.train.kernels.device.norm import STAGES, affine, per_channel, rectify, slope
 
 
 @triton.jit

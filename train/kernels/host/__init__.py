@@ -1,1 +1,1 @@
-"""The kernels of train.kernels for a CPU, in numba."""
+"""The kernels of datamodels.train.kernels for a CPU, in numba."""

@@ -11,7 +11,7 @@ there is no ReLU.
 import numpy as np
 from numpy.typing import NDArray
 
-from train.compiled import compiled_strictly
+from datamodels.lasso.compiled import compiled_strictly
 
 Bits = NDArray[np.uint16]
 Channels = NDArray[np.float32]

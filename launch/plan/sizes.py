@@ -1,0 +1,60 @@
+"""What a setting takes in files, from its store as it is, or before there is one. Nothing on disk changes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from datamodels.lasso import EXAMPLES, VECTORS
+from datamodels.train import Setting, UserError, subset_size
+from datamodels.train.data import load
+from datamodels.train.store import (
+    Array,
+    Layout,
+    Store,
+    array_list,
+    check_identity,
+    read_manifest,
+    refuse_orphans,
+    refuse_published,
+)
+
+_PUBLISHED = {"cifar": (50000, 10000, 10), "fmow": (21404, 3138, 62)}
+"""Training examples, test examples and classes of a data set that need not be at hand: FMoW's of the year 2012."""
+
+_PUBLISHED_SCHEMES = ("official", "time_after_2016")
+
+
+def store_as_it_is(setting: Setting, layout: Layout) -> Store | None:
+    """The store, without mending anything, or None where there is none. Raises UserError, WorkError."""
+    if not layout.manifest.exists():
+        refuse_orphans(layout)
+        refuse_published(layout)
+        return None
+    manifest = read_manifest(layout.manifest)
+    check_identity(manifest, setting, layout.manifest)
+    return Store(layout, setting, manifest)
+
+
+def arrays_of(setting: Setting, notices: list[str]) -> Sequence[Array]:
+    """The arrays of a store that is yet to be created. Raises UserError where that cannot be, or sizes are not known.
+
+    notices: where the sizes come from is added to it, if it is to be told.
+    """
+    try:
+        dataset = load(setting)
+        sizes = len(dataset.train.labels), len(dataset.test.labels), len(dataset.classes)
+    except UserError:
+        if setting.dataset not in _PUBLISHED or setting.data.split_scheme not in _PUBLISHED_SCHEMES:
+            raise
+        train, test, classes = _PUBLISHED[setting.dataset]
+        sizes = min(setting.data.train or train, train), min(setting.data.test or test, test), classes
+        notices.append(f"no {setting.dataset} data in {setting.data.root}: sizes are those of the published data set")
+    if setting.mask == "exact":
+        subset_size(setting.alpha, sizes[0])
+    return array_list(setting, setting.rows, *sizes)
+
+
+def fit_bytes(n_train: int, targets: int) -> int:
+    """What the .pt of a fit takes: weights, and what it holds of each target and of each training example."""
+    vectors = sum(np.dtype(kind).itemsize for kind in VECTORS.values())
+    return 4 * n_train * targets + vectors * targets + 8 * len(EXAMPLES) * n_train

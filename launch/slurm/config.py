@@ -1,0 +1,164 @@
+"""What is asked of a SLURM cluster: the dataclasses that `--slurm FILE` and `--slurm.KEY VALUE` fill in."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from datamodels.train import Setting, UserError, refuse_null
+
+
+def _require(ok: bool, key: str, found: object, expected: str) -> None:
+    if not ok:
+        raise UserError(f"slurm.{key} is {found!r}, expected {expected}")
+
+
+def _require_line(key: str, text: str | None) -> None:
+    _require(not text or text.isprintable(), key, text, "one line of printable characters")
+
+
+_TIME = re.compile(r"(?:(?P<d>\d+)-)?(?P<a>\d+)(?::(?P<b>\d\d))?(?::(?P<c>\d\d))?")
+
+
+def seconds_of(time: str) -> int | None:
+    """SLURM's `minutes`, `M:SS`, `H:MM:SS`, `D-H`, `D-H:MM` or `D-H:MM:SS` in seconds, None for anything else."""
+    match = _TIME.fullmatch(time)
+    if not match:
+        return None
+    first, *others = (int(match[name]) for name in "abc" if match[name])
+    if match["d"]:
+        hours, minutes, seconds = [first, *others, 0, 0][:3]
+        return 86400 * int(match["d"]) + 3600 * hours + 60 * minutes + seconds
+    if len(others) == 2:
+        return 3600 * first + 60 * others[0] + others[1]
+    return 60 * first + sum(others)
+
+
+def _check_job(prefix: str, job: "Slurm | After") -> None:
+    _require(job.cpus >= 1, f"{prefix}cpus", job.cpus, "at least 1")
+    _require(bool(seconds_of(job.time)), f"{prefix}time", job.time, "a time limit of SLURM's, such as '4:00:00'")
+    memory = job.memory
+    _require(
+        memory is None or bool(re.fullmatch(r"\d+[KMGT]?", memory)), f"{prefix}memory", memory, "a size such as 8G"
+    )
+    _require_line(f"{prefix}partition", job.partition)
+    for line in job.extra:
+        _require_line(f"{prefix}extra", line)
+        _require(line.startswith("-"), f"{prefix}extra", line, "an option of sbatch, such as --exclusive")
+        is_ours = line.startswith(("--array", "-a", "--wrap"))
+        _require(not is_ours, f"{prefix}extra", line, "no option that replaces ours")
+
+
+@dataclass
+class After:
+    """The jobs that do not train: gates, fit, eval and report."""
+
+    partition: str | None = None
+    """Partition; null for the one of the training."""
+    time: str = "4:00:00"
+    """Time limit of each."""
+    cpus: int = 1
+    """CPUs of each."""
+    memory: str | None = None
+    """Memory of each; null leaves it to the cluster."""
+    gpus: int | None = None
+    """GPUs of fit, eval and report; null for 1 of the fit alone, where recipe.device is cuda and fit.solver takes a
+    problem of this size to a GPU, and none otherwise. A gate gets none."""
+    extra: list[str] = field(default_factory=list)
+    """More options of sbatch for each."""
+    targets: int = 2560
+    """Targets that one element of the fit's array fits, best a multiple of the 256 that a GPU takes at a time. Each
+    reads all masks."""
+
+    def __post_init__(self) -> None:
+        _check_job("after.", self)
+        _require(self.targets >= 1, "after.targets", self.targets, "at least 1")
+        _require(self.gpus is None or self.gpus >= 0, "after.gpus", self.gpus, "at least 0, or null")
+
+    def gpus_for_fit(self, setting: Setting, n_train: int, targets: int) -> int:
+        """GPUs that an element of the fit asks for, of a split with so many targets."""
+        if self.gpus is not None:
+            return self.gpus
+        from datamodels.lasso.solver import suits_gpu
+
+        return int(setting.recipe.device == "cuda" and suits_gpu(setting.fit, n_train, targets))
+
+
+@dataclass
+class Slurm:
+    """The cluster."""
+
+    partition: str | None = None
+    """Partition; null for the cluster's default."""
+    account: str | None = None
+    """Account; null for the user's default."""
+    time: str = "4:00:00"
+    """Time limit of a training task."""
+    cpus: int = 1
+    """CPUs of a training task."""
+    memory: str | None = None
+    """Memory of a training task; null leaves it to the cluster."""
+    gpus: int | None = None
+    """GPUs of a training task; null for 1 where recipe.device is cuda, and none otherwise."""
+    workers: int | None = None
+    """Groups of rows in training at once on a GPU; null for 1. Without GPUs, cpus / recipe.threads processes train one
+    each."""
+    minutes: float = 30.0
+    """Duration that a task's rows are chosen for, where the rate is known."""
+    rows_per_hour: float | None = None
+    """Rows that one task trains in an hour; null takes it from the rows that are done."""
+    rows: int | None = None
+    """Rows of a task; null for `minutes` of them, or 256 where no rate is known."""
+    at_once: int | None = 100
+    """Training tasks that run at the same time; null for no limit."""
+    signal: int = 60
+    """Seconds before the time limit at which a task is asked to stop and then requeues itself."""
+    requeues: int = 10
+    """Times that a task requeues itself."""
+    rounds: int = 5
+    """Times that what an array left undone is submitted again without a row (or piece of the fit) getting done."""
+    price: float | None = None
+    """Price of a GPU for an hour (of a CPU where no GPU is asked for), for the dry run."""
+    name: str | None = None
+    """Name of the jobs; null for `datamodels-{dataset}-{pct}pct`."""
+    extra: list[str] = field(default_factory=list)
+    """More options of sbatch for the training, each as in `--constraint=a100`; `after.extra` has those of the rest."""
+    setup: list[str] = field(default_factory=list)
+    """Shell commands that each job runs first, such as `module load cuda`."""
+    after: After = field(default_factory=After)
+
+    def __post_init__(self) -> None:
+        _check_job("", self)
+        for key in ("account", "name"):
+            _require_line(key, getattr(self, key))
+        for key in ("workers", "rows", "at_once"):
+            value = getattr(self, key)
+            _require(value is None or value >= 1, key, value, "at least 1, or null")
+        for key in ("gpus", "signal", "requeues", "rounds"):
+            value = getattr(self, key)
+            _require(value is None or value >= 0, key, value, "at least 0")
+        for key in ("minutes", "rows_per_hour", "price"):
+            value = getattr(self, key)
+            _require(value is None or (math.isfinite(value) and value > 0), key, value, "a finite number above 0")
+        limit = seconds_of(self.time) or 0
+        _require(self.signal < limit, "signal", self.signal, f"less than the time limit, {limit} s")
+
+    def gpus_for(self, setting: Setting) -> int:
+        """GPUs that a training task asks for."""
+        return self.gpus if self.gpus is not None else int(setting.recipe.device == "cuda")
+
+    def workers_for(self, setting: Setting) -> int:
+        """Groups of rows that a training task has in training at a time."""
+        gpus = self.gpus_for(setting)
+        return gpus * (self.workers or 1) if gpus else max(1, self.cpus // setting.recipe.threads)
+
+
+def slurm_from(content: Mapping[str, Any]) -> Slurm:
+    """The settings that a parser, or `dataclasses.asdict`, made these values of. Raises UserError."""
+    _require(isinstance(content["after"], dict), "after", content["after"], "keys and values")
+    refuse_null(Slurm, content, "slurm.")
+    refuse_null(After, content["after"], "slurm.after.")
+    values = {key: value for key, value in content.items() if key in {field.name for field in fields(Slurm)}}
+    after = {key: value for key, value in content["after"].items() if key in {field.name for field in fields(After)}}
+    return Slurm(**{**values, "after": After(**after)})

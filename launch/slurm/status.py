@@ -1,0 +1,96 @@
+"""What SLURM says of a setting: jobs by state, and how far each running task is."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datamodels.launch.slurm import queue as slurm_queue
+from datamodels.launch.slurm.plan import Plan, folder_of, numbered, read
+from datamodels.launch.slurm.queue import Job
+from datamodels.launch.slurm.script import GATE
+from datamodels.train import UserError, WorkError
+from datamodels.train.store import Store
+
+PATIENCE = 10.0
+"""Seconds that SLURM has to answer."""
+
+_ENDED = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL")
+
+
+def queue(store: Store) -> dict[str, Any]:
+    """Keys of `status --json` for a setting that has been submitted; none for any other.
+
+    `queue`: jobs by state, null where SLURM does not answer; `gate`: state of the newest gate; `running`: tasks at
+    work, with their rows or targets and how many of their rows are done; `stuck`: jobs that wait for anything but their
+    turn (held, not to be started by a node, over a limit of the partition or the account), and why.
+    """
+    folder = folder_of(store.layout)
+    if not numbered(folder):
+        return {}
+    try:
+        jobs = slurm_queue.jobs(folder, ended=True, patience=PATIENCE)
+    except UserError as error:
+        return {"queue": None, "queue_error": str(error)}
+    current = [job for job in jobs if job.state not in _ENDED]
+    gates = [job.state for job in current if job.script.name == GATE]
+    tasks = [job for job in current if job.script.name != GATE]
+    running = [job for job in tasks if job.state == "RUNNING"]
+    plans = {folder: _plan(folder) for folder in {job.script.parent for job in running}}
+    return {
+        "queue": dict(Counter(job.state for job in tasks)),
+        "gate": gates[-1] if gates else None,
+        "running": [_task(store, plans[job.script.parent], job) for job in running],
+        "stuck": _stuck(current),
+    }
+
+
+def _stuck(jobs: Sequence[Job]) -> dict[str, str]:
+    """Why jobs do not start, by name; elements of an array that share a reason are one entry."""
+    found: dict[tuple[str, str], list[Job]] = {}
+    for job in jobs:
+        if job.stuck:
+            found.setdefault((job.array, f"{job.node} {job.reason}".strip()), []).append(job)
+    return {
+        same[0].name + (f" and {len(same) - 1} more" if len(same) > 1 else ""): reason
+        for (_, reason), same in found.items()
+    }
+
+
+def _plan(folder: Path) -> Plan | None:
+    try:
+        return read(folder)
+    except (UserError, WorkError):
+        return None
+
+
+def _task(store: Store, plan: Plan | None, job: Job) -> dict[str, Any]:
+    found: dict[str, Any] = {"job": job.name, "node": job.node, "stage": job.script.stem.partition("_")[0]}
+    task = plan.task(job.script.name, job.element) if plan else None
+    if task:
+        found["range"] = f"{task[0]}:{task[1]}"
+        if found["stage"] == "train":
+            found["done"] = int(np.count_nonzero(store.completed()[task[0] : task[1]]))
+            found["rows"] = min(task[1], store.rows) - task[0]
+    return found
+
+
+def describe(found: dict[str, Any], most: int = 20) -> list[str]:
+    """The same for people; at most so many tasks one by one."""
+    if "queue" not in found:
+        return []
+    if found["queue"] is None:
+        return [f"SLURM does not answer: {found['queue_error']}"]
+    states = ", ".join(f"{count} {state.lower()}" for state, count in found["queue"].items()) or "no job"
+    lines = [f"in SLURM's queue: {states}; gate {(found['gate'] or 'none').lower()}"]
+    rates = found.get("jobs_per_hour", {})
+    for task in found["running"][:most]:
+        done = f", {task['done']} of {task['rows']} rows done" if "done" in task else ""
+        rate = f", {rates[task['job']]:,.0f} an hour" if task["job"] in rates else ""
+        lines.append(f"job {task['job']} on {task['node']}: {task['stage']} {task.get('range', '')}{done}{rate}")
+    if len(found["running"]) > most:
+        lines.append(f"... and {len(found['running']) - most} more at work")
+    lines += [f"not starting: job {job} ({reason})" for job, reason in found["stuck"].items()]
+    return lines

@@ -1,0 +1,82 @@
+"""What a browser makes of the page: nothing missing, nothing cut off, on any width, in light, in dark, and on paper."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datamodels.lasso import fit
+from datamodels.launch.cli import main
+from datamodels.launch.report import write_report
+from tests.conftest import DIGITS, TINY
+from tests.launch.report.chromium import Browser, browser
+from tests.train.store.published import images, published
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("chromium")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module", params=["images", "numbers", "own"])
+def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of published files with or without images, and of a store of ours, which has most to tell."""
+    folder = tmp_path_factory.mktemp("page")
+    if request.param == "own":
+        options = [*map(str, [DIGITS, "--root", folder, *TINY])]
+        assert main(["run", *options, "--workers=1"]) == main(["report", *options, "--price=2"]) == 0
+        return folder / "digits" / "report_test_50pct.html"
+    store = published(folder)
+    fit(store)
+    return write_report(store, "test", images(24, 30) if request.param == "images" else None)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_the_page_loads_in_full_and_fits(chromium: Browser, page: Path, width: int, scheme: str) -> None:
+    chromium.open(page, width, scheme=scheme)
+    assert chromium.complaints == []
+    assert chromium.value("[...document.images].filter(image => !image.naturalWidth).length") == 0
+    assert chromium.value("innerWidth") == width
+    assert chromium.value("document.documentElement.scrollWidth") <= width
+    beyond = "[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll, svg')).map(e =>" + (
+        "e.getBoundingClientRect().right).reduce((a, b) => Math.max(a, b), 0)"
+    )
+    assert chromium.value(beyond) <= width
+
+
+def test_text_is_readable_in_either_scheme(chromium: Browser, page: Path) -> None:
+    for scheme in ("light", "dark"):
+        chromium.open(page, 1400, scheme=scheme)
+        background = chromium.value("getComputedStyle(document.body).backgroundColor")
+        assert (sum(_rgb(background)) > 384) == (scheme == "light")
+        for what in ("p", "h1", ".plot figcaption", ".plot svg text", "dt", "th", "summary"):
+            style = f"getComputedStyle(document.querySelector('{what}'))"
+            colour = chromium.value(f"{style}.{'fill' if 'svg' in what else 'color'}")
+            assert _contrast(_rgb(colour), _rgb(background)) >= 4.5, (scheme, what)
+
+
+def test_the_page_prints_on_light_paper(chromium: Browser, page: Path) -> None:
+    chromium.open(page, 1400, scheme="dark")
+    printed = chromium.pdf()
+    assert printed.startswith(b"%PDF-")
+    chromium.call("Emulation.setEmulatedMedia", media="print", features=[])
+    assert sum(_rgb(chromium.value("getComputedStyle(document.body).backgroundColor"))) == 765
+    assert chromium.value("getComputedStyle(document.querySelector('nav')).display") == "none"
+    chromium.call("Emulation.setEmulatedMedia", media="")
+
+
+def _rgb(colour: str) -> list[int]:
+    return [int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
+
+
+def _contrast(a: list[int], b: list[int]) -> float:
+    """Contrast ratio of two colours (WCAG 2, section 1.4.3)."""
+    lights = []
+    for colour in (a, b):
+        parts = np.array(colour) / 255
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        lights.append(float(linear @ [0.2126, 0.7152, 0.0722]) + 0.05)
+    return max(lights) / min(lights)

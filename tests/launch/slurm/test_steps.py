@@ -1,0 +1,268 @@
+"""Submitting and gates when SLURM is full, slow, or forgetful; splits, held jobs, cancelling."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from datamodels.launch.slurm import cancel as slurm_cancel
+from datamodels.launch.slurm import submit as slurm_submit
+from datamodels.launch.slurm.plan import read
+from datamodels.launch.slurm.queue import Busy
+from datamodels.train.errors import UserError
+from tests.conftest import DIGITS, TINY, Outcome, in_process
+from tests.launch.slurm.fake import FakeSlurm, say
+
+TIMED_OUT = say(Busy("sbatch did not answer within 300 s"))
+REFUSED = say(UserError("sbatch failed: Invalid partition name specified"))
+
+Submit = Callable[..., Outcome]
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    found = FakeSlurm()
+    monkeypatch.setattr("datamodels.launch.slurm.queue._ask", found.ask)
+    monkeypatch.setattr("datamodels.launch.slurm.queue.require_sbatch", lambda: None)
+    monkeypatch.setattr(slurm_submit, "START_SECONDS", 0.0)
+    monkeypatch.setattr(slurm_cancel, "PAUSE_SECONDS", 0.0)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "digits" / "_slurm_50pct"
+
+
+@pytest.fixture
+def submit(tmp_path: Path, capsys: pytest.CaptureFixture[str], slurm: FakeSlurm) -> Submit:
+    """`submit` with these options: 32 rows in 4 tasks of one array."""
+
+    def call(*options: object) -> Outcome:
+        return in_process(capsys, "submit", DIGITS, "--root", tmp_path, *TINY, "--slurm.rows=8", *options)
+
+    return call
+
+
+@pytest.fixture
+def gate(tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: Path, slurm: FakeSlurm) -> Submit:
+    """What the gate of a plan runs, by default with all jobs over."""
+
+    def call(number: int = 1, over: bool = True) -> Outcome:
+        if over:
+            slurm.end()
+        plan = folder / f"plan_{number:04}"
+        given = ["--root", tmp_path, "--slurm", plan / "slurm.yaml", "--gate", plan]
+        return in_process(capsys, "submit", plan / "setting.yaml", *given)
+
+    return call
+
+
+def train(capsys: pytest.CaptureFixture[str], root: Path, rows: str = "0:32") -> None:
+    assert in_process(capsys, "train", DIGITS, "--root", root, *TINY, "--workers=1", "--rows", rows).code == 0
+
+
+def test_a_gate_that_finds_no_room_is_followed_by_another_one_later(
+    submit: Submit, gate: Submit, slurm: FakeSlurm
+) -> None:
+    assert submit().code == 0
+    slurm.config = "MaxJobCount = 2\n"
+    done = gate()
+    assert done.code == 0, done.err
+    assert "MaxJobCount" in done.err
+    assert [job.options for job in slurm.jobs[2:]] == [["--parsable", "--begin=now+300"]]
+    slurm.config = "MaxJobCount = 1000\n"
+    assert "plan_0002: 32 of 32 rows missing; 4 tasks" in gate().out
+
+
+@pytest.mark.parametrize(("command", "times"), [("squeue", 1), ("sbatch", 2)])
+def test_a_gate_that_slurm_does_not_answer_asks_to_come_again(
+    submit: Submit, gate: Submit, slurm: FakeSlurm, command: str, times: int
+) -> None:
+    assert submit().code == 0
+    slurm.troubles[command] = [TIMED_OUT] * times
+    done = gate()
+    assert (done.code, done.out) == (75, "")
+    assert "this gate is to come again" in done.err
+    assert "error:" not in done.err
+    assert gate().code == 0
+    assert len(slurm.waiting("train")) == len(slurm.waiting("gate")) == 1
+
+
+def test_a_gate_that_finds_the_lock_held_asks_to_come_again(
+    submit: Submit, gate: Submit, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert submit().code == 0
+    monkeypatch.setattr(slurm_submit, "LOCK_SECONDS", 0.0)
+    with slurm_submit._locked(folder):
+        assert gate().code == 75
+        assert "try again later" in submit().error
+
+
+def test_arrays_whose_gate_is_refused_are_cancelled(submit: Submit, slurm: FakeSlurm) -> None:
+    slurm.troubles["sbatch"] = [None, REFUSED]
+    error = submit().error
+    assert "Invalid partition" in error
+    assert error.endswith("the new jobs 1 were cancelled")
+    assert slurm.waiting() == []
+
+
+def test_a_gate_whose_follower_is_refused_for_a_while_keeps_its_arrays(
+    submit: Submit, gate: Submit, slurm: FakeSlurm
+) -> None:
+    assert submit().code == 0
+    slurm.troubles["sbatch"] = [None, TIMED_OUT]
+    assert gate().code == 75
+    assert slurm.waiting() == ["3"]
+    done = gate(over=False)
+    assert "all in jobs 3" in done.err
+    assert slurm.waiting() == ["3", "4"]
+
+
+def test_a_job_whose_number_got_lost_is_found(submit: Submit, slurm: FakeSlurm, folder: Path) -> None:
+    def take_and_die(slurm: FakeSlurm) -> None:
+        slurm.take(folder / "plan_0001" / "train_0.sh")
+        TIMED_OUT(slurm)
+
+    slurm.troubles["sbatch"] = [take_and_die]
+    done = submit()
+    assert done.code == 0, done.err
+    assert "4 tasks of train in 1 job: 1" in done.out
+    assert slurm.jobs[1].options == ["--parsable", "--dependency=afterany:1"]
+    assert '"job": "1"' in (folder / "plan_0001" / "jobs.jsonl").read_text()
+
+
+def test_a_plan_stays_while_its_job_may_turn_up(submit: Submit, slurm: FakeSlurm, folder: Path) -> None:
+    slurm.troubles["sbatch"] = [TIMED_OUT]
+    assert "did not answer" in submit().error
+    plan = folder / "plan_0001"
+    slurm.take(plan / "train_0.sh")
+    done = submit()
+    assert "all in jobs 1" in done.err
+    assert "plan_0001: gate, job 2" in done.out
+    assert len(read(plan).tasks) == 4
+
+
+def test_a_plan_that_is_refused_is_removed_but_its_number_is_not_used_again(
+    submit: Submit, slurm: FakeSlurm, folder: Path
+) -> None:
+    slurm.troubles["sbatch"] = [REFUSED]
+    assert "Invalid partition" in submit().error
+    assert not list(folder.glob("plan_*"))
+
+    def take_and_refuse(slurm: FakeSlurm) -> None:
+        slurm.take(folder / "plan_0002" / "train_0.sh")
+        REFUSED(slurm)
+
+    slurm.troubles["sbatch"] = [take_and_refuse]
+    assert "Invalid partition" in submit().error
+    assert [path.name for path in folder.glob("plan_*")] == ["plan_0002"], "a job of it is there"
+
+
+def test_the_other_split_gets_a_gate_of_its_own(
+    submit: Submit, gate: Submit, slurm: FakeSlurm, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit().code == 0
+    assert submit("--split=train").code == 0
+    assert slurm.jobs[2].script == folder / "plan_0002" / "gate.sh"
+    assert slurm.jobs[2].options == ["--parsable", "--dependency=afterany:1"]
+    assert submit("--split=train").code == 0
+    assert len(slurm.jobs) == 3
+    train(capsys, tmp_path)
+    slurm.end()
+    assert "1 task of fit" in gate(1).out
+    done = gate(2, over=False)
+    assert "1 task of fit" in done.out, done.err
+    assert "--split train" in slurm.jobs[-2].script.read_text()
+
+
+@pytest.mark.parametrize("script", ["train", "gate"])
+def test_what_is_held_is_submitted_anew(submit: Submit, slurm: FakeSlurm, script: str) -> None:
+    assert submit().code == 0
+    for job in slurm.jobs:
+        job.reason = "JobHeldUser" if job.script.name.startswith(script) else "Dependency"
+    done = submit()
+    assert done.err.startswith("held (JobHeldUser): jobs ")
+    assert len(slurm.jobs) == (4 if script == "train" else 3)
+    assert slurm.jobs[-1].script.name == "gate.sh"
+
+
+@pytest.mark.parametrize(
+    ("reasons", "cancelled"),
+    [
+        *((["launch failed requeued held"], True), (["JobHeldUser"], False), (["Priority"], False)),
+        (["launch failed requeued held", "JobLaunchFailure"], True),
+        (["launch failed requeued held", "None"], False),
+    ],
+)
+def test_only_a_plan_of_which_every_task_fails_to_start_is_cancelled(
+    submit: Submit, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, reasons: list[str], cancelled: bool
+) -> None:
+    assert submit("--split=train").code == 0  # another plan, which is to stay
+    slurm.jobs[0].elements = [0]
+    monkeypatch.setattr(slurm_submit, "START_SECONDS", 0.5)
+    slurm.config = f"MaxArraySize = {4 // len(reasons)}\n"
+
+    def try_to_start(command: list[str], patience: float = 0.0) -> str:
+        new = [job for job in slurm.jobs if job.script.name.startswith("train") and "plan_0002" in str(job.script)]
+        for job, reason in zip(new, reasons, strict=False):
+            job.reason = reason
+            if job.state != "CANCELLED":
+                job.state = "RUNNING" if reason == "None" else "PENDING"
+        return slurm.ask(command)
+
+    monkeypatch.setattr("datamodels.launch.slurm.queue._ask", try_to_start)
+    done = submit()
+    if cancelled:
+        assert "could not start job" in done.error
+        assert slurm.waiting() == ["1", "2"]
+    else:
+        assert done.code == 0, done.err
+        assert len(slurm.waiting("gate")) == 2
+
+
+def test_cancelling_goes_on_until_no_gate_can_submit_any_more(submit: Submit, slurm: FakeSlurm, folder: Path) -> None:
+    assert submit().code == 0
+
+    def submit_meanwhile(slurm: FakeSlurm) -> None:
+        slurm.take(folder / "plan_0001" / "train_0.sh")
+
+    slurm.troubles["scancel"] = [submit_meanwhile]
+    assert submit("--cancel").out == "cancelled: jobs 2, 1, 3\n"
+    assert submit("--cancel").out == "nothing to cancel: no job is queued\n"
+
+
+def test_cancelling_waits_for_a_gate_that_is_ending(submit: Submit, slurm: FakeSlurm, folder: Path) -> None:
+    assert submit().code == 0
+    slurm.jobs[1].state = "COMPLETING"
+
+    def submit_at_last(slurm: FakeSlurm) -> None:
+        slurm.take(folder / "plan_0001" / "train_0.sh")
+        slurm.jobs[1].state = "COMPLETED"
+
+    slurm.troubles["squeue"] = [None, None, submit_at_last]
+    assert submit("--cancel").out == "cancelled: jobs 1, 3\n"
+
+
+def test_rounds_count_only_without_progress(
+    submit: Submit, gate: Submit, tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    assert submit("--slurm.rounds=1").code == 0
+    assert gate(1).code == 0
+    assert read(folder / "plan_0002").round == 1
+    train(capsys, tmp_path, "0:8")
+    assert gate(2).code == 0
+    assert read(folder / "plan_0003").round == 0
+    assert gate(3).code == 0
+    done = gate(4)
+    assert done.code == 1
+    assert "although they were submitted 2 times (slurm.rounds)" in done.err
+
+
+def test_a_dry_run_with_everything_queued_costs_nothing_more(submit: Submit) -> None:
+    assert "CPU-hours  about 4.0" in submit("--dry-run", "--slurm.rows_per_hour=8").out
+    assert submit().code == 0
+    done = submit("--dry-run", "--slurm.rows_per_hour=8")
+    assert "queued     4 tasks" in done.out
+    assert "CPU-hours  about 0.0" in done.out

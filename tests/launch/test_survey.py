@@ -1,0 +1,113 @@
+"""One pass over the weights finds what looking at all of them at once finds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from datamodels.launch.report import weights
+from datamodels.launch.report.outliers import DEPTH, believed
+from datamodels.launch.report.weights import Fitted, survey
+from datamodels.train.errors import UserError
+from tests.lasso.fake_store import FakeStore
+
+
+def _store(folder: Path, n_train: int, targets: int, split: str) -> FakeStore:
+    masks = np.zeros((4, n_train), bool)
+    margins = np.zeros((4, targets), np.float16)
+    return FakeStore(folder, masks, margins, train_margins=margins if split == "train" else None)
+
+
+def _fitted(folder: Path, weight: np.ndarray, split: str = "test") -> Fitted:
+    (folder / "datamodels").mkdir()
+    tensors = {"weight": torch.from_numpy(weight), "bias": torch.zeros(weight.shape[1])}
+    torch.save(tensors, folder / "datamodels" / f"{split}_50pct.pt")
+    return Fitted(_store(folder, *weight.shape, split), split)  # type: ignore[arg-type]
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass
+
+
+@pytest.fixture(params=[1, 40, 10**6])
+def band(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "_BAND_VALUES", request.param)
+
+
+@pytest.mark.usefixtures("band")
+@pytest.mark.parametrize("own", [False, True])
+def test_the_pass_in_bands_finds_what_dense_arrays_hold(tmp_path: Path, own: bool) -> None:
+    rng = np.random.default_rng(0)
+    n_train, targets = (15, 15) if own else (15, 11)
+    weight = (rng.normal(size=(n_train, targets)) * (rng.random((n_train, targets)) < 0.6)).astype(np.float32)
+    positions = np.array([0, 3, 3, 10])
+    found = survey(_fitted(tmp_path, weight, "train" if own else "test"), positions, own, _silent)
+
+    kept = np.where(np.eye(n_train, targets, dtype=bool) & own, 0, weight)
+    for largest, signed in ((found.largest, kept), (found.smallest, -kept)):
+        order = np.argsort(-signed, axis=0, kind="stable")[: DEPTH + 1]
+        values = np.take_along_axis(signed, order, axis=0)
+        np.testing.assert_array_equal(largest.values, values)
+        np.testing.assert_array_equal(largest.whose[values > 0], order[values > 0])
+    np.testing.assert_array_equal(found.columns, kept[:, positions])
+    np.testing.assert_array_equal(found.nonzero, (kept != 0).sum(axis=0))
+    np.testing.assert_allclose(found.squares, (kept.astype(np.float64) ** 2).sum(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(found.influence, np.abs(kept).sum(axis=1) / (targets - own), rtol=1e-5)
+    np.testing.assert_allclose(found.effect, kept.sum(axis=1) / (targets - own), rtol=1e-4, atol=1e-6)
+    if own:
+        np.testing.assert_array_equal(found.own, np.diag(weight))
+
+
+def test_a_lead_is_the_largest_gap_against_the_weights_below_it(tmp_path: Path) -> None:
+    """One copy; two weak ones; two that lead by more together; no positive weight."""
+    columns = [[8, 2, 2, 2, 0, 0], [0.5, 1, 1, 0, 0, -2], [9, 8.5, 1, -1, 1, 0], [-3, -1, -1, -1, -1, -1]]
+    weight = np.array(columns, np.float32).T
+    leads = survey(_fitted(tmp_path, weight), np.empty(0, np.int64), False, _silent).leads
+    usual = np.median(np.sqrt([12 / 5, 5.25 / 5, 75.25 / 5, 13 / 5]))  # above those below each gap
+    np.testing.assert_allclose(leads.size, [6 / usual, 0.5 / usual, 7.5 / usual, 0], rtol=1e-6)
+    np.testing.assert_array_equal(leads.count[:3], [1, 2, 2])
+
+
+def test_fewer_training_examples_than_may_stand_out(tmp_path: Path) -> None:
+    found = survey(_fitted(tmp_path, np.array([[2.0, -1.0]], np.float32)), np.empty(0, np.int64), False, _silent)
+    np.testing.assert_array_equal(found.leads.size, [0, 0])
+    assert np.isfinite(found.mirrored.size).all()
+
+
+def test_leads_are_believed_while_a_tenth_as_many_come_of_negative_weights() -> None:
+    leads = np.concatenate([np.arange(20, 40), [5, 4, 3, 0]]).astype(float)
+    assert believed(leads, np.zeros(24)) == 23
+    assert believed(leads, np.full(24, 3.0)) == 21, "those above 1.5 times 3"
+    assert believed(leads, np.array([22, 22])) == 23, "two of twenty may be chance"
+    assert believed(leads, np.array([22, 22, 22])) == 6, "three may not"
+    assert believed(leads, np.full(24, 50.0)) == 0
+    assert believed(np.zeros(5), np.zeros(5)) == 0
+
+
+@pytest.mark.parametrize("share", [1, 0.1], ids=["dense", "sparse"])
+def test_nothing_stands_out_of_noise_and_copies_do(tmp_path: Path, share: float) -> None:
+    rng = np.random.default_rng(0)
+    noise = (rng.normal(size=(200, 500)) * (rng.random((200, 500)) < share)).astype(np.float32)
+    copies = noise.copy()
+    copies[7, 30] = 20
+    copies[[3, 150], 40] = 15, 14
+    for folder, weight, expected in (("noise", noise, []), ("copies", copies, [30, 40])):
+        (tmp_path / folder).mkdir()
+        found = survey(_fitted(tmp_path / folder, weight), np.empty(0, np.int64), False, _silent)
+        count = believed(found.leads.size, found.mirrored.size)
+        assert sorted(np.argsort(-found.leads.size)[:count]) == expected
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    weight = np.ones((3, 2), np.float32)
+    weight[2, 1] = value
+    with pytest.raises(UserError, match="not finite"):
+        survey(_fitted(tmp_path, weight), np.empty(0, np.int64), False, _silent)
+
+
+def test_datamodels_of_another_shape_are_refused(tmp_path: Path) -> None:
+    _fitted(tmp_path, np.ones((3, 2), np.float32))
+    with pytest.raises(UserError, match="3 training examples and 2 targets, expected 4 and 2"):
+        Fitted(_store(tmp_path, 4, 2, "test"), "test")  # type: ignore[arg-type]

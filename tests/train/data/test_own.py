@@ -1,0 +1,320 @@
+"""A user's own data: read from .npy files, refused where they do not fit, and good for every command."""
+
+import gzip
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import DIGITS, PROJECT, TINY, Outcome, in_process, tiny
+from datamodels.train.data import own
+from datamodels.train.config import Data, Setting, identity
+from datamodels.train.data.sources import load
+from datamodels.train.errors import UserError
+
+
+def write(folder: Path, channels: int = 1, **changes: np.ndarray | None) -> Path:
+    """A folder with 40 training and 30 test images of 3 classes; `changes` replace arrays, None removes one."""
+    random = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray | None] = {}
+    for name, count in (("train", 40), ("test", 30)):
+        labels = np.arange(count, dtype=np.uint8) % 3
+        images = random.integers(0, 120, (count, 8, 8, channels)) + 60 * labels[:, None, None, None]
+        arrays |= {f"{name}_images": images.astype(np.uint8), f"{name}_labels": labels}
+    folder.mkdir(exist_ok=True)
+    for name, array in (arrays | changes).items():
+        if array is not None:
+            np.save(folder / f"{name}.npy", array)
+    return folder
+
+
+def setting(folder: Path, **data: Any) -> Setting:
+    found = tiny(data=Data(root=str(folder), **data))
+    found.dataset = "mine"
+    return found
+
+
+def refusal(found: Setting) -> str:
+    with pytest.raises(UserError) as error:
+        load(found)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write(tmp_path / "data")
+
+
+def test_the_four_files_are_the_data_set_in_their_order(folder: Path) -> None:
+    dataset = load(setting(folder))
+    for name, split in (("train", dataset.train), ("test", dataset.test)):
+        np.testing.assert_array_equal(split.images, np.load(folder / f"{name}_images.npy"))
+        np.testing.assert_array_equal(split.labels, np.load(folder / f"{name}_labels.npy"))
+    assert dataset.classes == ("0", "1", "2")
+    assert dataset.where == str(folder)
+
+
+def test_images_may_lack_the_channels_and_classes_may_have_names(folder: Path) -> None:
+    before = load(setting(folder)).sha256()
+    for name in ("train_images", "test_images"):
+        np.save(folder / f"{name}.npy", np.load(folder / f"{name}.npy")[..., 0])
+    (folder / "classes.txt").write_text("cat\nsea cow\nzebra fish\nnever seen\n")
+    dataset = load(setting(folder))
+    assert dataset.sha256() == before
+    assert dataset.classes == ("cat", "sea cow", "zebra fish", "never seen")
+
+
+def test_mean_and_deviation_are_those_of_the_training_images_in_use(tmp_path: Path) -> None:
+    folder = write(tmp_path / "data", channels=3)
+    images = np.load(folder / "train_images.npy")[:20]
+    dataset = load(setting(folder, train=20))
+    np.testing.assert_allclose(dataset.mean, images.mean((0, 1, 2)), rtol=1e-14)
+    np.testing.assert_allclose(dataset.std, images.std((0, 1, 2)), rtol=1e-14)
+
+
+def test_statistics_do_not_depend_on_how_images_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    from datamodels.train.data import images
+
+    array = np.random.default_rng(1).integers(0, 256, (50, 4, 4, 2), dtype=np.uint8)
+    array[..., 1] = 9
+    whole = own.statistics(array)
+    monkeypatch.setattr(images, "CHUNK_BYTES", 100)
+    assert own.statistics(array) == whole
+    assert whole[0][1] == 9
+    assert whole[1][1] == 1
+
+
+def test_a_config_may_state_mean_and_deviation(folder: Path) -> None:
+    stated = setting(folder, mean=[100], std=[50.0])
+    assert (load(stated).mean, load(stated).std) == ((100,), (50.0,))
+    assert identity(stated.to_dict()) != identity(setting(folder).to_dict())
+    assert refusal(setting(folder, mean=[1.0, 2.0])) == "data.mean is [1.0, 2.0], expected 1 numbers, one a channel"
+    for key, value in (("mean", [256.0]), ("std", [0.0])):
+        with pytest.raises(UserError, match=f"data.{key} is"):
+            Data(**{key: value})
+
+
+def test_large_images_stay_in_their_file_and_give_the_same_data_set(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = load(setting(folder))
+    monkeypatch.setattr(own, "MAPPED_BYTES", 1)
+    mapped = load(setting(folder))
+    assert isinstance(mapped.train.images, np.memmap)
+    assert not isinstance(read.train.images, np.memmap)
+    assert (mapped.sha256(), mapped.mean, mapped.std) == (read.sha256(), read.mean, read.std)
+
+
+LABELS = np.arange(40) % 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train_images": np.zeros((40, 8, 8, 1))}, "train_images.npy holds float64 [40, 8, 8, 1], expected uint8 [N"),
+        ({"test_images": np.zeros((30, 64), np.uint8)}, "test_images.npy holds uint8 [30, 64], expected uint8 [N"),
+        ({"test_images": np.zeros((0, 8, 8), np.uint8)}, "test_images.npy holds uint8 [0, 8, 8], expected"),
+        ({"train_images": np.zeros((40, 8, 8), np.uint8, "F")}, "holds uint8 [40, 8, 8] in Fortran's order, expected"),
+        ({"test_images": np.zeros((30, 9, 8), np.uint8)}, "holds images [9, 8, 1], expected [8, 8, 1] as in"),
+        ({"train_labels": LABELS + 0.5}, "train_labels.npy holds float64 [40], expected integers [N]"),
+        ({"train_labels": LABELS[:, None]}, "train_labels.npy holds int64 [40, 1], expected integers [N]"),
+        ({"train_labels": LABELS[:39]}, "train_labels.npy holds 39 labels, but"),
+        ({"train_labels": LABELS - 1}, "train_labels.npy has the label -1 at 0, expected labels from 0 on"),
+        ({"train_labels": LABELS + 2**40}, "train_labels.npy has the label 1099511627778 at 2, expected labels from"),
+        ({"train_labels": LABELS + 3}, ""),
+        ({"train_labels": LABELS + 4}, "train_labels.npy has labels up to 6, but none is 3: expected labels from 0"),
+        ({"train_labels": 0 * LABELS, "test_labels": np.zeros(30, int)}, "tells of 1 class, expected at least 2"),
+        ({"train_labels": np.array([None] * 40)}, "train_labels.npy is not a whole .npy file"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused_by_name(tmp_path: Path, changes: dict[str, np.ndarray], said: str) -> None:
+    folder = write(tmp_path / "data", **changes)
+    if said:
+        assert said in refusal(setting(folder))
+    else:
+        load(setting(folder))
+
+
+def test_labels_beyond_the_class_names_are_refused(folder: Path) -> None:
+    (folder / "classes.txt").write_text("cat\ndog\n")
+    assert "train_labels.npy has the label 2 at 2, expected 0 to 1 for the 2 class names" in refusal(setting(folder))
+
+
+def test_an_archive_of_arrays_is_no_array(folder: Path) -> None:
+    with open(folder / "train_images.npy", "wb") as file:
+        np.savez(file, images=np.zeros((40, 8, 8), np.uint8))
+    assert "train_images.npy is not a whole .npy file" in refusal(setting(folder))
+
+
+def test_blank_lines_are_no_classes(folder: Path) -> None:
+    (folder / "classes.txt").write_text("cat\ndog\nbig owl\n \n\n")
+    assert load(setting(folder)).classes == ("cat", "dog", "big owl")
+    (folder / "classes.txt").write_text("cat\n\nowl\n")
+    assert "classes.txt has no name in line 2, expected one class name a line" in refusal(setting(folder))
+
+
+def test_a_missing_file_names_all_four_and_the_built_in_data_sets(tmp_path: Path) -> None:
+    folder = write(tmp_path / "data", test_labels=None)
+    assert refusal(setting(folder)) == (
+        "dataset is 'mine', expected one of cifar, digits, fmow, or a name for your own data from data.python, or in "
+        "train_images.npy, train_labels.npy, test_images.npy, test_labels.npy in data.root: "
+        f"{folder}/test_labels.npy does not exist"
+    )
+
+
+def test_a_misspelt_name_points_at_the_built_in_data_sets(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found = in_process(capsys, "init", DIGITS, "--dataset", "cifar10", "--root", tmp_path)
+    assert found.error.startswith("error: dataset is 'cifar10', expected one of cifar, digits, fmow, or a name for")
+
+
+def test_every_command_takes_own_data(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "root"
+    options = [*TINY, "--dataset=mine", f"--data.root={folder}", "--data.test=null", "--fit.share=0.3", "--root", root]
+
+    def called(name: str, *more: object) -> Outcome:
+        return in_process(capsys, name, DIGITS, *options, *more)
+
+    assert f"mine: {folder}\n40 training and 30 test images of 8x8x1" in called("data").out
+    for name in ("init", "train", "fit", "report", "run"):
+        assert called(name).code == 0, name
+    assert "2 rows trained again byte-equal" in called("verify", "--retrain", 2).out
+    assert "(it was there already)" in called("init").out
+    np.save(folder / "test_labels.npy", (np.arange(30) + 1) % 3)
+    assert f"the data set in {folder} has sha256" in called("init").error
+
+
+FASHION = Path(os.environ.get("DATAMODELS_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
+FASHION_FILE = """
+import gzip
+import numpy as np
+
+FOLDER = {folder!r}
+
+
+def read(name, skip):
+    with gzip.open(f"{{FOLDER}}/{{name}}-ubyte.gz") as file:
+        return np.frombuffer(file.read(), np.uint8, offset=skip)
+
+
+def dataset():
+    print("reading Fashion-MNIST")
+    return {{
+        "train_images": read("train-images-idx3", 16).reshape(-1, 28, 28)[:60],
+        "train_labels": read("train-labels-idx1", 8)[:60],
+        "test_images": read("t10k-images-idx3", 16).reshape(-1, 28, 28)[:40],
+        "test_labels": read("t10k-labels-idx1", 8)[:40],
+        "classes": range(10),
+    }}
+"""
+
+
+@pytest.fixture
+def fashion(tmp_path: Path) -> Path:
+    """A Python file that reads Fashion-MNIST (Debian: dataset-fashion-mnist), or random files of its form."""
+    folder = FASHION if FASHION.exists() else tmp_path
+    random = np.random.default_rng(0)
+    for split in () if FASHION.exists() else ("train", "t10k"):
+        with gzip.open(folder / f"{split}-images-idx3-ubyte.gz", "wb") as file:
+            file.write(bytes(16) + random.bytes(60 * 784))
+        with gzip.open(folder / f"{split}-labels-idx1-ubyte.gz", "wb") as file:
+            file.write(bytes(8) + bytes(range(10)) * 6)
+    path = tmp_path / "fashion.py"
+    path.write_text(FASHION_FILE.format(folder=str(folder)))
+    return path
+
+
+def test_data_from_a_python_file_survive_kills_and_workers(
+    fashion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Groups of 8 rows; the same bytes after a kill of two workers, and from one that was never disturbed."""
+    options = [*TINY, "--dataset=fashion", f"--data.python={fashion}", "--data.test=null", "--recipe.epochs=60"]
+
+    def called(name: str, root: Path) -> Outcome:
+        return in_process(capsys, name, DIGITS, *options, "--root", root, *(["--workers=1"] if name == "train" else []))
+
+    def margins(root: Path) -> bytes:
+        return (root / "fashion" / "data" / "test_margins_50pct.npy").read_bytes()
+
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    assert [called(name, root).code for root in (calm, killed) for name in ("init",)] == [0, 0]
+    trained = called("train", calm)
+    assert (trained.code, trained.out) == (0, "")
+    command = [sys.executable, "-m", "datamodels.launch.cli", "train", DIGITS, *options, "--workers=2", "--root", killed]
+    process = subprocess.Popen([*map(str, command)], cwd=PROJECT, stderr=subprocess.DEVNULL)
+    flags = killed / "fashion" / "data" / "_completed_50pct.npy"
+    while not np.load(flags).any():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert called("train", killed).code == 0
+    assert margins(killed) == margins(calm)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def dataset(:", ", line 1: SyntaxError: invalid syntax"),
+        ("import nothing_of_that_name", ", line 1: ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+        ("\ndef dataset():\n    return 1 / 0", ", line 3: ZeroDivisionError: division by zero"),
+        ("dataset = 5", " defines no function dataset (data.python)"),
+        ("def dataset(): return 5", ": dataset() returns int, expected a dictionary of train_images, train_labels,"),
+        ("def dataset(): return {'train_images': 5}", ": dataset() returns train_images, expected a dictionary"),
+        (
+            "import numpy as np\ndef dataset():\n    return dict.fromkeys(['train_images', 'train_labels', "
+            "'test_images', 'test_labels'], np.zeros(3))",
+            ": train_images holds float64 [3], expected uint8 [N, height, width]",
+        ),
+        ("raise SystemExit(3)", ", line 1: SystemExit: 3"),
+    ],
+)
+def test_a_python_file_that_fails_is_told_with_its_line(tmp_path: Path, code: str, said: str) -> None:
+    path = tmp_path / "my_data.py"
+    path.write_text(code)
+    assert refusal(setting(tmp_path, python=str(path))).startswith(f"{path}{said}")
+
+
+def test_python_data_is_refused_where_it_has_no_effect(tmp_path: Path) -> None:
+    found = tiny(data=Data(python=str(tmp_path / "x.py")))
+    assert refusal(found) == f"data.python is '{tmp_path}/x.py', expected null for digits, which is built in"
+    found.dataset = "mine"
+    assert refusal(found) == f"data.python is '{tmp_path}/x.py': cannot read it: No such file or directory"
+
+
+def test_other_class_counts_are_refused_on_reopening(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*TINY, "--dataset=mine", f"--data.root={folder}", "--data.test=null", "--root", tmp_path / "root"]
+    assert in_process(capsys, "init", DIGITS, *options).code == 0
+    (folder / "classes.txt").write_text("a\nb\nc\nd\n")
+    found = in_process(capsys, "init", DIGITS, *options)
+    assert found.error.endswith("has 4 classes, but the store was created with 3")
+
+
+PAGE = (PROJECT / "docs" / "own_data.md").read_text()
+
+
+def test_the_page_runs_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arrays, network, data = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    exec(arrays, {})
+    (tmp_path / "own.yaml").write_text(*re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL))
+    (tmp_path / "my_network.py").write_text(network)
+    (tmp_path / "my_data.py").write_text(data)
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+    assert len(commands) == 3
+    run, verify, again = (in_process(capsys, *shlex.split(line)[1:]) for line in commands)
+    assert [done.code for done in (run, verify, again)] == [0, 0, 0]
+    assert run.out.splitlines()[-1].endswith("report_test_50pct.html")
+    assert "2 rows trained again byte-equal" in verify.out
+    assert "nothing to train" in again.err

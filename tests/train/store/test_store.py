@@ -1,0 +1,449 @@
+"""Opening stores: ours, published files alone, and everything that must be refused in one line."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamodels.train.config import Outputs, Setting
+from datamodels.train.errors import UserError, WorkError
+from datamodels.train.npy_file import HEADER_BYTES
+from datamodels.train.store.journal import RECORD, Kind, encode_header, seal
+from datamodels.train.store.manifest import _digest, read_manifest
+from datamodels.train.store.published import PublishedStore
+from datamodels.train.store.store import Store, open_own, open_store
+from tests.conftest import PROJECT, in_process, run_command
+from tests.faults.flips import flip
+from tests.faults.full import can_mount, read_only
+from tests.faults.stores import N_TEST, N_TRAIN, create, fill, filled, layout, result, setting, workplace, writing
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return filled(tmp_path)
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A root that holds nothing but published files."""
+    place = filled(tmp_path / "made").layout
+    target = layout(tmp_path / "published")
+    target.data.mkdir(parents=True)
+    for path in place.data.glob("t*.npy"):
+        shutil.copy(path, target.data)
+    return target.root
+
+
+def test_published_files_alone_are_a_store_with_every_row_done(published: Path) -> None:
+    store = open_store(layout(published), setting())
+    assert isinstance(store, PublishedStore)
+    assert (store.models, store.eval_models, store.rows) == (10, 4, 14)
+    assert (store.n_train, store.n_test) == (N_TRAIN, N_TEST)
+    assert store.completed().all()
+    assert not store.failed().any()
+    assert not store.bad_rows(["train_masks"], 0, 14).any()
+    assert not store.bad_masks(3, store.array("train_masks")[3:14]).any()
+    store.check_files()
+    assert store.array("train_logits").shape == (14, N_TRAIN, 10)
+
+
+def test_published_files_are_counted_and_not_taken_from_the_config(published: Path) -> None:
+    assert open_store(layout(published), setting(models=3)).models == 10
+    with pytest.raises(UserError, match=r"models is 3, but .* holds 14 rows, 10 without"):
+        open_store(layout(published), setting(models=3), explicit_models=True)
+    with pytest.raises(UserError, match="eval_models is 14"):
+        open_store(layout(published), setting(eval_models=14))
+
+
+def test_published_files_that_numpy_wrote_are_read(published: Path) -> None:
+    path = layout(published).array("test_margins")
+    np.save(path, np.load(path))
+    assert open_store(layout(published), setting()).array("test_margins").shape == (14, N_TEST)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (np.zeros((14, N_TEST), np.float32), "holds float32"),
+        (np.zeros((14, N_TEST, 2), np.float16), "with 2 dimensions"),
+        (np.zeros((13, N_TEST), np.float16), "has 13 rows"),
+        (np.zeros((0, N_TEST), np.float16), "dimensions above 0"),
+        (np.zeros((14, N_TEST), np.float16, order="F"), "Fortran order"),
+        (np.array([{}] * 14, object), "holds object"),
+    ],
+)
+def test_published_files_of_another_kind_are_refused(published: Path, content: np.ndarray, told: str) -> None:
+    np.save(layout(published).array("test_margins"), content)
+    with pytest.raises(UserError, match=told) as error:
+        open_store(layout(published), setting())
+    assert "test_margins_50pct.npy" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "other"),
+    [
+        ("train_margins", (14, N_TRAIN - 1), "train_masks"),
+        ("train_logits", (14, N_TRAIN + 1, 10), "train_masks"),
+        ("test_logits", (14, N_TEST - 1, 10), "test_margins"),
+    ],
+)
+def test_published_files_of_other_examples_are_refused(
+    published: Path, name: str, shape: tuple[int, ...], other: str
+) -> None:
+    np.save(layout(published).array(name), np.zeros(shape, np.float16))
+    with pytest.raises(UserError, match=rf"{name}_50pct.npy has {shape[1]} columns, but .*{other}_50pct.npy "):
+        open_store(layout(published), setting())
+
+
+@settings(max_examples=300)
+@given(
+    st.binary(max_size=120), st.sampled_from([b"", b"\x93NUMPY\x01\x00", b"\x93NUMPY\x02\x00", b"\x93NUMPY\x03\x00"])
+)
+def test_no_content_of_a_published_file_breaks_its_reader(content: bytes, magic: bytes) -> None:
+    length = len(content).to_bytes(2 if magic[-2:] == b"\x01\x00" else 4, "little") if magic else b""
+    _refuse_published(magic + length + content)
+
+
+SHAPES = [
+    "(10**9, 10**9)",
+    "(-1, 5)",
+    "(2, " + "9" * 30 + ")",
+    "(2.5, 3)",
+    "2",
+    "(" * 200 + "1",
+    "()",
+    "(2, 'x')",
+    "{}",
+]
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, f"(1, {2**62})", "(True, 1)"])
+@pytest.mark.parametrize("dtype", ["'<f2'", "'|O'", "[('x', '<f2')]", "'<f2', 'x': 1", "'nonsense'", "7"])
+def test_hostile_headers_are_refused(shape: str, dtype: str) -> None:
+    text = f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    _refuse_published(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+
+
+def _refuse_published(content: bytes) -> None:
+    with workplace() as root:
+        place = layout(root)
+        place.data.mkdir(parents=True)
+        np.save(place.array("train_masks"), np.zeros((14, 5), bool))
+        place.array("test_margins").write_bytes(content)
+        with pytest.raises(UserError, match=r"test_margins_50pct\.npy"):
+            open_store(place, setting())
+
+
+@pytest.mark.parametrize("left", ["_completed_50pct.npy", "_journal_50pct"])
+def test_parts_of_a_store_without_its_manifest_are_an_error(store: Store, left: str) -> None:
+    store.layout.manifest.unlink()
+    for path in (store.layout.completed, store.layout.journals):
+        if path.name != left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for opening in (open_store, open_own):
+        with pytest.raises(UserError, match=rf"{left} lies there without store_50pct\.json"):
+            opening(store.layout, setting())
+
+
+def test_an_empty_root_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist: `datamodels init` creates the store"):
+        open_store(layout(tmp_path), setting())
+
+
+def test_any_bit_of_the_manifest_matters(store: Store) -> None:
+    path = store.layout.manifest
+    for bit in range(0, 8 * path.stat().st_size, 3):
+        flip(path, bit)
+        with pytest.raises((UserError, WorkError), match=r"store_50pct\.json"):
+            read_manifest(path)
+        flip(path, bit)
+    read_manifest(path)
+
+
+def rewritten(store: Store, **changes: Any) -> None:
+    """A manifest with other content and a digest that fits it."""
+    content = {**json.loads(store.layout.manifest.read_text()), **changes}
+    del content["sha256"]
+    store.layout.manifest.write_text(json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n")
+
+
+@pytest.mark.parametrize("version", ["datamodels-store-0", "datamodels-store-2", 7, None])
+def test_a_manifest_of_another_version_is_told(store: Store, version: object) -> None:
+    rewritten(store, format=version)
+    with pytest.raises(UserError, match=r"has the format .*, expected 'datamodels-store-1'"):
+        open_own(store.layout, setting())
+
+
+HOSTILE = [
+    {"history": []},
+    {"history": [[10]]},
+    {"history": [[10, "4"]]},
+    {"history": [[10, -4]]},
+    {"history": 7},
+    {"group": 0},
+    {"n_train": -5},
+    {"n_test": 1.5},
+    {"n_train": None},
+    {"config": []},
+    {"classes": 3},
+    {"history": [[2**50, 4]]},
+    {"n_train": 10**30},
+    {"history": [[10, 4], [10**9, 4]]},
+    {"group": 2**70},
+    {"id": "f" * 5000},
+    {"id": "0" * 31 + "G"},
+    {"id": 7},
+    {"data_sha256": "0"},
+    {"config": [["models", 10]]},
+    {"versions": {"numpy": "1" * 10**5}, "n_train": 2**62},
+    {"classes": [1, 2]},
+    {"history": [[12, 4], [10, 4]]},
+    {"history": [[10, 4], [10, 4]]},
+    {"history": [[8, 6], [10, 4]]},
+    {"history": [[10, 2**39]]},
+]
+
+
+@pytest.mark.parametrize("changes", HOSTILE, ids=str)
+def test_a_hostile_manifest_is_told(store: Store, changes: dict[str, Any]) -> None:
+    rewritten(store, **changes)
+    with pytest.raises((UserError, WorkError)) as told:
+        open_own(store.layout, setting())
+    assert str(store.layout.data) in str(told.value)
+
+
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just(2**70)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
+    max_leaves=4,
+)
+
+
+def paths_of(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The place of every value in a JSON document."""
+    inside = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    return [path, *(found for key, value in inside for found in paths_of(value, (*path, key)))][not path :]
+
+
+@settings(max_examples=300)
+@given(st.data(), VALUES, st.booleans())
+def test_no_value_in_a_manifest_breaks_those_who_open_it(data: st.DataObject, value: Any, gone: bool) -> None:
+    with workplace() as root:
+        store = create(root)
+        content = json.loads(store.layout.manifest.read_text())
+        del content["sha256"]
+        *way, last = data.draw(st.sampled_from(paths_of(content)))
+        place = content
+        for key in way:
+            place = place[key]
+        if gone:
+            del place[last]
+        else:
+            place[last] = value
+        store.layout.manifest.write_text(json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n")
+        told, found = "", store
+        try:
+            found = open_own(store.layout, setting())
+        except (UserError, WorkError) as error:
+            told = str(error)
+        assert not told or str(store.layout.data) in told
+        assert len(told) < 1000
+        assert (found.rows, found.group, found.n_train) == (14, 4, N_TRAIN)
+
+
+def test_a_manifest_from_before_a_key_came_stands_at_its_default(store: Store) -> None:
+    content = json.loads(store.layout.manifest.read_text())
+    del content["config"]["recipe"]["translate"], content["config"]["tta"]
+    rewritten(store, config=content["config"])
+    assert open_own(store.layout, setting()).completed().all()
+    with pytest.raises(UserError, match=r"tta is 'none', but .*store_50pct\.json holds a setting with 'mirror'"):
+        open_own(store.layout, setting(tta="none"))
+
+
+@given(
+    st.one_of(st.binary(max_size=60), st.sampled_from([b"[" * 100_000, b"7", b"[]", b'"x"', b"null", b"{}", b'{"a":']))
+)
+def test_no_content_of_a_manifest_breaks_its_reader(content: bytes) -> None:
+    with workplace() as folder:
+        (folder / "x.json").write_bytes(content)
+        with pytest.raises((UserError, WorkError), match=r"x\.json"):
+            read_manifest(folder / "x.json")
+
+
+def test_an_array_that_is_missing_or_cut_short_is_told_to_those_who_need_it(store: Store) -> None:
+    path = store.layout.array("train_margins")
+    with open(path, "r+b") as file:
+        file.truncate(path.stat().st_size - 1)
+    found = open_own(store.layout, setting())
+    with pytest.raises(WorkError, match=r"train_margins_50pct\.npy holds 13 of 14 rows: it was cut short"):
+        found.check_arrays()
+    path.unlink()
+    with pytest.raises(WorkError, match=r"train_margins_50pct\.npy holds 0 of 14 rows"):
+        found.check_arrays()
+
+
+def another_manifest(store: Store, folder: Path) -> None:
+    """The manifest of a store of the same setting in the place of the true one."""
+    other = create(folder, setting())
+    shutil.copy(other.layout.manifest, store.layout.manifest)
+
+
+def test_a_manifest_that_is_not_the_journals_is_refused(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    true = store.layout.manifest.read_bytes()
+    another_manifest(store, tmp_path / "other")
+    given = read_manifest(store.layout.manifest).id
+    for command in ("status", "train", "verify", "repair", "grow --models=14"):
+        name, *options = command.split()
+        (tmp_path / "x.yaml").write_text(CONFIG.replace("eval_models: 8", "eval_models: 4"))
+        told = in_process(capsys, name, tmp_path / "x.yaml", "--root", store.layout.root, *options).error
+        assert f"belongs to the store {store.manifest.id}" in told
+        assert given in told
+    store.layout.manifest.write_bytes(true)
+    assert np.load(store.layout.completed).all()
+    assert open_own(store.layout, setting()).completed().all()
+
+
+def test_the_journals_decide_and_the_flags_follow(store: Store) -> None:
+    for path in store.layout.journals.iterdir():
+        path.unlink()
+    found = open_own(store.layout, setting())
+    assert not found.completed().any()
+    assert not np.load(store.layout.completed).any()
+
+
+def test_a_digest_of_rows_changes_when_one_is_redone(store: Store) -> None:
+    rows = np.arange(14)
+    before = store.row_stamp(rows)
+    with writing(store) as writer:
+        writer.invalidate([3])
+        fill(store, writer)
+    assert store.row_stamp(rows) != before
+    assert store.row_stamp(rows[4:]) != before
+
+
+def test_a_digest_of_rows_changes_with_their_bytes_at_the_same_generation(tmp_path: Path) -> None:
+    stamps = set()
+    for salt in (0, 1):
+        store = create(tmp_path / "root")
+        with writing(store) as writer, writer.leased(0):
+            writer.commit(0, [result(store, row, salt) for row in range(4)])
+        store.refresh()
+        store.manifest = dataclasses.replace(store.manifest, id="")
+        assert not store.states.generation.any()
+        stamps.add(store.row_stamp(np.arange(4)))
+        shutil.rmtree(tmp_path / "root")
+    assert len(stamps) == 2
+
+
+def test_opening_a_store_often_keeps_no_files_open(store: Store) -> None:
+    def read() -> int:
+        other = open_own(store.layout, setting())
+        other.read("train_masks", 0, 1)
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    assert read() == read() == read()
+
+
+def test_rows_made_on_two_kinds_of_device_are_told(tmp_path: Path) -> None:
+    from datamodels.launch.status import describe, summary
+
+    store = create(tmp_path)
+    for device in ("one GPU", "another GPU"):
+        with writing(store, device=device) as writer, writer.leased(0 if device == "one GPU" else 1) as held:
+            assert held
+            rows = store.missing()[:4].tolist()
+            writer.commit(rows[0] // 4, [result(store, row) for row in rows])
+        store.refresh()
+    told = describe(summary(store))
+    assert "this store mixes devices or versions" in told
+    assert "one GPU" in told
+    assert "another GPU" in told
+
+
+CONFIG = """\
+dataset: made-up
+models: 10
+eval_models: 8
+runs_per_mask: 2
+recipe: {network: convnet, group: 4}
+outputs: {train_logits: true, test_logits: true}
+"""
+
+
+def test_a_read_only_store_can_be_read(tmp_path: Path) -> None:
+    if not can_mount(tmp_path):
+        pytest.skip("mounting is not permitted here")
+    root = tmp_path / "root"
+    store = filled(root, setting(eval_models=8))
+    with open(store.layout.completed, "r+b") as file:  # as a crash leaves it
+        file.seek(HEADER_BYTES)
+        file.write(b"\0")
+    (tmp_path / "x.yaml").write_text(CONFIG)
+    np.save(tmp_path / "scores.npy", np.random.default_rng(0).standard_normal((N_TRAIN, N_TEST)).astype(np.float32))
+    with read_only(root):
+        for command in (
+            ["status"],
+            ["status", "--json"],
+            ["verify"],
+            ["eval", "--weights", str(tmp_path / "scores.npy")],
+            ["fit", "--out", str(tmp_path / "elsewhere"), "--fit.share=0.4"],
+            ["eval", "--out", str(tmp_path / "elsewhere")],
+            ["report", "--out", str(tmp_path / "elsewhere")],
+        ):
+            # in a process of its own, which holds no file of the mount when it has ended
+            done = run_command(command[0], tmp_path / "x.yaml", "--root", root, *command[1:])
+            assert done.code == 0, done.err
+        for command in ("repair", "grow --models 14", "fit --fit.share 0.4"):
+            name, *options = command.split()
+            assert "Read-only file system" in run_command(name, tmp_path / "x.yaml", "--root", root, *options).error
+        with read_only(tmp_path / "elsewhere"):
+            report = run_command("report", tmp_path / "x.yaml", "--root", root, "--out", tmp_path / "elsewhere")
+            assert (report.code, "Read-only file system" in report.err.splitlines()[-1]) == (2, True)
+    elsewhere = tmp_path / "elsewhere" / "made-up"
+    assert (elsewhere / "datamodels" / "test_50pct.pt").exists()
+    assert (elsewhere / "report_test_50pct.html").exists()
+
+
+_STATUS = """
+import sys
+from datamodels.launch.cli import main
+code = main(sys.argv[1:])
+(peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(peak, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def test_the_status_of_1_510_000_rows_takes_less_than_200_mb(tmp_path: Path) -> None:
+    lengths = {"models": 1_500_000, "eval_models": 10_000}
+    store = create(tmp_path, setting(**lengths, outputs=Outputs(preallocate=False)))
+    records = np.zeros(store.rows, RECORD)
+    records["row"], records["kind"], records["time"] = np.arange(store.rows), Kind.DONE, 1.0
+    seal(records)
+    head = encode_header({"store": store.manifest.id})
+    (store.layout.journals / "x.bin").write_bytes(head + records.tobytes())
+    (tmp_path / "x.yaml").write_text(
+        "dataset: made-up\nmodels: 1500000\neval_models: 10000\nruns_per_mask: 2\n"
+        "recipe: {network: convnet, group: 4}\n"
+    )
+    command = [sys.executable, "-c", _STATUS, "status", tmp_path / "x.yaml", "--root", tmp_path, "--json"]
+    done = subprocess.run(list(map(str, command)), cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["done"] == store.rows
+    assert int(done.stderr) <= 200 * 10**6 / 1024
+
+
+def test_a_setting_is_what_its_manifest_says(store: Store) -> None:
+    manifest = read_manifest(store.layout.manifest)
+    assert manifest.config == setting().to_dict()
+    assert dataclasses.replace(manifest, versions={}) == dataclasses.replace(store.manifest, versions={})
+    assert isinstance(store.setting, Setting)

@@ -1,0 +1,81 @@
+"""Capturing a step: nothing of torch.cuda is real here, but the order in which it is asked."""
+
+import contextlib
+import gc
+import weakref
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from datamodels.train.trainer import cuda_graph as replay
+from datamodels.train.trainer.cuda_graph import WARM_UP, Replay
+
+
+class Graph:
+    """Counts how often it is replayed."""
+
+    def __init__(self) -> None:
+        self.replayed = 0
+
+    def replay(self) -> None:
+        self.replayed += 1
+
+
+class Owner:
+    """Has a step that it replays, as a lane has."""
+
+    def __init__(self) -> None:
+        self.calls: list[bool] = []
+        self.step = Replay(self.one_step, torch.device("cuda"))
+
+    def one_step(self) -> None:
+        self.calls.append(gc.isenabled())
+
+
+@pytest.fixture(autouse=True)
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
+    """The graphs that were captured."""
+    made: list[Graph] = []
+
+    @contextlib.contextmanager
+    def capture(graph: Graph, **_: Any) -> Iterator[None]:
+        made.append(graph)
+        yield
+
+    monkeypatch.setattr(replay, "on_gpu", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: mock.Mock())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    return made
+
+
+def test_a_captured_function_is_replayed_and_not_called(graphs: list[Graph]) -> None:
+    owner = Owner()
+    owner.step.prepare()
+    owner.step.prepare()
+    calls = len(owner.calls)
+    owner.step()
+    assert calls == len(owner.calls) == WARM_UP + 1
+    assert [graph.replayed for graph in graphs] == [1]
+
+
+def test_no_garbage_is_collected_during_a_capture() -> None:
+    owner = Owner()
+    owner.step.prepare()
+    assert owner.calls == [True] * WARM_UP + [False]
+    assert gc.isenabled()
+
+
+def test_a_graph_dies_with_its_owner(graphs: list[Graph]) -> None:
+    owner = Owner()
+    owner.step.prepare()
+    graph = weakref.ref(graphs.pop())
+    gc.disable()
+    try:
+        del owner
+        assert graph() is None
+    finally:
+        gc.enable()

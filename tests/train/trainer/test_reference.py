@@ -1,0 +1,226 @@
+"""The trainer against a plain statement of the recipe: torch's own modules, optimiser and schedule, in float32.
+
+Same order, same augmented images, same initial weights; what differs is how the trainer computes: its units, flat
+parameters, precision, tables and evaluation with folded batch norm. With a GPU, all of it runs there too.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.stats import ks_2samp, permutation_test
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench import plain
+from datamodels.train.config import Data, Recipe, Setting
+from datamodels.train.data.sources import Dataset, Split
+from datamodels.train.kernels import norm_host
+from datamodels.train.store.writer import RowResult
+from datamodels.train.trainer.engine import FP16_LOSS_SCALE
+from datamodels.train.trainer.models import ResNet9
+from datamodels.train.trainer.trainer import Trainer, margin
+from tests.conftest import any_algorithm
+
+DEVICES = ["cpu", *(["cuda:0"] if torch.cuda.is_available() else [])]
+WIDTH = 8
+PRECISIONS = ["float32", "bfloat16", "float16"]
+
+
+class Plain(nn.Module):
+    """ResNet-9 as upstream writes it, for images [B, H, W, C]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = plain.network(width, classes=4)
+
+    def forward(self, images_BHWC: Tensor) -> Tensor:
+        return self.layers(images_BHWC.permute(0, 3, 1, 2))
+
+    def copy(self, network: ResNet9) -> "Plain":
+        """Take over another's weights: the same modules in the same order."""
+        kinds = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
+        for kind in kinds:
+            mine, theirs = (
+                [module for module in each.modules() if isinstance(module, kind)] for each in (self, network)
+            )
+            for module, other in zip(mine, theirs, strict=True):
+                module.load_state_dict({name: value.float() for name, value in other.state_dict().items()})
+        return self
+
+
+@pytest.fixture(autouse=True)
+def own_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU takes own kernels in bfloat16 as it does at full size."""
+    monkeypatch.setattr(norm_host, "CHANNELS", 1)
+    monkeypatch.setattr(norm_host, "NUMBERS", 1)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    """Four kinds of blurred noise, which a narrow network tells apart most of the time."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(640) % 4
+    tint = rng.normal(0, 1, (4, 1, 1, 3))
+    images = rng.normal(0, 1, (640, 8, 8, 3)).repeat(4, 1).repeat(4, 2) + 0.55 * tint[labels]
+    images = np.clip(125 + 40 * images, 0, 255).astype(np.uint8)
+    train, test = Split(images[:256], labels[:256]), Split(images[256:], labels[256:])
+    return Dataset(train, test, tuple("abcd"), (125.3, 123.0, 113.9), (51.6, 50.8, 51.3), "here")
+
+
+def setting(precision: str, **changes: object) -> Setting:
+    recipe = Recipe(
+        **{"width": WIDTH, "epochs": 6, "peak_epoch": 1.5, "batch": 32, "lr": 0.02, "threads": 1, **changes},
+        precision=precision,
+    )
+    return Setting(alpha=0.5, models=1000, eval_models=0, recipe=recipe, data=Data())
+
+
+class Reference:
+    """One row, trained plainly on the images that the trainer's own tables name."""
+
+    def __init__(self, trainer: Trainer, row: int) -> None:
+        self.trainer, lane = trainer, trainer.lanes[0]
+        self.plan = trainer.plan(range(row, row + 1), [trainer.masks[row]])
+        lane.parameters.reset(trainer.setting.seed, range(row, row + 1))
+        self.network = Plain(WIDTH).copy(lane.network).to(trainer.device)
+        recipe = trainer.recipe
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(), lr=1.0, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+        corners = np.array([0, recipe.peak_epoch, recipe.epochs]) * (self.steps / recipe.epochs)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: recipe.lr * float(np.interp(step, corners, [0, 1, 0]))
+        )
+
+    @property
+    def steps(self) -> int:
+        return self.plan.order_GSB.shape[1]
+
+    def loss(self, step: int, precision: torch.dtype = torch.float32) -> Tensor:
+        """In a lower precision by torch's autocast."""
+        shared, device = self.trainer.shared, self.trainer.device
+        order, draws = (
+            torch.from_numpy(table[:, step]).to(device) for table in (self.plan.order_GSB, self.plan.draws_GSB)
+        )
+        kept = shared.feeds["train"].kept
+        assert kept is not None
+        images, labels = shared.augment(kept, order, draws)[0], shared.labels["train"][order][0]
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            logits = self.network(images).float()
+        return F.cross_entropy(logits, labels, label_smoothing=self.trainer.recipe.label_smoothing)
+
+    @any_algorithm()
+    def gradients(self, precision: torch.dtype = torch.float32) -> list[Tensor]:
+        """Of the first step's loss, in the order of the trainer's parameters."""
+        return list(torch.autograd.grad(self.loss(0, precision), leaves(self.network)))
+
+    @any_algorithm()
+    def train(self) -> list[float]:
+        """The loss of every step."""
+        losses = []
+        for step in range(self.steps):
+            self.optimizer.zero_grad()
+            loss = self.loss(step)
+            loss.backward()
+            self.optimizer.step()
+            self.schedule.step()
+            losses.append(loss.item())
+        return losses
+
+    @torch.no_grad()
+    def margins(self) -> NDArray[np.float32]:
+        """Test margins, averaged over an image and its mirror image."""
+        self.network.eval()
+        split, shared = self.trainer.shared.feeds["test"], self.trainer.shared
+        images = torch.cat([shared.augment.normalise(batch) for batch in split.all(1000)])
+        logits = (self.network(images) + self.network(images.flip(2))) / 2
+        return margin(logits, shared.labels["test"]).cpu().numpy()
+
+
+KINDS = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
+
+
+def leaves(network: nn.Module) -> list[nn.Parameter]:
+    """Convolutions' weights, then batch norms' weights and biases, then the linear layer's: the trainer's order."""
+    modules = [module for kind in KINDS for module in network.modules() if isinstance(module, kind)]
+    return [parameter for module in modules for parameter in module.parameters()]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_gradient_of_every_layer_is_the_references(dataset: Dataset, precision: str, device: str) -> None:
+    """Equal in float32; in half precision as near to it as torch's autocast, whose roundings turn other maxima too."""
+    trainer = Trainer(setting(precision), dataset, torch.device(device))
+    reference = Reference(trainer, 3)
+    exact, cast = reference.gradients(), reference.gradients(getattr(torch, precision))
+    plan = reference.plan
+    first = replace(plan, order_GSB=plan.order_GSB[:, :1], draws_GSB=plan.draws_GSB[:, :1], lr_GS=plan.lr_GS[:, :1])
+    lane, scale = trainer.lanes[0], FP16_LOSS_SCALE if precision == "float16" else 1.0
+    lane.begin(first, range(3, 4))
+    lane.train(lambda: False)
+    for mine, expected, theirs in zip(lane.parameters.grads, exact, cast, strict=True):
+        error, bound = (
+            torch.linalg.norm(found - expected) / torch.linalg.norm(expected) for found in (mine / scale, theirs)
+        )
+        assert error <= 1.5 * bound + 1e-4
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("precision", "apart"), [("float32", 1e-3), ("bfloat16", 0.02), ("float16", 0.01)])
+def test_loss_curves_agree_over_the_first_epoch(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, precision: str, apart: float, device: str
+) -> None:
+    trainer = Trainer(setting(precision, epochs=2, peak_epoch=1.0), dataset, torch.device(device))
+    reference = Reference(trainer, 0)
+    losses: list[Tensor] = []
+    parameters = trainer.lanes[0].parameters
+    backward = parameters.backward
+
+    def record(loss: Tensor) -> None:
+        losses.append(loss.detach() / (FP16_LOSS_SCALE if precision == "float16" else 1.0))
+        backward(loss)
+
+    monkeypatch.setattr(parameters, "backward", record)
+    monkeypatch.setattr(trainer.lanes[0], "_step", trainer.lanes[0]._one_step)  # a replayed step records nothing
+    trainer.lanes[0].begin(reference.plan, range(1))
+    trainer.lanes[0].train(lambda: False)
+    found = torch.stack(losses).cpu().numpy()
+    expected = np.array(reference.train())
+    epoch = reference.steps // 2
+    np.testing.assert_allclose(found[:epoch], expected[:epoch], rtol=apart)
+
+
+def test_float32_rows_end_where_the_reference_does(dataset: Dataset) -> None:
+    trainer = Trainer(setting("float32"), dataset, torch.device("cpu"))
+    reference = Reference(trainer, 5)
+    result = trainer(5)[0]
+    assert isinstance(result, RowResult)
+    losses = reference.train()
+    assert losses[-1] < 0.9 * losses[0]
+    apart = np.abs(result.arrays["test_margins"].astype(np.float64) - reference.margins())
+    assert np.median(apart) < 0.01
+
+
+ROWS = 20
+"""Rows a sample: a difference of 1.1 standard deviations is found with a chance of 0.8 at this test's level."""
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("precision", ["bfloat16"])
+def test_accuracies_over_rows_have_the_references_distribution(dataset: Dataset, precision: str, device: str) -> None:
+    trainer = Trainer(setting(precision), dataset, torch.device(device))
+    results = [trainer(row)[0] for row in range(ROWS)]
+    ours = np.array([result.accuracy for result in results if isinstance(result, RowResult)])
+    theirs = []
+    for row in range(ROWS, 2 * ROWS):
+        reference = Reference(trainer, row)
+        reference.train()
+        theirs.append(float((reference.margins() > 0).mean()))
+    assert len(ours) == ROWS
+    assert 0.5 < np.mean(theirs) < 0.98, "a test says something only where there is room on both sides"
+    assert ks_2samp(ours, theirs).pvalue > 0.01
+    means = permutation_test((ours, theirs), lambda a, b: np.mean(a) - np.mean(b), n_resamples=9999, rng=0)
+    assert means.pvalue > 0.01

@@ -1,0 +1,163 @@
+"""Images as uint8 arrays [N, height, width, channels]: in memory, mapped from a file, or read when asked for."""
+
+import copy
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodels.train.errors import UserError
+
+CHUNK_BYTES = 1 << 26
+"""How much is read at a time where all images are gone through."""
+SHARED_BYTES = 1 << 22
+"""Copying less than this is not worth waking another core."""
+
+
+class LazyImages(ABC):
+    """Images that are read or decoded when they are asked for, on all cores. Indexed like an array, along N alone."""
+
+    def __init__(self, shape: tuple[int, int, int, int]) -> None:
+        self.shape = shape
+        """[N, height, width, channels]"""
+
+    @abstractmethod
+    def read_into(self, position: int, out: NDArray[np.uint8]) -> None:
+        """Write one image to `out` [height, width, channels]. Raises UserError."""
+
+    @abstractmethod
+    def stamp(self) -> str:
+        """What tells these images from others without reading them."""
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, pick: int | np.integer | slice | NDArray[np.int64]) -> NDArray[np.uint8]:
+        positions = np.arange(len(self))[pick]
+        out = np.empty((positions.size, *self.shape[1:]), np.uint8)
+        gather(self, positions.reshape(-1), out)
+        return out if positions.ndim else out[0]
+
+    def read_many(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """Write images to `out` [n, height, width, channels], in this thread. Raises UserError."""
+        for place, position in enumerate(positions.tolist()):
+            self.read_into(position, out[place])
+
+    def head(self, n: int) -> Self:
+        """The first n images."""
+        shorter = copy.copy(self)
+        shorter.shape = (n, *self.shape[1:])
+        return shorter
+
+
+Images = NDArray[np.uint8] | LazyImages
+
+
+@dataclass(frozen=True)
+class Split:
+    images: Images
+    """[N, height, width, channels]"""
+    labels: NDArray[np.int64]
+    """[N]"""
+
+    def first(self, n: int | None, key: str) -> "Split":
+        """The first n examples, or all. Raises UserError naming `key` where there are fewer."""
+        if n is None:
+            return self
+        if n > len(self.labels):
+            raise UserError(f"{key} is {n}, expected at most the {len(self.labels)} examples of the data set")
+        images = self.images.head(n) if isinstance(self.images, LazyImages) else self.images[:n]
+        return Split(images, self.labels[:n])
+
+    def in_memory(self, wanted: bool | None) -> "Split":
+        """With lazy images read now, where that is wanted, or (None) where at most half of the free memory goes."""
+        if not isinstance(self.images, LazyImages) or wanted is False:
+            return self
+        if wanted is None and not fits(nbytes(self.images), free_host_memory()):
+            return self
+        return Split(self.images[:], self.labels)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of images and labels, read a chunk at a time."""
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        for chunk in chunks(self.images):
+            digest.update(np.ascontiguousarray(chunk).data)
+        digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
+        return digest.hexdigest()
+
+    @property
+    def stamp(self) -> str:
+        """Digest that changes with the labels and the images' source, without reading what is read lazily."""
+        if not isinstance(self.images, LazyImages):
+            return self.sha256
+        labels = np.ascontiguousarray(self.labels, dtype="<i8").tobytes()
+        return hashlib.sha256(f"{self.images.shape} {self.images.stamp()}".encode() + labels).hexdigest()
+
+
+def gather(images: Images, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+    """Write the images at some positions to `out` [n, height, width, channels], all cores sharing the work.
+
+    An array must be C-contiguous: NumPy would copy all of it otherwise.
+    """
+
+    def share(part: slice) -> None:
+        if isinstance(images, LazyImages):
+            images.read_many(positions[part], out[part])
+        else:
+            images.take(positions[part], axis=0, out=out[part], mode="clip")
+
+    if isinstance(images, np.ndarray) and out.nbytes < SHARED_BYTES:
+        return share(slice(None))
+    bounds = np.linspace(0, len(positions), cores() + 1).astype(int).tolist()
+    list(_readers().map(share, map(slice, bounds[:-1], bounds[1:])))
+    return None
+
+
+def chunks(images: Images) -> Iterator[NDArray[np.uint8]]:
+    """All images in order, in pieces of bounded size."""
+    step = max(1, CHUNK_BYTES // (nbytes(images) // len(images)))
+    for start in range(0, len(images), step):
+        yield images[start : start + step]
+
+
+def nbytes(images: Images) -> int:
+    return int(np.prod(images.shape, dtype=np.int64))
+
+
+def fits(size: int, free: int) -> bool:
+    """Whether so many bytes may be kept for good where so many are free: half is left to the work itself."""
+    return size <= free // 2
+
+
+def free_host_memory() -> int:
+    """Bytes of memory that this process can still have: the machine's, and its control group's (version 2)."""
+    free = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    try:
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":") for line in file)
+        free = [int(fields["MemAvailable"].split()[0]) * 1024]
+        with open("/proc/self/cgroup") as file:
+            group = next(line.rstrip().partition("::")[2] for line in file if line.startswith("0::"))
+        with open(f"/sys/fs/cgroup{group}/memory.max") as file, open(f"/sys/fs/cgroup{group}/memory.current") as used:
+            free.append(int(file.read()) - int(used.read()))
+    except (OSError, KeyError, ValueError, StopIteration):
+        pass  # whatever is not told limits nothing
+    return max(0, min(free))
+
+
+@cache
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+@cache
+def _readers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(cores(), "images")

@@ -1,0 +1,238 @@
+"""Preallocated .npy files that are written with pwrite and read by anyone with np.load.
+
+The header is padded to 4,096 bytes, so that rows whose sizes add up to whole pages begin and end on pages.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import secrets
+import sys
+import tokenize
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodels.train.errors import UserError, WorkError
+
+HEADER_BYTES = 4096
+
+Notice = Callable[[str], None]
+
+
+def header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    """A version 1.0 header of the .npy format (NumPy enhancement proposal 1), padded with spaces."""
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    length = HEADER_BYTES - 10
+    return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + repr(described).encode().ljust(length - 1) + b"\n"
+
+
+def mapped(path: Path) -> np.memmap:
+    """The array in a .npy file, mapped copy-on-write: torch warns of arrays that it may not write to.
+
+    Raises UserError, for archives and pickled objects too.
+    """
+    try:
+        return np.lib.format.open_memmap(path, mode="c")
+    except UNREADABLE as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} is not a whole .npy file ({reason})") from None
+
+
+UNREADABLE = (
+    *(OSError, ValueError, EOFError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError),
+    tokenize.TokenError,
+)
+"""What NumPy raises for files that are not of its format."""
+
+
+def file_bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    return HEADER_BYTES + int(np.prod(shape, dtype=object)) * dtype.itemsize
+
+
+def reserve(fd: int, size: int, preallocate: bool, notice: Notice) -> None:
+    """Give a file at least its full size, with its disk blocks where the file system can do so. Raises OSError."""
+    if preallocate and not _fallocate(fd, size):
+        notice("this file system cannot reserve space (no fallocate): the disk may fill up during training")
+    if os.fstat(fd).st_size < size:
+        os.ftruncate(fd, size)
+
+
+def _fallocate(fd: int, size: int) -> bool:
+    """fallocate(2) itself: posix_fallocate would write every block where the file system has no support."""
+    if sys.platform != "linux":
+        return False
+    call = ctypes.CDLL(None, use_errno=True).fallocate
+    call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    while call(fd, 0, 0, size) != 0:
+        code = ctypes.get_errno()
+        if code in (errno.EOPNOTSUPP, errno.ENOSYS):
+            return False
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+    return True
+
+
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """pwrite until everything is written, and read it back: a lost write or another writer shows at once.
+
+    Raises OSError.
+    """
+    view = memoryview(data).cast("B")
+    for start in range(0, len(view), _PIECE):
+        piece = view[start : start + _PIECE]
+        _pwrite(fd, piece, offset + start)
+        if os.pread(fd, len(piece), offset + start) != piece.tobytes():
+            raise OSError(errno.EIO, "what was written does not read back")
+
+
+_PIECE = 8 << 20
+
+
+def _pwrite(fd: int, view: memoryview, offset: int) -> None:
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names in a folder durable; file systems that cannot sync a folder are taken at their word."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise OSError(error.errno, error.strerror, str(folder)) from None
+    finally:
+        os.close(fd)
+
+
+def rename_new(source: Path, target: Path) -> None:
+    """Give a file a name that no other has. Raises FileExistsError where one has, OSError."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        if target.exists():  # without links there is no way to see and take a name at once
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+        os.rename(source, target)
+        return
+    source.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replace a file in one durable step. Raises OSError with its name, and then the file is as it was."""
+    write_pieces(path, [content])
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+    """`write_file` for content that comes in pieces."""
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            end = 0
+            for piece in pieces:
+                write_all(fd, piece, end)
+                end += len(piece)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+    sync_folder(path.parent)
+
+
+def write_header(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Put a file's header in place, durably. Raises OSError that names the file."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        write_all(fd, header(shape, dtype), 0)
+        os.fdatasync(fd)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        os.close(fd)
+
+
+def new_file(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """An array as it is at first, or what is there of it at its full size, durably. Raises OSError with its name."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        reserve(fd, file_bytes(shape, dtype), False, print)
+        write_all(fd, header(shape, dtype), 0)
+        os.fsync(fd)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        os.close(fd)
+
+
+class RowFile:
+    """One array of a store, opened for reading or for writing whole rows."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype, writable: bool) -> None:
+        self.path = path
+        self.shape = shape
+        self.dtype = dtype
+        self.row_bytes = int(np.prod(shape[1:], dtype=object)) * dtype.itemsize
+        self.fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+        self.close = weakref.finalize(self, os.close, self.fd)
+        self.dirty = False
+
+    def write(self, first: int, rows: NDArray) -> None:
+        """Write consecutive rows. Raises WorkError that names file and row; ValueError for rows of another shape."""
+        if rows.shape[1:] != self.shape[1:] or not 0 <= first <= first + len(rows) <= self.shape[0]:
+            raise ValueError(
+                f"{rows.shape} values from row {first} on do not fit {self.shape}, the shape of {self.path}"
+            )
+        offset = HEADER_BYTES + first * self.row_bytes
+        self.dirty = True
+        try:
+            write_all(self.fd, np.ascontiguousarray(rows, dtype=self.dtype).data, offset)
+        except OSError as error:
+            raise WorkError(f"cannot write row {first} of {self.path}: {error.strerror}") from error
+
+    def sync(self, row: int) -> None:
+        """Make what was written durable; a no-op where nothing was. Raises WorkError that names file and row."""
+        if not self.dirty:
+            return
+        try:
+            os.fdatasync(self.fd)
+        except OSError as error:
+            raise WorkError(f"cannot make row {row} of {self.path} durable: {error.strerror}") from error
+        self.dirty = False
+
+    def read(self, start: int, stop: int) -> NDArray:
+        """Rows [start, stop) as bytes on the disk, without mapping them. Raises WorkError that names file and row."""
+        rows = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        view = rows.reshape(-1).view(np.uint8).data
+        offset = HEADER_BYTES + start * self.row_bytes
+        while view:
+            try:
+                count = os.preadv(self.fd, [view], offset)
+            except OSError as error:
+                raise WorkError(f"cannot read rows {start} to {stop - 1} of {self.path}: {error.strerror}") from error
+            if count == 0:
+                raise WorkError(f"{self.path} ends before row {stop - 1}: it was cut short")
+            view, offset = view[count:], offset + count
+        return rows
+
+
+def sync_all(files: Sequence[RowFile], row: int) -> None:
+    """`sync` of several files at once, so that they wait for the disk together. Raises the first WorkError."""
+    with ThreadPoolExecutor(len(files)) as pool:
+        for done in [pool.submit(file.sync, row) for file in files]:
+            done.result()

@@ -1,0 +1,302 @@
+"""Journals: what happened to each row, one append-only file an attempt, each record with its own checksum.
+
+A journal is 4,096 bytes of JSON (what the attempt's rows were made with) and then records of 128 bytes. Nobody writes
+to another attempt's journal, and its attempt holds a lock on it. A record that is all zeros was never written: a power
+cut may leave some where a batch of records was on its way to the disk.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import socket
+import time
+import zlib
+from collections.abc import Container, Iterator
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodels.train.errors import WorkError
+from datamodels.train.npy_file import HEADER_BYTES, sync_folder, write_all, write_pieces
+from datamodels.train.store.locks import LockFile
+
+_TRIES = 3
+"""Journals in a row that an append may find taken away."""
+
+
+class Kind(IntEnum):
+    DONE = 1
+    """The row's bytes are durable; `checksums` are those of its arrays."""
+    FAILED = 2
+    """The row could not be trained; `reason` says why."""
+    INVALID = 3
+    """The row is to be redone: from here on only records of this generation count. Written twice, since the loss of
+    one such record would bring the row back."""
+
+
+REASON_BYTES = 64
+
+RECORD = np.dtype(
+    [
+        ("row", "<u8"),
+        ("time", "<f8"),  # seconds since 1970
+        ("generation", "<u4"),
+        ("kind", "<u4"),
+        ("seconds", "<f4"),  # of this row, in training and evaluation
+        ("accuracy", "<f4"),  # on the test images
+        ("train_accuracy", "<f4"),  # on the row's own training subset
+        ("checksums", "<u4", (5,)),  # CRC-32 of the row in each array, in the manifest's order
+        ("reason", f"S{REASON_BYTES}"),
+        ("check", "<u8"),  # checksum of the bytes before it
+    ]
+)
+RECORD_BYTES = RECORD.itemsize
+assert RECORD_BYTES == 128
+
+MAX_GENERATION = 2**31
+
+_WORDS = RECORD_BYTES // 8 - 1
+_FACTORS = np.random.Philox(key=0).random_raw(_WORDS) | np.uint64(1)
+_CHUNK = 2**15
+"""Records read at a time."""
+
+
+def _checks(records: NDArray[np.void]) -> NDArray[np.uint64]:
+    """The multilinear checksum of each record (Carter and Wegman 1979): all at once, 25 times as fast as CRCs.
+
+    Modulo 2**64 an odd factor maps no change of its word to zero, so damage within one word never goes unseen.
+    """
+    words = np.ascontiguousarray(records).view("<u8").reshape(-1, _WORDS + 1)
+    return np.einsum("ij,j->i", words[:, :_WORDS], _FACTORS) + np.uint64(1)
+
+
+def seal(records: NDArray[np.void]) -> None:
+    """Fill in each record's own checksum."""
+    records["check"] = _checks(records)
+
+
+def intact(records: NDArray[np.void]) -> NDArray[np.bool_]:
+    """Which records match their own checksum and make sense."""
+    good = _checks(records) == records["check"]
+    good &= (records["kind"] >= min(Kind)) & (records["kind"] <= max(Kind))
+    good &= np.isfinite(records["time"]) & np.isfinite(records["seconds"])
+    return good & (records["generation"] < MAX_GENERATION)
+
+
+def reason_hashes(records: NDArray[np.void]) -> NDArray[np.uint32]:
+    """A number for each record's reason, equal where the reasons are."""
+    words = np.ascontiguousarray(records["reason"]).view("<u8").reshape(len(records), REASON_BYTES // 8)
+    return (np.einsum("ij,j->i", words, _FACTORS[: REASON_BYTES // 8]) >> np.uint64(32)).astype(np.uint32)
+
+
+def attempt_name() -> str:
+    """A name that no other attempt has: time, host, process, and the job and its restarts under SLURM."""
+    job = "_".join(filter(None, (os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID"))))
+    job = job or os.environ.get("SLURM_JOB_ID", "local")
+    restart = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return re.sub(r"[^\w.-]", "_", f"{time.time_ns()}-{socket.gethostname()}-{os.getpid()}-{job}-{restart}")
+
+
+class JournalWriter:
+    """One attempt's journal; the file appears with the first record.
+
+    After an error the next records go to a new file, so that none is ever written over another.
+    """
+
+    def __init__(self, folder: Path, provenance: dict[str, Any]) -> None:
+        self.folder = folder
+        self._header = encode_header(provenance)
+        self._lock: LockFile | None = None
+        self._end = HEADER_BYTES
+
+    def append(self, records: NDArray[np.void], twice: bool = False) -> None:
+        """Append records and make them durable, `twice` on pages of their own. Raises WorkError with file and row."""
+        seal(records)
+        for _ in range(_TRIES):
+            if self._append(records, twice):
+                return
+            self.close()  # where locks fail, someone replaced the file: nobody reads what went to it
+        raise WorkError(f"cannot record row {int(records['row'][0])} in {self.folder}: its journals are taken away")
+
+    def _append(self, records: NDArray[np.void], twice: bool) -> bool:
+        """Whether the journal still lies at its path after it took the records."""
+        path = self._lock.path if self._lock else self.folder / f"{attempt_name()}.bin"
+        content = records.tobytes()
+        second = -(-(self._end + len(content)) // HEADER_BYTES) * HEADER_BYTES if twice else self._end
+        try:
+            if self._lock is None:
+                self._lock = self._create(path)
+            write_all(self._lock.fd, content, self._end)
+            if twice:
+                write_all(self._lock.fd, content, second)
+            os.fdatasync(self._lock.fd)
+            self._end = second + len(content)
+            return self._lock.is_current()
+        except OSError as error:
+            self._abandon()
+            raise WorkError(f"cannot record row {int(records['row'][0])} in {path}: {error.strerror}") from error
+
+    def _abandon(self) -> None:
+        """Take back what an append that failed may have left."""
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._lock.fd, self._end)
+        self.close()
+
+    def _create(self, path: Path) -> LockFile:
+        lock = LockFile(path, os.O_EXCL)
+        try:
+            lock.acquire(0)
+            write_all(lock.fd, self._header, 0)
+            os.fsync(lock.fd)
+            sync_folder(self.folder)
+        except BaseException:
+            lock.close()
+            path.unlink(missing_ok=True)
+            raise
+        return lock
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+        self._lock, self._end = None, HEADER_BYTES
+
+
+def encode_header(provenance: dict[str, Any]) -> bytes:
+    header = _sealed_header(json.dumps(provenance, sort_keys=True).encode())
+    if len(header) > HEADER_BYTES:
+        raise ValueError(f"the provenance of an attempt takes {len(header)} bytes, at most {HEADER_BYTES} fit")
+    return header
+
+
+def _sealed_header(text: bytes) -> bytes:
+    return (b"%08x\n%s\n" % (zlib.crc32(text), text)).ljust(HEADER_BYTES, b"\0")
+
+
+def _decode_provenance(text: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("versions", {}), dict) else {}
+
+
+class JournalReader:
+    """Follows one journal as it grows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.provenance: dict[str, Any] = {}
+        """What the attempt's rows were made with; empty where the header is damaged."""
+        self.damaged: list[int] = []
+        """Numbers of the records that hold something, but do not match their checksum."""
+        self.header_damaged = False
+        self._header = b""
+        self._seen: tuple[int, int] | None = None
+        self._gaps: list[range] = []
+        self._read = 0
+
+    def changed(self, status: os.stat_result) -> bool:
+        """Whether the file has changed since this was last asked."""
+        seen, self._seen = self._seen, (status.st_size, status.st_mtime_ns)
+        return seen != self._seen
+
+    def news(self) -> Iterator[tuple[NDArray[np.void], NDArray[np.int64]]]:
+        """The intact records that came since the last call, and their numbers in the journal, some at a time.
+
+        Records that were not intact then are looked at again: a live attempt may have been writing them. Raises
+        OSError.
+        """
+        with open(self.path, "rb", buffering=0) as file:
+            count = (os.fstat(file.fileno()).st_size - HEADER_BYTES) // RECORD_BYTES
+            if count <= 0:
+                return
+            if self._read == 0:
+                self._take_header(file.read(HEADER_BYTES))
+            pieces = [*self._gaps, range(self._read, count)]
+            self._gaps, self.damaged, self._read = [], [], max(self._read, count)
+            for piece in pieces:
+                for start in range(piece.start, piece.stop, _CHUNK):
+                    file.seek(HEADER_BYTES + start * RECORD_BYTES)
+                    content = file.read(min(_CHUNK, piece.stop - start) * RECORD_BYTES)
+                    yield self._sort(np.frombuffer(content, RECORD, len(content) // RECORD_BYTES), start)
+
+    def _take_header(self, content: bytes) -> None:
+        crc, _, rest = content.partition(b"\n")
+        text = rest.partition(b"\n")[0]
+        if crc == b"%08x" % zlib.crc32(text):
+            self.provenance = _decode_provenance(text)
+        self._header = _sealed_header(text) if self.provenance else b""
+        self.header_damaged = content != self._header
+
+    def _sort(self, records: NDArray[np.void], start: int) -> tuple[NDArray[np.void], NDArray[np.int64]]:
+        good = intact(records)
+        numbers = start + np.arange(len(records))
+        if not good.all():
+            bad = numbers[~good]
+            self._gaps += [range(run[0], run[-1] + 1) for run in np.split(bad, np.flatnonzero(np.diff(bad) > 1) + 1)]
+            written = records[~good].view(np.uint8).reshape(-1, RECORD_BYTES).any(axis=1)
+            self.damaged += bad[written].tolist()
+        return records[good], numbers[good]
+
+    def damaged_rows(self) -> list[int]:
+        """The rows that the damaged records name, as far as those can be believed. Raises OSError."""
+        return [int(self.record(number)["row"]) for number in self.damaged]
+
+    def record(self, number: int) -> np.void:
+        """One record, read again. Raises OSError."""
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(HEADER_BYTES + number * RECORD_BYTES)
+            return np.frombuffer(file.read(RECORD_BYTES).ljust(RECORD_BYTES, b"\0"), RECORD)[0]
+
+    def is_live(self) -> bool:
+        """Whether its attempt is still at work; never, where the file cannot be locked."""
+        try:
+            lock = LockFile(self.path)
+        except OSError:
+            return False
+        try:
+            return not lock.acquire(0)
+        finally:
+            lock.close()
+
+    def mend(self, store_id: str) -> bool:
+        """Leave a copy beside the journal as *.damaged, and put zeros where its records are damaged, in one step.
+
+        The other records keep their numbers. Nothing is done, and False returned, while its attempt is still at work.
+        Raises OSError; WorkError where locks, which would tell that, do not work.
+        """
+        lock = LockFile(self.path)
+        try:
+            if not lock.works:
+                raise WorkError(
+                    f"{self.path} is damaged, but without file locks nobody can tell whether its process is still at "
+                    "work: repair it where they work (on Lustre, with -o localflock on the one node in use)"
+                )
+            if not lock.acquire(0):
+                return False
+            write_pieces(self.path.with_suffix(".bin.damaged"), self._pieces())
+            header = self._header or encode_header({"store": store_id})
+            write_pieces(self.path, self._pieces(header, set(self.damaged)))
+        finally:
+            lock.close()
+        return True
+
+    def _pieces(self, header: bytes = b"", without: Container[int] = ()) -> Iterator[bytes]:
+        """The file's content, with another header and zeros for some of its records where these are given."""
+        with open(self.path, "rb") as file:
+            found = file.read(HEADER_BYTES)
+            yield header or found
+            for start in itertools.count(0, _CHUNK):
+                content = bytearray(file.read(_CHUNK * RECORD_BYTES))
+                if not content:
+                    return
+                for index in range(len(content) // RECORD_BYTES):
+                    if start + index in without:
+                        content[index * RECORD_BYTES : (index + 1) * RECORD_BYTES] = bytes(RECORD_BYTES)
+                yield bytes(content)

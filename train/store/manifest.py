@@ -1,0 +1,235 @@
+"""The manifest of a store: the setting, the data and the shapes that its arrays were made for."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import platform
+import re
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datamodels.train.config import Setting, identity
+from datamodels.train.errors import UserError, WorkError
+from datamodels.train.masks import Era
+from datamodels.train.npy_file import file_bytes, write_file
+
+if TYPE_CHECKING:
+    from datamodels.train.data import Dataset
+
+FORMAT = "datamodels-store-1"
+
+PACKAGES = ("torch", "torchvision", "numpy", "numba", "triton", "ffcv", "wilds")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a row's bytes may depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class Array:
+    name: str
+    """Stem of the published file, such as `train_masks`."""
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def bytes(self) -> int:
+        return file_bytes(self.shape, self.dtype)
+
+
+def array_list(setting: Setting, rows: int, n_train: int, n_test: int, classes: int) -> list[Array]:
+    """The arrays of a setting, in the order of a record's checksums."""
+    half = np.dtype(np.float16)
+    arrays = [
+        Array("train_masks", (rows, n_train), np.dtype(bool)),
+        Array("test_margins", (rows, n_test), half),
+        Array("train_margins", (rows, n_train), half),
+    ]
+    if setting.outputs.train_logits:
+        arrays.append(Array("train_logits", (rows, n_train, classes), half))
+    if setting.outputs.test_logits:
+        arrays.append(Array("test_logits", (rows, n_test, classes), half))
+    return arrays
+
+
+@dataclass(frozen=True)
+class Manifest:
+    id: str
+    config: dict[str, Any]
+    versions: dict[str, str]
+    data_sha256: str
+    n_train: int
+    n_test: int
+    classes: tuple[str, ...]
+    group: int
+    """Rows trained together: row r belongs to group r // group."""
+    eras: tuple[Era, ...]
+    """Every length the setting has had, the present one last."""
+
+    @property
+    def models(self) -> int:
+        return self.eras[-1].models
+
+    @property
+    def rows(self) -> int:
+        return self.eras[-1].rows
+
+    def arrays(self, setting: Setting) -> list[Array]:
+        return array_list(setting, self.rows, self.n_train, self.n_test, len(self.classes))
+
+    def grown(self, models: int) -> "Manifest":
+        era = Era(models, self.eras[-1].eval_models)
+        return dataclasses.replace(self, config={**self.config, "models": models}, eras=(*self.eras, era))
+
+    def encode(self) -> bytes:
+        content = {
+            "format": FORMAT,
+            "id": self.id,
+            "config": self.config,
+            "versions": self.versions,
+            "data_sha256": self.data_sha256,
+            "n_train": self.n_train,
+            "n_test": self.n_test,
+            "classes": list(self.classes),
+            "group": self.group,
+            "history": [[era.models, era.eval_models] for era in self.eras],
+        }
+        content["sha256"] = _digest(content)
+        return (json.dumps(content, indent=1) + "\n").encode()
+
+    def write(self, path: Path) -> None:
+        write_file(path, self.encode())
+
+
+def new_manifest(setting: Setting, data_sha256: str, n_train: int, n_test: int, classes: tuple[str, ...]) -> Manifest:
+    return Manifest(
+        id=uuid.uuid4().hex,
+        config=setting.to_dict(),
+        versions=versions(),
+        data_sha256=data_sha256,
+        n_train=n_train,
+        n_test=n_test,
+        classes=classes,
+        group=setting.recipe.group,
+        eras=(Era(setting.models, setting.eval_models),),
+    )
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Raises UserError where there is none, or one of another version; WorkError where it is damaged."""
+    try:
+        written = path.read_bytes()
+        content = json.loads(written)
+        if content["format"] != FORMAT:
+            raise UserError(f"{path} has the format {content['format']!r}, expected {FORMAT!r}")
+        recorded = content.pop("sha256")
+        if recorded != _digest(content):
+            raise ValueError("its content does not match its sha256")
+        manifest = _decode(content)
+        if manifest.encode() != written:
+            raise ValueError("it is not written as it was at first")
+        return manifest
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: `datamodels init` creates the store") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise WorkError(f"{path} is damaged ({error}): restore it from a copy") from None
+
+
+def _decode(content: dict[str, Any]) -> Manifest:
+    """Raises ValueError, KeyError, TypeError where the content makes no sense, or does not agree with itself."""
+    for key, digits in (("id", 32), ("data_sha256", 64)):
+        if not re.fullmatch(rf"[0-9a-f]{{{digits}}}", content[key]):
+            raise ValueError(f"its {key} is not {digits} hexadecimal digits")
+    if not all(type(content[key]) is dict for key in ("config", "versions")):
+        raise ValueError("its config or its versions are not keys and values")
+    if type(content["classes"]) is not list or not all(type(name) is str for name in content["classes"]):
+        raise ValueError("its classes are not names")
+    manifest = Manifest(
+        id=content["id"],
+        config=dict(content["config"]),
+        versions=dict(content["versions"]),
+        data_sha256=content["data_sha256"],
+        n_train=content["n_train"],
+        n_test=content["n_test"],
+        classes=tuple(content["classes"]),
+        group=content["group"],
+        eras=tuple(Era(*lengths) for lengths in content["history"]),
+    )
+    positive = [manifest.n_train, manifest.n_test, manifest.group, *(era.models for era in manifest.eras)]
+    lengths = [*positive, *(era.eval_models for era in manifest.eras)]
+    if not (manifest.eras and all(type(length) is int for length in lengths)):
+        raise ValueError("its lengths are not whole numbers")
+    if min(positive) < 1 or min(lengths) < 0 or max(lengths) >= 2**40:
+        raise ValueError("its lengths are out of range")
+    _check_agreement(manifest)
+    return manifest
+
+
+def _check_agreement(manifest: Manifest) -> None:
+    """Raises ValueError, KeyError, TypeError where the lengths are not those of the config, or a store has shrunk."""
+    config, last = manifest.config, manifest.eras[-1]
+    found = config["models"], config["eval_models"], config["recipe"]["group"]
+    if found != (last.models, last.eval_models, manifest.group):
+        raise ValueError("its lengths are not those of its config")
+    for before, after in itertools.pairwise(manifest.eras):
+        if before.models >= after.models or before.eval_models != after.eval_models:
+            raise ValueError("its history does not ascend")
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_identity(manifest: Manifest, setting: Setting, path: Path) -> None:
+    """Refuse a setting that is not the store's, naming the field. Raises UserError.
+
+    A key that came after the store was made stands at its default there: a later key must default to what was done
+    before it.
+    """
+    there, here = identity(Setting().to_dict()) | identity(manifest.config), identity(setting.to_dict())
+    for key in sorted(there.keys() | here.keys()):
+        if there.get(key) == here.get(key):
+            continue
+        if key == "recipe.network_sha256":
+            raise UserError(
+                f"{setting.recipe.network} is not the network that {path} was made with: it has sha256 {here[key]}, "
+                f"expected {there[key]}; use another --root, or that file"
+            )
+        raise UserError(
+            f"{key} is {here.get(key)!r}, but {path} holds a setting with {repr(there.get(key))[:200]}: "
+            "use another --root, or the store's own value"
+        )
+    if setting.models not in {era.models for era in manifest.eras}:
+        raise UserError(
+            f"models is {setting.models}, but {path} holds a setting with {manifest.models}: "
+            "`datamodels grow` lengthens it"
+        )
+
+
+def check_data(manifest: Manifest, dataset: "Dataset") -> None:
+    """Raises UserError where the data set is not the one the store was created with."""
+    found = dataset.sha256()
+    if found != manifest.data_sha256:
+        raise UserError(
+            f"the data set in {dataset.where} has sha256 {found}, but the store was created with {manifest.data_sha256}"
+        )
+    if len(dataset.classes) != len(manifest.classes):
+        raise UserError(
+            f"the data set in {dataset.where} has {len(dataset.classes)} classes, but the store was created with "
+            f"{len(manifest.classes)}"
+        )

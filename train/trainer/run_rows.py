@@ -1,0 +1,187 @@
+"""Doing the rows of a store that are missing: the one loop that every launcher runs."""
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodels.train.errors import Interrupted
+from datamodels.train.store import RowFailure, RowResult, RowState, Store, Writer
+
+if TYPE_CHECKING:
+    from datamodels.train.trainer.trainer import Pending, Trainer
+
+POLL_SECONDS = 0.5
+
+PATIENCE_SECONDS = 30.0
+"""Waiting for rows that another process holds is told after so long."""
+
+Results = list[RowResult | RowFailure]
+
+
+def train_rows(
+    store: Store,
+    writer: Writer,
+    trainer: "Trainer",
+    rows: range,
+    stop: Callable[[], bool],
+    finished: Callable[[Results], None],
+) -> None:
+    """Train every missing row in `rows`, group by group; groups that another process holds are left to it.
+
+    A group is committed while the next one trains. A row that failed once is tried once more, so that a failure counts
+    only when it happens again. Returns when no row is missing. Raises Interrupted, WorkError; what was trained by then
+    is committed first.
+    """
+    store.check_arrays()
+    waiting = _Waiting(store)
+    with _Commits(writer, trainer.ahead, finished) as commits:
+        while len(groups := np.unique(store.missing(rows.start, rows.stop) // store.group)):
+            worked = False
+            for group in groups.tolist():
+                if stop():
+                    raise Interrupted
+                worked |= _train_group(store, writer, trainer, group, rows, stop, commits)
+            commits.wait()
+            waiting.note(worked, groups)
+            if not worked:
+                time.sleep(POLL_SECONDS)
+                store.refresh()
+
+
+def _train_group(
+    store: Store,
+    writer: Writer,
+    trainer: "Trainer",
+    group: int,
+    rows: range,
+    stop: Callable[[], bool],
+    commits: "_Commits",
+) -> bool:
+    """Train a group and begin its commit, unless another process holds it; whether there was something to do."""
+    if not _wanted(store, group, rows) or not writer.lease(group):
+        return False
+    begun = False
+    try:
+        if wanted := _wanted(store, group, rows):  # another process may have done some before the lease
+            _make_missing(store, writer, wanted, commits)
+            pending = trainer.start(group, stop)
+            begun = True
+            commits.begin(group, wanted, pending)
+    finally:
+        if not begun:
+            writer.release(group)
+    return True
+
+
+def _make_missing(store: Store, writer: Writer, rows: set[int], commits: "_Commits") -> None:
+    """Invalidate those of the rows whose bytes are in doubt."""
+    conflicting = [row for row in rows if store.states.state[row] == RowState.CONFLICT]
+    if conflicting:
+        commits.wait()
+        writer.invalidate(conflicting)
+
+
+def _wanted(store: Store, group: int, rows: range) -> set[int]:
+    start = group * store.group
+    return set(store.missing(max(start, rows.start), min(start + store.group, rows.stop)).tolist())
+
+
+@dataclass(frozen=True)
+class _Commit:
+    group: int
+    done: "Future[Results]"
+
+
+class _Commits:
+    """Commits of leased groups in the order in which they were started, on a thread of its own."""
+
+    def __init__(self, writer: Writer, ahead: int, finished: Callable[[Results], None]) -> None:
+        self._writer = writer
+        self._ahead = ahead
+        self._finished = finished
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: deque[_Commit] = deque()
+
+    def begin(self, group: int, wanted: set[int], trained: "Pending") -> None:
+        """Have a group's wanted rows committed once they are trained; the lease is given back in the end.
+
+        Waits until no more than `ahead` groups are under way. Raises WorkError where the commit of one before failed;
+        this one is taken on nevertheless: what has been trained is not thrown away.
+        """
+        self._pending.append(_Commit(group, self._pool.submit(self._commit, group, wanted, trained)))
+        self._wait(self._ahead)
+
+    def _commit(self, group: int, wanted: set[int], trained: "Pending") -> Results:
+        results = [result for result in trained.result() if result.row in wanted]
+        self._writer.commit(group, results)
+        return results
+
+    def wait(self) -> None:
+        """Until nothing is under way. Raises WorkError where a commit failed, Interrupted where training ended."""
+        self._wait(0)
+
+    def _wait(self, left: int) -> None:
+        while len(self._pending) > left:
+            commit = self._pending.popleft()
+            try:
+                results = commit.done.result()
+            finally:
+                self._writer.release(commit.group)
+            self._finished(results)
+
+    def __enter__(self) -> "_Commits":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.ExitStack() as every:  # each of them, whatever the others raise
+            for _commit in self._pending:
+                every.callback(self._wait, 0)
+            every.callback(self._pool.shutdown)
+
+
+class _Waiting:
+    """Tells once who holds the rows that are left, where nothing else has been left to do for some time."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._since = time.monotonic()
+        self._told = False
+
+    def note(self, worked: bool, groups: NDArray[np.int64]) -> None:
+        if worked:
+            self._since = time.monotonic()
+        elif not self._told and time.monotonic() - self._since > PATIENCE_SECONDS:
+            self._told = True
+            starts = self._store.group * groups[:5]
+            stops = np.minimum(starts + self._store.group, self._store.rows)
+            rows = ", ".join(f"{start} to {stop - 1}" for start, stop in zip(starts, stops, strict=True))
+            rows += ", ..." if len(groups) > 5 else ""
+            told = f"waiting for rows {rows}, which are held by {_holders(self._store)}: if it hangs, end it"
+            print(told, file=sys.stderr, flush=True)
+
+
+def _holders(store: Store) -> str:
+    """Other processes at work on a store, as far as they have recorded something and who they are."""
+    here = socket.gethostname(), os.getpid()
+    made = [reader.provenance for reader in store.states.readers if reader.is_live()]
+    known = [(each.get("host"), each["pid"]) for each in made if "pid" in each]
+    named = [f"process {pid} on {host}" for host, pid in known if (host, pid) != here]
+    return " or ".join(named[:5]) or "a process that has recorded nothing yet"
+
+
+def retry_failed(store: Store, writer: Writer, rows: range) -> int:
+    """Make the rows that failed for good missing again; returns how many."""
+    failed = np.flatnonzero(store.failed()[rows.start : rows.stop]) + rows.start
+    writer.invalidate(failed)
+    store.refresh()
+    return len(failed)

@@ -1,0 +1,63 @@
+"""What a group of rows does at each step, from the rows' own streams: order, augmentation draws, learning rates."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodels.train.config import Recipe
+from datamodels.train.rng import Stream, raw
+
+
+@dataclass(frozen=True)
+class Tables:
+    """G rows, S steps, B images a step. A row with fewer steps or a smaller batch than others has lr or weight 0."""
+
+    order_GSB: NDArray[np.int64]
+    """Training examples."""
+    draws_GSB: NDArray[np.int64]
+    """64 random bits an image, for its augmentation."""
+    lr_GS: NDArray[np.float32]
+    weight_GB: NDArray[np.float32]
+    """1/batch for the images of a row's batch, so that losses add up to the mean."""
+
+
+def tables(recipe: Recipe, seed: int, rows: range, subsets: list[NDArray[np.int64]], batch: int) -> Tables:
+    """The tables of a group; `batch` is the largest batch that any row of the setting has.
+
+    subsets: the training examples of each row, ascending and not empty.
+    """
+    batches = [min(recipe.batch, len(subset)) for subset in subsets]
+    per_epoch = [len(subset) // size for subset, size in zip(subsets, batches, strict=True)]
+    steps = recipe.epochs * max(per_epoch)
+    order = np.zeros((len(rows), steps, batch), np.int64)
+    draws = np.zeros((len(rows), steps, batch), np.int64)
+    lr = np.zeros((len(rows), steps), np.float32)
+    weight = np.zeros((len(rows), batch), np.float32)
+    for g, (row, subset) in enumerate(zip(rows, subsets, strict=True)):
+        own, size = recipe.epochs * per_epoch[g], batches[g]
+        order[g, :own, :size] = subset[_order(seed, row, len(subset), recipe.epochs, per_epoch[g], size)]
+        words = raw(seed, row, Stream.AUGMENTATION, own * size)
+        draws[g, :own, :size] = words.view(np.int64).reshape(own, size)
+        lr[g, :own] = triangle(recipe, per_epoch[g])
+        weight[g, :size] = 1 / size
+    return Tables(order, draws, lr, weight)
+
+
+def most_steps(recipe: Recipe, largest: int) -> int:
+    """Steps that a row takes at most whose subset has up to `largest` examples."""
+    return recipe.epochs * max(1, largest // recipe.batch)
+
+
+def _order(seed: int, row: int, k: int, epochs: int, per_epoch: int, batch: int) -> NDArray[np.int64]:
+    """Positions [steps, batch] in the subset: a fresh permutation every epoch, its last partial batch dropped."""
+    keys = raw(seed, row, Stream.ORDER, epochs * k).reshape(epochs, k)
+    permutations = np.argsort(keys, axis=1, kind="stable")[:, : per_epoch * batch]
+    return permutations.reshape(epochs * per_epoch, batch)
+
+
+def triangle(recipe: Recipe, per_epoch: int) -> NDArray[np.float32]:
+    """Learning rate of each step: straight up from 0 to its peak at peak_epoch, straight down to 0 at the end."""
+    total = recipe.epochs * per_epoch
+    corners = [0, recipe.peak_epoch * per_epoch, total]
+    return (recipe.lr * np.interp(np.arange(total), corners, [0, 1, 0])).astype(np.float32)

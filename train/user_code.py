@@ -1,0 +1,79 @@
+"""A Python file of the user's: run from exactly the bytes that its digest is of, its errors told in one line.
+
+Nothing here imports torch.
+"""
+
+import contextlib
+import hashlib
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from datamodels.train.errors import Interrupted, UserError, WorkError
+
+
+def sha256_of(path: str, key: str) -> str:
+    """Digest of a file that the config's `key` names. Raises UserError."""
+    return hashlib.sha256(_content(path, key)).hexdigest()
+
+
+def function_of(path: str, key: str, name: str, sha256: str | None = None) -> Callable[..., Any]:
+    """The function `name` that a file defines; what it raises is told as UserError.
+
+    The file's folder is not searched for what it imports: the file is all that its digest is of. Raises UserError,
+    also where the file has not the digest that is expected.
+    """
+    content = _content(path, key)
+    found = hashlib.sha256(content).hexdigest()
+    if sha256 not in (None, found):
+        raise UserError(f"{path} has changed: it has sha256 {found}, expected {sha256} ({key})")
+    module = ModuleType(f"user_file_{found[:16]}")
+    module.__file__ = path
+    sys.modules[module.__name__] = module  # where dataclasses and others look for it
+    with telling(path):
+        exec(compile(content, path, "exec", dont_inherit=True), module.__dict__)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UserError(f"{path} defines no function {name} ({key})")
+
+    def call(*arguments: object) -> Any:
+        with telling(path):
+            return function(*arguments)
+
+    return call
+
+
+@contextlib.contextmanager
+def telling(path: str) -> Iterator[None]:
+    """Turn what a user's code raises into a UserError that names file and line; what it prints goes to standard error.
+
+    Memory that has run out, and whatever is ours, is left as it is.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except (UserError, WorkError, Interrupted, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's own
+            raise
+        said = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise UserError(f"{path}{_line_of(error, path)}: {type(error).__name__}: {said}") from error
+
+
+def _line_of(error: BaseException, path: str) -> str:
+    """The last line of the file that the error came by."""
+    if isinstance(error, SyntaxError) and error.filename == path:
+        return f", line {error.lineno}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _content(path: str, key: str) -> bytes:
+    try:
+        return Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise UserError(f"{key} is {path!r}: cannot read it: {error.strerror}") from None
