@@ -54,7 +54,7 @@ def work(task: Task, stop: Stop, finished: Callable[[int], None] = lambda rows: 
         check_data(store.manifest, dataset)
         device = torch.device(task.device)
         trainer = Trainer(store.setting, dataset, device, store.eras, task.streams)
-        where = {**whereabouts(), "on": task.device, "streams": len(trainer.lanes)}
+        where = {**whereabouts(), "on": task.device, "streams": len(trainer.engines)}
         writer = Writer(store, {**environment(store.setting.recipe, device), **where})
         try:
             with stop:

@@ -54,7 +54,7 @@ def write_checkpoints(store: ReadableStore, rows: NDArray[np.int64], folder: Pat
         results = {result.row: result for result in trainer(group)}
         for row in rows[rows // store.group == group].tolist():
             _require_same(store, results[row], trainer)
-            trained = trainer.lanes[0].network.state_dict()
+            trained = trainer.engines[0].network.state_dict()
             plain.load_state_dict(row_state(trained, plain.state_dict(), store.group, row))
             _require_margins(store, plain, dataset, row, trainer)
             names.append(f"checkpoints/row_{row}.pt")
@@ -127,12 +127,12 @@ def _require_margins(store: Store, plain: network.Network, dataset: Dataset, row
 
     plain = plain.to(trainer.device)
     with torch.inference_mode():
-        batches = trainer.shared.feeds["test"].all(store.setting.recipe.eval_batch)
+        batches = trainer.shared.loaders["test"].in_order(store.setting.recipe.eval_batch)
         logits = torch.cat([plain(batch.permute(0, 3, 1, 2)) for batch in batches])
         margins = margin(logits, trainer.shared.labels["test"]).cpu().numpy()
     stored = store.read("test_margins", row, row + 1)[0].astype(np.float32)
     deviation = np.sqrt(((margins - stored) ** 2).mean() / (stored**2).mean())
-    allowed = LARGEST_DEVIATION[str(trainer.lanes[0].precision).removeprefix("torch.")]
+    allowed = LARGEST_DEVIATION[str(trainer.engines[0].precision).removeprefix("torch.")]
     if not deviation <= allowed:
         raise WorkError(f"row {row}: its plain network's margins deviate by {deviation:.2%}, expected {allowed:.2%}")
 

@@ -1,46 +1,113 @@
-"""Augmentation and normalisation as one kernel, in the precision and with the channels that the first layer takes."""
+"""Augmentation and normalisation of a batch, in the precision and with the channels that the first layer takes.
+
+Images are uint8, with a border around them for the translation, until they are normalised.
+"""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodels.train.kernels.runtime import OPTIONS, ceil_div, usable
-from datamodels.train.trainer import Augment
+from datamodels.train.config import Recipe
+from datamodels.train.data import Dataset
+from datamodels.train.kernels.tiling import usable
 
-BLOCK = 2048
 
+class Augment:
+    """Training images: mirror, translate, cutout (in this order), then normalise.
 
-class FusedAugment:
-    """Calls `augment`, and casts and pads what it gives; the same numbers, bit for bit, whether by a kernel or not.
-
-    A byte has 256 values, so that what each is normalised to is looked up rather than computed.
+    One 64-bit draw an image: bits 0-15 mirror it, 16-31 choose the translation, 32-47 and 48-63 the cutout's place.
+    Triton and PyTorch give the same bits. A byte has 256 values, so that Triton looks up what each is normalised to.
     """
 
-    def __init__(self, augment: Augment, dtype: torch.dtype, channels: int) -> None:
-        """channels: of the result, at least the images' own; those beyond are 0."""
-        self.augment, self.dtype, self.channels = augment, dtype, channels
-        fill = augment.fill
-        values = torch.arange(256, dtype=torch.uint8, device=fill.device)[:, None].expand(256, len(fill))
-        self.table = augment.normalise(values).to(dtype).contiguous()
+    def __init__(
+        self,
+        dataset: Dataset,
+        recipe: Recipe,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        channels: int | None = None,
+    ) -> None:
+        """dtype, channels: of the result; channels beyond the images' own are 0."""
+        self.recipe, self.dtype = recipe, dtype
+        self.height, self.width, own_channels = dataset.train.images.shape[1:]
+        self.channels = channels or own_channels
+        std = torch.tensor(dataset.std, device=device)
+        self.scale, self.shift = 1 / std, -torch.tensor(dataset.mean, device=device) / std
+        self.fill = torch.tensor([int(value) for value in dataset.mean], dtype=torch.uint8, device=device)
+        """The colour of borders and cutouts."""
+        self.rows, self.columns = torch.arange(self.height, device=device), torch.arange(self.width, device=device)
+        values = torch.arange(256, dtype=torch.uint8, device=device)[:, None].expand(256, own_channels)
+        self.table = self.normalise(values).to(dtype).contiguous()
 
     def __call__(self, bordered: Tensor, index_GB: Tensor, draws_GB: Tensor) -> Tensor:
-        """Normalised images [G, B, H, W, channels] of those at `index_GB` in `bordered`, as Augment takes them."""
+        """Augmented and normalised images [G, B, H, W, channels] of those at `index_GB` in `bordered`.
+
+        bordered: uint8 [n, H + 2 translate, W + 2 translate, C], with a border of `fill`.
+        """
         if not usable(bordered.device):
-            return self.shaped(self.augment(bordered, index_GB, draws_GB))
-        from datamodels.train.kernels.device import augment
+            return self.formatted(self.normalise(self.augmented(bordered, index_GB, draws_GB)))
+        from datamodels.train.kernels import augment_triton
 
-        plain = self.augment
-        recipe, shape = plain.recipe, (plain.height, plain.breadth, self.channels)
-        images = torch.empty((*index_GB.shape, *shape), dtype=self.dtype, device=bordered.device)
-        grid = (index_GB.numel(), ceil_div(images[0, 0].numel(), BLOCK))
-        tensors = (bordered, index_GB.contiguous(), draws_GB.contiguous(), self.table, plain.fill, images)
-        sizes = {"H": plain.height, "W": plain.breadth, "C": len(plain.fill), "OUT": self.channels}
-        changes = {"T": recipe.translate, "FLIP": recipe.flip, "SIDE": recipe.cutout}
         with torch.cuda.device_of(bordered):
-            augment[grid](*tensors, **sizes, **changes, BLOCK=BLOCK, **OPTIONS)
-        return images
+            return augment_triton.launch(
+                bordered, index_GB, draws_GB, self.table, self.fill, self.recipe, self.channels
+            )
 
-    def shaped(self, images: Tensor) -> Tensor:
-        """Images [..., C] cast and with all channels."""
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 images [..., C] to float32 with the data set's mean and standard deviation taken out."""
+        return torch.addcmul(self.shift, images.float(), self.scale)
+
+    def formatted(self, images: Tensor) -> Tensor:
+        """Normalised images [..., C] in the result's precision, with all of its channels."""
         missing = self.channels - images.shape[-1]
         return F.pad(images.to(self.dtype), (0, missing)) if missing else images.to(self.dtype)
+
+    def augmented(self, bordered: Tensor, index_GB: Tensor, draws_GB: Tensor) -> Tensor:
+        """uint8 images [G, B, H, W, C]: mirrored, translated and cut out by PyTorch's operations."""
+        if self.recipe.translate:
+            rows, columns = self.window(draws_GB)
+            images = bordered[index_GB[..., None, None], rows[..., :, None], columns[..., None, :]]
+        else:
+            images = select(bordered, index_GB)
+            if self.recipe.flip:
+                images = torch.where(_mirrored(draws_GB)[..., None, None], images.flip(3), images)
+        if self.recipe.cutout:
+            images = torch.where(self.hole(draws_GB)[..., None], self.fill, images)
+        return images
+
+    def window(self, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows [..., H] and columns [..., W] of the bordered image that the augmented one shows."""
+        t = self.recipe.translate
+        places = 2 * t + 1
+        shift = (_field(draws, 1) * places**2) >> 16
+        rows = (shift // places)[..., None] + self.rows
+        columns = (shift % places)[..., None] + self.columns
+        if self.recipe.flip:
+            columns = torch.where(_mirrored(draws), self.width + 2 * t - 1 - columns, columns)
+        return rows, columns
+
+    def hole(self, draws: Tensor) -> Tensor:
+        """Pixels [..., H, W] inside the cutout, a square that lies wholly in the image."""
+        side = self.recipe.cutout
+        top = ((_field(draws, 2) * (self.height - side + 1)) >> 16)[..., None]
+        left = ((_field(draws, 3) * (self.width - side + 1)) >> 16)[..., None]
+        inside_rows = (self.rows >= top) & (self.rows < top + side)
+        inside_columns = (self.columns >= left) & (self.columns < left + side)
+        return inside_rows[..., :, None] & inside_columns[..., None, :]
+
+
+def select(images: Tensor, index_GB: Tensor) -> Tensor:
+    """The images [G, B, H, W, C] at the given places, copied whole."""
+    if images.device.type == "cpu":  # where torch would have its threads meet at every image
+        return torch.from_numpy(images.numpy().take(index_GB.numpy(), axis=0))
+    return images.index_select(0, index_GB.flatten()).unflatten(0, index_GB.shape)
+
+
+def _field(draws: Tensor, number: int) -> Tensor:
+    """Bits 16 number to 16 number + 15."""
+    return (draws >> (16 * number)) & 0xFFFF
+
+
+def _mirrored(draws: Tensor) -> Tensor:
+    """Which images [..., 1] are mirrored."""
+    return (_field(draws, 0) & 1).bool()[..., None]

@@ -1,137 +1,116 @@
-"""Launches of the batch norm kernels, for activations [B, C, H, W] in channels_last order."""
+"""Launches of Triton's batch norm, for activations [B, C, H, W] in channels_last order, and its gradient."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from datamodels.train.kernels.device import norm as plain
-from datamodels.train.kernels.device import overlap, pool
-from datamodels.train.kernels.form import Form, Kept, Moments
-from datamodels.train.kernels.runtime import OPTIONS, TILE, Tiling, ceil_div, image_tiling, power_of_two, tiling
+from datamodels.train.kernels import norm_triton as kernels
+from datamodels.train.kernels.tiling import OPTIONS, Tiling, ceil_div, power_of_two, tiling
 
-POOL_TILE = 2048
-"""Windows x channels of a program; each has four activations."""
 FEW_CHANNELS = 8
 """Channels of a program that combines what the programs of a pass have found: 32 bytes of float32."""
-PLACES = {None: 0, "before": plain.BEFORE.value, "after": plain.AFTER.value}
+
+Moments = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Mean, 1/sqrt(variance + eps) (in evaluation the variance), weight and bias, [C] each."""
 
 
-def statistics(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def batch_norm_act(
+    x: Tensor, norm: nn.BatchNorm2d, relu: bool, before: Tensor | None = None, after: Tensor | None = None
+) -> Tensor:
+    """kernels.norm.batch_norm_act by Triton; at most one of `before` and `after` is a tensor."""
+    place, residual = (kernels.AFTER.value, after) if before is None else (kernels.BEFORE.value, before)
+    if residual is None:
+        place = 0
+    if norm.training:
+        return BatchNormAct.apply(x, norm.weight, norm.bias, residual, norm, relu, place)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    moments = norm.running_mean, norm.running_var, norm.weight, norm.bias
+    residual = None if residual is None else _channels_last(residual)
+    return _normalised(_channels_last(x), moments, residual, relu, place, eps=norm.eps)
+
+
+class BatchNormAct(torch.autograd.Function):
+    """Batch norm in training mode, ReLU and residual, with their gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        residual: Tensor | None,
+        norm: nn.BatchNorm2d,
+        relu: bool,
+        place: int,
+    ) -> Tensor:
+        x, residual = _channels_last(x), None if residual is None else _channels_last(residual)
+        mean, rstd = _statistics(x, norm)
+        y = _normalised(x, (mean, rstd, weight, bias), residual, relu, place)
+        # Where a residual came before the ReLU, its mask is read from the result, which the next block keeps anyway.
+        masked = relu and place == kernels.BEFORE.value
+        ctx.form = relu, place, masked
+        ctx.save_for_backward(x, mean, rstd, weight, bias, *([y] if masked else []))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, rstd, weight, bias, *results = ctx.saved_tensors
+        relu, place, masked = ctx.form
+        with torch.cuda.device_of(x):
+            dy = _channels_last(dy)
+            dx = torch.empty_like(x)
+            dresidual = torch.empty_like(x) if masked else dy if place else None
+            operands = x, results[0] if masked else None, dy, dx, dresidual, mean, rstd, weight, bias
+            form = {"RELU": relu, "RESIDUAL": place}
+
+            tiles = tiling(x)
+            sums, products = x.new_empty((2, tiles.splits, tiles.channels), dtype=torch.float32)
+            sizes, blocks = (tiles.pixels, tiles.chunk), {**form, **tiles.blocks}
+            reducing = tiles.splits, tiles.channel_blocks
+            kernels.backward[reducing](*operands, sums, products, *sizes, APPLY=False, **blocks)
+
+            dbias, dweight = x.new_empty((2, tiles.channels), dtype=torch.float32)
+            grid, few = _few_channels(tiles)
+            kernels.total[grid](sums, products, dbias, dweight, tiles.splits, **few)
+
+            writing = tiles.pixel_blocks, tiles.channel_blocks
+            kernels.backward[writing](*operands, dbias, dweight, *sizes, APPLY=True, **blocks)
+        return dx, dweight, dbias, dresidual, None, None, None
+
+
+def _statistics(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Mean and 1/sqrt(variance + eps) [C] of x, also into the running statistics of `norm`."""
-    channels = x.shape[1]
-    tiles = tiling(x.numel() // channels, channels, TILE)
-    means, squares = x.new_empty((2, tiles.splits, channels), dtype=torch.float32)
-    mean, rstd = x.new_empty((2, channels), dtype=torch.float32)
-    plain.statistics[tiles.splits, tiles.channel_blocks](x, means, squares, tiles.items, tiles.chunk, **tiles.blocks)
-    running = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
-    sizes = (tiles.items, tiles.chunk, tiles.splits)
-    grid, blocks = _few_channels(tiles)
-    plain.finalise[grid](x, means, squares, mean, rstd, *running, *sizes, norm.eps, norm.momentum, **blocks)
+    tiles = tiling(x)
+    means, squares = x.new_empty((2, tiles.splits, tiles.channels), dtype=torch.float32)
+    mean, rstd = x.new_empty((2, tiles.channels), dtype=torch.float32)
+    sizes = tiles.pixels, tiles.chunk
+    kernels.statistics[tiles.splits, tiles.channel_blocks](x, means, squares, *sizes, **tiles.blocks)
+    running = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    grid, few = _few_channels(tiles)
+    partial = x, means, squares, mean, rstd
+    kernels.finalise[grid](*partial, *running, *sizes, tiles.splits, norm.eps, norm.momentum, **few)
     return mean, rstd
 
 
-def evaluated(x: Tensor, norm: nn.BatchNorm2d, residual: Tensor | None, form: Form) -> Tensor:
-    """What `form` makes of x with the running statistics of `norm`, in one pass."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    return normalise(x, (norm.running_mean, norm.running_var, norm.weight, norm.bias), residual, form, norm.eps)[0]
-
-
-def normalise(
-    x: Tensor, moments: Moments, residual: Tensor | None, form: Form, eps: float | None = None
-) -> tuple[Tensor, Kept]:
-    """What `form` makes of x, and what is to be kept for the gradient.
-
-    eps: of an evaluation; the second moment is then the variance, and nothing is kept.
-    """
-    batch, channels, height, width = x.shape
-    tiles = _tiles(x, form)
-    grid = (tiles.steps, tiles.channel_blocks)
-    how = {"RELU": form.relu, "EPS": eps, **tiles.blocks}
-    kept: Kept = ()
-    if form.pool == "global":
-        y = x.new_empty((batch, channels))
-        pool.normalise_amax[grid](x, y, *moments, HW=height * width, **how)
-    elif form.pool == "2x2":
-        y = _empty(x, height // 2, width // 2)
-        pool.normalise_pool[grid](x, y, *moments, tiles.items, H=height, W=width, **how)
-    elif form.pool == "3x3":
-        y = _empty(x, ceil_div(height, 2), ceil_div(width, 2))
-        if eps is None:
-            kept = torch.empty_like(y), torch.empty_like(y, dtype=torch.uint8)
-        overlap.normalise_pool[grid](x, y, *(kept or (None, None)), *moments, tiles.items, H=height, W=width, **how)
-    else:
-        y = _empty(x, height, width)
-        plain.normalise[grid](x, residual, y, *moments, tiles.items, RESIDUAL=PLACES[form.residual], **how)
-        if form.relu and form.residual == "before" and eps is None:
-            kept = (y,)  # the next block's input, which is kept anyway
-    return y, kept
-
-
-def backward(
-    x: Tensor, kept: Kept, dy: Tensor, moments: Moments, form: Form
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of x, weight, bias and the residual, from that of the result and what `normalise` kept."""
-    channels, height, width = x.shape[1:]
-    tiles = _tiles(x, form)
-    dx, dresidual = _empty(x, height, width), None
-    if form.residual:
-        dresidual = _empty(x, height, width) if kept else dy
-    operands = (x, kept, dy, dx, dresidual, moments)
-    sums, products = x.new_empty((2, tiles.splits, channels), dtype=torch.float32)
-    _backward_pass(*operands, (sums, products), tiles, form, apply=False)
-    dbias, dweight = x.new_empty((2, channels), dtype=torch.float32)
-    grid, blocks = _few_channels(tiles)
-    plain.total[grid](sums, products, dbias, dweight, tiles.splits, **blocks)
-    _backward_pass(*operands, (dbias, dweight), tiles, form, apply=True)
-    return dx, dweight, dbias, dresidual
-
-
-def _backward_pass(
-    x: Tensor,
-    kept: Kept,
-    dy: Tensor,
-    dx: Tensor,
-    dresidual: Tensor | None,
-    moments: Moments,
-    sums: tuple[Tensor, Tensor],
-    tiles: Tiling,
-    form: Form,
-    apply: bool,
-) -> None:
-    _, channels, height, width = x.shape
-    grid = (tiles.steps if apply else tiles.splits, tiles.channel_blocks)
-    sizes = (tiles.items, tiles.step if apply else tiles.chunk)
-    blocks = {"RELU": form.relu, "APPLY": apply, **tiles.blocks}
-    if form.pool == "global":
-        pool.backward_amax[grid](x, dy, dx, *moments, *sums, *sizes, HW=height * width, **blocks)
-    elif form.pool == "2x2":
-        pixels = x.numel() // channels
-        pool.backward_pool[grid](x, dy, dx, *moments, *sums, *sizes, pixels, H=height, W=width, **blocks)
-    elif form.pool == "3x3" and apply:
-        shape = {"H": height, "W": width, **tiles.blocks}
-        overlap.backward_pool[grid](x, kept[1], dy, dx, *moments, *sums, tiles.items, x.numel() // channels, **shape)
-    else:
-        # What a pool has chosen is all that its sums are over.
-        x, y = (kept[0], None) if form.pool else (x, kept[0] if kept else None)
-        place = PLACES[form.residual]
-        plain.backward[grid](x, y, dy, dx, dresidual, *moments, *sums, *sizes, RESIDUAL=place, **blocks)
-
-
-def _tiles(x: Tensor, form: Form) -> Tiling:
-    batch, channels, height, width = x.shape
-    if form.pool == "global":
-        return image_tiling(batch, height * width, channels)
-    if form.pool in ("2x2", "3x3"):
-        return tiling(batch * ceil_div(height, 2) * ceil_div(width, 2), channels, POOL_TILE)
-    return tiling(batch * height * width, channels, TILE)
-
-
-def _empty(x: Tensor, height: int, width: int) -> Tensor:
-    shape = (*x.shape[:2], height, width)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+def _normalised(
+    x: Tensor, moments: Moments, residual: Tensor | None, relu: bool, place: int, eps: float | None = None
+) -> Tensor:
+    """eps: of an evaluation; the second moment is then the variance."""
+    tiles, y = tiling(x), torch.empty_like(x)
+    grid, form = (tiles.pixel_blocks, tiles.channel_blocks), {"RELU": relu, "RESIDUAL": place, "EPS": eps}
+    kernels.normalise[grid](x, residual, y, *moments, tiles.pixels, **form, **tiles.blocks)
+    return y
 
 
 def _few_channels(tiles: Tiling) -> tuple[tuple[int], dict[str, int | bool]]:
-    """Grid and block sizes of a launch that combines the results of a pass."""
-    blocks = {"C": tiles.channels, "SPLITS": power_of_two(tiles.splits), "BLOCK_C": FEW_CHANNELS, **OPTIONS}
-    return (ceil_div(tiles.channels, FEW_CHANNELS),), blocks
+    """Grid and constants of a launch that combines the results of a pass."""
+    constants = {"C": tiles.channels, "SPLITS": power_of_two(tiles.splits), "BLOCK_C": FEW_CHANNELS, **OPTIONS}
+    return (ceil_div(tiles.channels, FEW_CHANNELS),), constants
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)

@@ -1,11 +1,9 @@
-"""The optimiser's step as one kernel: 20 bytes a parameter and 2 for a copy, instead of 44 and 6 (and 8 to unscale)."""
+"""The optimiser's step: by Triton 20 bytes a parameter and 2 for a copy, instead of 44 and 6 (and 8 to unscale)."""
 
 import torch
 from torch import Tensor
 
-from datamodels.train.kernels.runtime import OPTIONS, ceil_div, usable
-
-BLOCK = 2048
+from datamodels.train.kernels.tiling import usable
 
 
 def sgd_step(
@@ -23,20 +21,20 @@ def sgd_step(
     """One step of torch.optim.SGD on flat float32 tensors: value and momentum, and a copy of value in less precision.
 
     The gradient counts `scale` times (1 over the loss scale). lr [G] is read on the device: its first number for all,
-    or for each number the one that `row` tells. keep: the factor of the momentum; decay: the weight decay. Equals
-    `plain_step` within two roundings a number, in which multiplications and additions may be joined.
+    or for each number the one that `row` tells. keep: the factor of the momentum; decay: the weight decay. By Triton
+    where it can run; equals `plain_sgd_step` within two roundings a number, in which multiplications and additions may
+    be joined.
     """
     if not usable(value.device) or value.numel() >= 2**31:
-        plain_step(value, grad, momentum, lr, keep=keep, decay=decay, scale=scale, row=row, copy=copy)
+        plain_sgd_step(value, grad, momentum, lr, keep=keep, decay=decay, scale=scale, row=row, copy=copy)
         return
-    from datamodels.train.kernels.device import sgd
+    from datamodels.train.kernels import sgd_triton
 
     with torch.cuda.device_of(value):
-        operands = (value, grad, momentum, copy, lr, row, value.numel(), keep, decay, scale)
-        sgd[ceil_div(value.numel(), BLOCK),](*operands, BLOCK=BLOCK, **OPTIONS)
+        sgd_triton.launch(value, grad, momentum, copy, lr, row, keep, decay, scale)
 
 
-def plain_step(
+def plain_sgd_step(
     value: Tensor,
     grad: Tensor,
     momentum: Tensor,
@@ -48,7 +46,7 @@ def plain_step(
     row: Tensor | None = None,
     copy: Tensor | None = None,
 ) -> None:
-    """What sgd_step does, in PyTorch's operations."""
+    """What sgd_step computes, in PyTorch's operations."""
     momentum.mul_(keep).add_(grad, alpha=scale).add_(value, alpha=decay)
     value.addcmul_(momentum, lr[0] if row is None else lr[row], value=-1)
     if copy is not None:

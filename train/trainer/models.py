@@ -1,64 +1,64 @@
-"""The networks.
+"""The networks, and how their parameters start.
 
-A network maps normalised images [G, B, H, W, C] to float32 logits [G, B, classes] for a group of G rows with parameters
-of their own; in evaluation all rows see the same images, and G is 1 on input. Shape letters: G rows of a group, B
+A network maps normalised images [G, B, H, W, C] to float32 logits [G, B, classes] for a group of G rows, each with its
+own parameters; in evaluation all rows see the same images, and G is 1 on input. Shape letters: G rows of a group, B
 images of a batch, H W C an image.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodels.train.config import Recipe
 from datamodels.train.errors import UserError
-from datamodels.train.kernels import RELU, Form, batch_norm_act, finish, usable
-from datamodels.train.trainer.own_model import OwnNetwork
+from datamodels.train.kernels import activated, batch_norm_act, max_pool2d, usable
+from datamodels.train.trainer.custom_model import CustomNetwork
 from fmow.torchvision_compat import torchvision
 
 
 class Unit:
-    """A convolution, its batch norm, and what may follow: `x -> relu(bn(conv(x)))` and relatives.
+    """A convolution and its batch norm, with ReLU and residual: `x -> relu(bn(conv(x)) + before) + after`.
 
     In training, batch norm takes the batch's statistics. In evaluation it costs no pass of its own over the
-    activations: where own kernels run, it is in the one that ReLU, residual and pooling take; elsewhere it is folded
-    into the convolution. Owns nothing: the two modules belong to a network.
+    activations: where Triton runs, it is in the one that ReLU and residual take; elsewhere it is folded into the
+    convolution. Owns nothing: the two modules belong to a network.
     """
 
     def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
         self.conv, self.bn = conv, bn
 
-    def __call__(self, x: Tensor, form: Form = RELU, residual: Tensor | None = None) -> Tensor:
-        """[B, C, H, W] to the same, or to what the form pools it to. x may have further channels, of zeros."""
+    def __call__(
+        self, x: Tensor, *, relu: bool = True, before: Tensor | None = None, after: Tensor | None = None
+    ) -> Tensor:
+        """[B, C, H, W] to the same. x may have further channels, of zeros."""
         conv = self.conv
         if conv.training or usable(x.device):
-            y = F.conv2d(x, _like(x, conv.weight), None, conv.stride, conv.padding)
-            return batch_norm_act(y, self.bn, form, residual)
-        return finish(self._folded(x), form, residual)
+            y = F.conv2d(x, _padded(conv.weight, x), None, conv.stride, conv.padding)
+            return batch_norm_act(y, self.bn, relu=relu, before=before, after=after)
+        return activated(self._folded(x), relu=relu, before=before, after=after)
 
     def _folded(self, x: Tensor) -> Tensor:
         """Convolution and batch norm in evaluation as one convolution."""
-        conv = self.conv
-        mean, var = self.bn.running_mean, self.bn.running_var
-        assert mean is not None
-        assert var is not None
-        scale = self.bn.weight * torch.rsqrt(var + self.bn.eps)
+        conv, bn = self.conv, self.bn
+        assert bn.running_mean is not None
+        assert bn.running_var is not None
+        scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
         weight = conv.weight * scale[:, None, None, None]
-        shift = self.bn.bias - mean * scale
-        folded = _like(x, weight.to(x.dtype)), shift.to(x.dtype)
-        return F.conv2d(x, *folded, conv.stride, conv.padding)
+        shift = bn.bias - bn.running_mean * scale
+        return F.conv2d(x, _padded(weight.to(x.dtype), x), shift.to(x.dtype), conv.stride, conv.padding)
 
 
-def _like(x: Tensor, weight_OIHW: Tensor) -> Tensor:
+def _padded(weight_OIHW: Tensor, x: Tensor) -> Tensor:
     """The weight with as many input channels as x has."""
     missing = x.shape[1] - weight_OIHW.shape[1]
     return F.pad(weight_OIHW, (0, 0, 0, 0, 0, missing)) if missing else weight_OIHW
-
-
-def _unit(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> Unit:
-    return Unit(nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False), nn.BatchNorm2d(outputs))
 
 
 class ResNet9(nn.Module):
@@ -67,13 +67,12 @@ class ResNet9(nn.Module):
     def __init__(self, width: int, channels: int, classes: int) -> None:
         super().__init__()
         w = width
+        sizes = [channels, w, 2 * w, 2 * w, 2 * w, 4 * w, 4 * w, 4 * w, 2 * w]
+        shapes = [(3, 1, 1), (5, 2, 2), *[(3, 1, 1)] * 5, (3, 1, 0)]
+        """Kernel, stride and padding."""
         self.units = [
-            _unit(channels, w),
-            _unit(w, 2 * w, kernel=5, stride=2, padding=2),
-            *(_unit(2 * w, 2 * w) for _ in range(2)),
-            _unit(2 * w, 4 * w),
-            *(_unit(4 * w, 4 * w) for _ in range(2)),
-            _unit(4 * w, 2 * w, padding=0),
+            Unit(nn.Conv2d(inputs, outputs, *shape, bias=False), nn.BatchNorm2d(outputs))
+            for inputs, outputs, shape in zip(sizes[:-1], sizes[1:], shapes, strict=True)
         ]
         self.convs = nn.ModuleList(unit.conv for unit in self.units)
         self.norms = nn.ModuleList(unit.bn for unit in self.units)
@@ -82,10 +81,10 @@ class ResNet9(nn.Module):
     def forward(self, images_GBHWC: Tensor) -> Tensor:
         units = self.units
         x = units[1](units[0](images_GBHWC[0].permute(0, 3, 1, 2)))
-        x = units[3](units[2](x), Form(residual="after"), x)
-        x = units[4](x, Form(pool="2x2"))
-        x = units[6](units[5](x), Form(residual="after"), x)
-        features = units[7](x, Form(pool="global"))
+        x = units[3](units[2](x), after=x)
+        x = max_pool2d(units[4](x), 2, 2)
+        x = units[6](units[5](x), after=x)
+        features = units[7](x).amax((2, 3))
         return 0.2 * self.head(features.float())[None]
 
 
@@ -105,7 +104,7 @@ class ResNet18(nn.Module):
         self.units = [self.stem, *(unit for block in self.blocks for unit in block.units)]
 
     def forward(self, images_GBHWC: Tensor) -> Tensor:
-        x = self.stem(images_GBHWC[0].permute(0, 3, 1, 2), Form(pool="3x3"))
+        x = max_pool2d(self.stem(images_GBHWC[0].permute(0, 3, 1, 2)), 3, 2, 1)
         for block in self.blocks:
             x = block(x)
         return self.head(x.float().mean((2, 3)))[None]
@@ -117,14 +116,11 @@ class _Block:
     def __init__(self, block: Any) -> None:
         self.first, self.second = Unit(block.conv1, block.bn1), Unit(block.conv2, block.bn2)
         self.shortcut = Unit(*block.downsample) if block.downsample else None
-
-    @property
-    def units(self) -> list[Unit]:
-        return [self.first, self.second, *([self.shortcut] if self.shortcut else [])]
+        self.units = [self.first, self.second, *([self.shortcut] if self.shortcut else [])]
 
     def __call__(self, x: Tensor) -> Tensor:
-        shortcut = self.shortcut(x, Form(relu=False)) if self.shortcut else x
-        return self.second(self.first(x), Form(residual="before"), shortcut)
+        shortcut = self.shortcut(x, relu=False) if self.shortcut else x
+        return self.second(self.first(x), before=shortcut)
 
 
 class ConvNet(nn.Module):
@@ -152,7 +148,7 @@ class ConvNet(nn.Module):
 def build(recipe: Recipe, shape: tuple[int, ...], classes: int) -> nn.Module:
     """The network of a recipe for images [H, W, C], with undefined parameters."""
     if recipe.own_network:
-        return OwnNetwork(recipe, shape, classes)
+        return CustomNetwork(recipe, shape, classes)
     if recipe.network == "resnet9":
         return ResNet9(recipe.width, shape[2], classes)
     if recipe.network == "resnet18":
@@ -160,13 +156,51 @@ def build(recipe: Recipe, shape: tuple[int, ...], classes: int) -> nn.Module:
     return ConvNet(recipe.group, recipe.width, shape, classes)
 
 
+def has_units(recipe: Recipe) -> bool:
+    """Whether the network is made of units, which choose their own precision; others take torch's autocast."""
+    return recipe.network in ("resnet9", "resnet18")
+
+
+Fill = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""From uniform numbers in [0, 1) to initial values."""
+
+
+def initialiser(network: nn.Module, name: str) -> Fill:
+    """How a parameter starts: PyTorch's default, uniform within 1/sqrt(fan_in); 1 and 0 for batch norm; torchvision's
+    normal distribution for the convolutions of its ResNet.
+    """
+    owner, _, kind = name.rpartition(".")
+    module = network.get_submodule(owner)
+    if isinstance(module, nn.BatchNorm2d):
+        return lambda u: np.full_like(u, 1 if kind == "weight" else 0)
+    if isinstance(module, nn.Conv2d):
+        if isinstance(network, ResNet18):
+            return lambda u: normal(u, math.sqrt(2 / (module.out_channels * math.prod(module.kernel_size))))
+        fan_in = module.weight[0].numel()
+    elif isinstance(module, nn.Linear):
+        fan_in = module.in_features
+    else:
+        assert isinstance(module, ConvNet)
+        fan_in = module.weight.shape[1]
+    return lambda u: (2 * u - 1) * np.float32(1 / math.sqrt(fan_in))
+
+
+def normal(u: NDArray[np.float32], std: float) -> NDArray[np.float32]:
+    """Normally distributed numbers from uniform ones in [0, 1)."""
+    from scipy.special import ndtri
+
+    # In float64, since the largest u plus half its spacing rounds to 1 in float32, whose quantile is infinite.
+    return (ndtri(u + np.float64(2**-25)) * std).astype(np.float32)
+
+
 def check(recipe: Recipe, shape: tuple[int, ...], classes: int, batch: int) -> None:
     """Raises UserError where the recipe cannot train on `batch` images [H, W, C] at a time.
 
     Tries two images on the narrowest network: whether images are too small for it depends on nothing else.
     """
+    size = f"{shape[1]} x {shape[0]}"
     if recipe.cutout > min(shape[:2]):
-        raise UserError(f"recipe.cutout is {recipe.cutout}, expected at most the side of the {_size(shape)} images")
+        raise UserError(f"recipe.cutout is {recipe.cutout}, expected at most the side of the {size} images")
     try:
         network = build(replace(recipe, width=1, group=1), shape, classes)
         with torch.no_grad():
@@ -175,10 +209,6 @@ def check(recipe: Recipe, shape: tuple[int, ...], classes: int, batch: int) -> N
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"recipe.network is {recipe.network!r}, which cannot train on {batch} images of {_size(shape)} pixels at a "
-            f"time: {reason}"
+            f"recipe.network is {recipe.network!r}, which cannot train on {batch} images of {size} pixels at a time: "
+            f"{reason}"
         ) from None
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]} x {shape[0]}"

@@ -1,4 +1,4 @@
-"""What a group of rows does at each step, from the rows' own streams: order, augmentation draws, learning rates."""
+"""What a group of rows does at each step, drawn from the rows' random streams: order, augmentation, learning rates."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from datamodels.train.rng import Stream, raw
 
 
 @dataclass(frozen=True)
-class Tables:
+class Schedule:
     """G rows, S steps, B images a step. A row with fewer steps or a smaller batch than others has lr or weight 0."""
 
     order_GSB: NDArray[np.int64]
@@ -21,9 +21,13 @@ class Tables:
     weight_GB: NDArray[np.float32]
     """1/batch for the images of a row's batch, so that losses add up to the mean."""
 
+    @property
+    def steps(self) -> int:
+        return self.order_GSB.shape[1]
 
-def tables(recipe: Recipe, seed: int, rows: range, subsets: list[NDArray[np.int64]], batch: int) -> Tables:
-    """The tables of a group; `batch` is the largest batch that any row of the setting has.
+
+def draw_schedule(recipe: Recipe, seed: int, rows: range, subsets: list[NDArray[np.int64]], batch: int) -> Schedule:
+    """The schedule of a group; `batch` is the largest batch that any row of the setting has.
 
     subsets: the training examples of each row, ascending and not empty.
     """
@@ -35,18 +39,13 @@ def tables(recipe: Recipe, seed: int, rows: range, subsets: list[NDArray[np.int6
     lr = np.zeros((len(rows), steps), np.float32)
     weight = np.zeros((len(rows), batch), np.float32)
     for g, (row, subset) in enumerate(zip(rows, subsets, strict=True)):
-        own, size = recipe.epochs * per_epoch[g], batches[g]
-        order[g, :own, :size] = subset[_order(seed, row, len(subset), recipe.epochs, per_epoch[g], size)]
-        words = raw(seed, row, Stream.AUGMENTATION, own * size)
-        draws[g, :own, :size] = words.view(np.int64).reshape(own, size)
-        lr[g, :own] = triangle(recipe, per_epoch[g])
+        count, size = recipe.epochs * per_epoch[g], batches[g]
+        order[g, :count, :size] = subset[_order(seed, row, len(subset), recipe.epochs, per_epoch[g], size)]
+        words = raw(seed, row, Stream.AUGMENTATION, count * size)
+        draws[g, :count, :size] = words.view(np.int64).reshape(count, size)
+        lr[g, :count] = triangle(recipe, per_epoch[g])
         weight[g, :size] = 1 / size
-    return Tables(order, draws, lr, weight)
-
-
-def most_steps(recipe: Recipe, largest: int) -> int:
-    """Steps that a row takes at most whose subset has up to `largest` examples."""
-    return recipe.epochs * max(1, largest // recipe.batch)
+    return Schedule(order, draws, lr, weight)
 
 
 def _order(seed: int, row: int, k: int, epochs: int, per_epoch: int, batch: int) -> NDArray[np.int64]:
@@ -61,3 +60,8 @@ def triangle(recipe: Recipe, per_epoch: int) -> NDArray[np.float32]:
     total = recipe.epochs * per_epoch
     corners = [0, recipe.peak_epoch * per_epoch, total]
     return (recipe.lr * np.interp(np.arange(total), corners, [0, 1, 0])).astype(np.float32)
+
+
+def most_steps(recipe: Recipe, largest: int) -> int:
+    """Steps that a row takes at most whose subset has up to `largest` examples."""
+    return recipe.epochs * max(1, largest // recipe.batch)

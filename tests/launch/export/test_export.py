@@ -194,7 +194,9 @@ def test_checkpoints_give_the_stored_margins_without_this_package(
     ("network", "tta"), [("convnet", "legacy_fliplr"), ("resnet9", "mirror"), ("resnet18", "none")]
 )
 def test_plain_networks_are_those_that_are_trained(network: str, tta: str) -> None:
-    from datamodels.train.trainer.augment import Normalise, views
+    from datamodels.train.config import Recipe
+    from datamodels.train.kernels import Augment
+    from datamodels.train.trainer.engine import views
 
     dataset = replace(load(tiny()), mean=(100.0, 90.0, 80.0), std=(50.0, 60.0, 70.0))
     recipe = replace(tiny().recipe, network=network, group=3 if network == "convnet" else 1)
@@ -206,7 +208,7 @@ def test_plain_networks_are_those_that_are_trained(network: str, tta: str) -> No
     about = {"network": network, "width": 4, "image": [32, 32, 3], "classes": 7, "tta": tta}
     plain = plain_network({**about, "mean": dataset.mean, "std": dataset.std})
     images = torch.randint(0, 256, (5, 32, 32, 3), dtype=torch.uint8, generator=generator)
-    shown = views(Normalise(dataset, torch.device("cpu"))(images), tta)
+    shown = views(Augment(dataset, Recipe(), torch.device("cpu")).normalise(images), tta)
     with torch.inference_mode():
         wanted = torch.stack([trained(view[None]) for view in shown]).mean(0)
         for place in range(recipe.group):

@@ -4,9 +4,9 @@ import torch
 
 from datamodels.train.config import Recipe
 from datamodels.train.data.sources import Dataset, Split
-from datamodels.train.kernels.augment import FusedAugment
-from datamodels.train.trainer.augment import Augment
-from datamodels.train.trainer.loader import Feed
+from datamodels.train.kernels import Augment
+from datamodels.train.trainer.executor import Executor
+from datamodels.train.trainer.loader import Loader
 from tests.train.kernels.conftest import INTERPRETED
 
 
@@ -32,13 +32,13 @@ def test_every_bit_is_that_of_the_plain_augmentation(
     flip: bool, t: int, side: int, shape: tuple[int, ...], channels: int, dtype: torch.dtype, device: torch.device
 ) -> None:
     data = dataset(*shape)
-    augment = Augment(data, Recipe(flip=flip, translate=t, cutout=side), device)
-    bordered = Feed(data.train.images, device, True, t, augment.fill).kept
+    augment = Augment(data, Recipe(flip=flip, translate=t, cutout=side), device, dtype, channels)
+    bordered = Loader(data.train.images, Executor(device), True, t, augment.fill).resident
     assert bordered is not None
     index = torch.randint(len(data.train.images), (2, 7), device=device)
-    draws = torch.empty((2, 7), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
-    found = FusedAugment(augment, dtype, channels)(bordered, index, draws.to(device))
-    expected = augment(bordered, index, draws.to(device)).to(dtype)
+    draws = torch.empty((2, 7), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None).to(device)
+    found = augment(bordered, index, draws)
+    expected = augment.normalise(augment.augmented(bordered, index, draws)).to(dtype)
     assert found.shape == (*expected.shape[:-1], channels)
     assert torch.equal(found[..., : shape[-1]], expected)
     assert (found[..., shape[-1] :] == 0).all()
@@ -47,14 +47,14 @@ def test_every_bit_is_that_of_the_plain_augmentation(
 @pytest.mark.skipif(INTERPRETED, reason="needs a GPU")
 def test_a_cuda_graph_takes_new_draws(device: torch.device) -> None:
     data = dataset(20, 32, 32, 3)
-    augment = Augment(data, Recipe(), device)
-    bordered = Feed(data.train.images, device, True, 2, augment.fill).kept
-    fused = FusedAugment(augment, torch.float16, 8)
+    augment = Augment(data, Recipe(), device, torch.float16, 8)
+    bordered = Loader(data.train.images, Executor(device), True, 2, augment.fill).resident
+    assert bordered is not None
     index, draws = torch.randint(20, (1, 64), device=device), torch.zeros((1, 64), dtype=torch.int64, device=device)
-    fused(bordered, index, draws)
+    augment(bordered, index, draws)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = fused(bordered, index, draws)
+        captured = augment(bordered, index, draws)
     draws.random_()
     graph.replay()
-    assert torch.equal(captured, fused(bordered, index, draws))
+    assert torch.equal(captured, augment(bordered, index, draws))

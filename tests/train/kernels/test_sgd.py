@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from datamodels.train.kernels.sgd import plain_step, sgd_step
+from datamodels.train.kernels.sgd import plain_sgd_step, sgd_step
 
 SIZE = 5000
 
@@ -28,11 +28,11 @@ def test_steps_equal_torchs_sgd(group: int, copied: torch.dtype | None, device: 
         torch.testing.assert_close(copy, ours[0].to(copy.dtype), rtol=torch.finfo(copy.dtype).eps, atol=0)
 
 
-def test_the_plain_step_is_the_same(device: torch.device) -> None:
+def test_the_plain_sgd_step_is_the_same(device: torch.device) -> None:
     tensors = torch.randn(3, SIZE, device=device)
     lr, row = torch.rand(2, device=device), torch.randint(2, (SIZE,), device=device)
     results = []
-    for step in (sgd_step, plain_step):
+    for step in (sgd_step, plain_sgd_step):
         value, grad, momentum = tensors.clone()
         step(value, grad, momentum, lr, keep=0.9, decay=5e-4, scale=0.25, row=row)
         results.append((value, momentum))

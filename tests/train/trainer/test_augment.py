@@ -4,8 +4,10 @@ import torch
 
 from datamodels.train.config import Recipe
 from datamodels.train.data.sources import Dataset, Split
-from datamodels.train.trainer.augment import Augment, views
-from datamodels.train.trainer.loader import Feed
+from datamodels.train.kernels import Augment
+from datamodels.train.trainer.engine import views
+from datamodels.train.trainer.executor import Executor
+from datamodels.train.trainer.loader import Loader
 
 MEAN, STD = (125.307, 122.961, 113.8575), (51.5865, 50.847, 51.255)
 FILL = (125, 122, 113)
@@ -42,7 +44,7 @@ def test_batches_equal_a_plain_statement_of_the_recipe(dataset: Dataset, flip: b
     draws = np.random.default_rng(1).integers(0, 2**64, (2, 40), dtype=np.uint64)
     index = np.random.default_rng(2).integers(0, 6, (2, 40))
     augment = Augment(dataset, recipe, torch.device("cpu"))
-    bordered = Feed(dataset.train.images, torch.device("cpu"), True, t, augment.fill).kept
+    bordered = Loader(dataset.train.images, Executor(torch.device("cpu")), True, t, augment.fill).resident
     found = augment(bordered, torch.from_numpy(index), torch.from_numpy(draws.view(np.int64)))
     for g in range(2):
         for b in range(40):
@@ -53,13 +55,13 @@ def test_batches_equal_a_plain_statement_of_the_recipe(dataset: Dataset, flip: b
 def test_draws_choose_every_flip_translation_and_place_equally_often(dataset: Dataset) -> None:
     augment = Augment(dataset, Recipe(), torch.device("cpu"))
     draws = np.random.Philox(key=np.array([0, 0], np.uint64)).random_raw(40_000).view(np.int64)
-    rows, columns = augment._window(torch.from_numpy(draws)[None])
+    rows, columns = augment.window(torch.from_numpy(draws)[None])
     shift = rows[0, :, 0] * 10 + torch.minimum(columns[0, :, 0], columns[0, :, -1])
     _, counts = torch.unique(shift, return_counts=True)
     assert len(counts) == 25
     assert counts.min() > 1400
     assert (columns[0, :, 0] > columns[0, :, -1]).float().mean().item() == pytest.approx(0.5, abs=0.02)
-    hole = augment._hole(torch.from_numpy(draws[:2000])[None])
+    hole = augment.hole(torch.from_numpy(draws[:2000])[None])
     assert (hole.sum((2, 3)) == 16).all()
 
 

@@ -10,8 +10,7 @@ from unittest import mock
 import pytest
 import torch
 
-from datamodels.train.trainer import cuda_graph as replay
-from datamodels.train.trainer.cuda_graph import WARM_UP, Replay
+from datamodels.train.trainer.cuda_graph import WARM_UP, CudaGraph
 
 
 class Graph:
@@ -25,11 +24,11 @@ class Graph:
 
 
 class Owner:
-    """Has a step that it replays, as a lane has."""
+    """Has a step that it replays, as an engine has."""
 
     def __init__(self) -> None:
         self.calls: list[bool] = []
-        self.step = Replay(self.one_step, torch.device("cuda"))
+        self.step = CudaGraph(self.one_step, torch.device("cuda"))
 
     def one_step(self) -> None:
         self.calls.append(gc.isenabled())
@@ -45,7 +44,6 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
         made.append(graph)
         yield
 
-    monkeypatch.setattr(replay, "on_gpu", lambda device: True)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: mock.Mock())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
@@ -54,8 +52,6 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
 
 def test_a_captured_function_is_replayed_and_not_called(graphs: list[Graph]) -> None:
     owner = Owner()
-    owner.step.prepare()
-    owner.step.prepare()
     calls = len(owner.calls)
     owner.step()
     assert calls == len(owner.calls) == WARM_UP + 1
@@ -64,14 +60,12 @@ def test_a_captured_function_is_replayed_and_not_called(graphs: list[Graph]) -> 
 
 def test_no_garbage_is_collected_during_a_capture() -> None:
     owner = Owner()
-    owner.step.prepare()
     assert owner.calls == [True] * WARM_UP + [False]
     assert gc.isenabled()
 
 
 def test_a_graph_dies_with_its_owner(graphs: list[Graph]) -> None:
     owner = Owner()
-    owner.step.prepare()
     graph = weakref.ref(graphs.pop())
     gc.disable()
     try:

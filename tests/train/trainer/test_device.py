@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from datamodels.train.config import Recipe
-from datamodels.train.trainer import device
 from datamodels.train.trainer.device import environment
+from datamodels.train.trainer.executor import keep_float32
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -31,5 +31,23 @@ def test_asking_for_float32_warns_nobody(monkeypatch: pytest.MonkeyPatch) -> Non
             object.__setattr__(self, name, value)
 
     monkeypatch.setattr(torch.backends, "cudnn", Old())
-    device._keep_float32()
+    keep_float32()
     assert torch.backends.cudnn.allow_tf32 is False
+
+
+@pytest.mark.parametrize(
+    ("recipe", "device", "arithmetic"),
+    [
+        (Recipe(precision="float32"), CPU, 2),
+        (Recipe(precision="bfloat16"), CPU, 3),
+        (Recipe(network="convnet", precision="bfloat16"), CPU, 2),
+        (Recipe(network="resnet18", precision="float32"), GPU, 3),
+        (Recipe(network="convnet", precision="float32"), GPU, 2),
+    ],
+)
+def test_rows_whose_bytes_did_not_change_keep_their_arithmetic(
+    monkeypatch: pytest.MonkeyPatch, recipe: Recipe, device: torch.device, arithmetic: int
+) -> None:
+    """So that `verify --retrain` still compares them byte for byte."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    assert environment(recipe, device)["arithmetic"] == arithmetic

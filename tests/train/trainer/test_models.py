@@ -7,8 +7,8 @@ from torch import nn
 
 from datamodels.train.config import Recipe
 from datamodels.train.errors import UserError
-from datamodels.train.trainer.flat_parameters import Parameters, reset_statistics
 from datamodels.train.trainer.models import ConvNet, build, check
+from datamodels.train.trainer.optimizer import FlatParameters, reset_statistics
 
 CPU = torch.device("cpu")
 
@@ -23,7 +23,7 @@ def test_resnet9_has_the_published_number_of_parameters() -> None:
 
 def test_parameters_are_views_of_one_tensor() -> None:
     network = resnet9(8)
-    parameters = Parameters(network, 1, CPU)
+    parameters = FlatParameters(network, 1, CPU)
     parameters.value.fill_(3.0)
     assert all((parameter == 3).all() for parameter in network.parameters())
     parameters.backward(network(torch.randn(1, 4, 32, 32, 3)).sum())
@@ -33,7 +33,7 @@ def test_parameters_are_views_of_one_tensor() -> None:
 
 def test_initial_values_follow_pytorchs_defaults() -> None:
     network = resnet9(32)
-    parameters = Parameters(network, 1, CPU)
+    parameters = FlatParameters(network, 1, CPU)
     parameters.reset(3, range(7, 8))
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -47,7 +47,7 @@ def test_initial_values_follow_pytorchs_defaults() -> None:
 
 def test_resnet18_starts_as_torchvisions_does() -> None:
     network = build(Recipe(network="resnet18"), (64, 64, 3), 62)
-    Parameters(network, 1, CPU).reset(0, range(1))
+    FlatParameters(network, 1, CPU).reset(0, range(1))
     weight = network.body.layer1[0].conv1.weight
     assert weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 9)), rel=0.02)
     assert weight.mean().abs().item() < 1e-3
@@ -57,15 +57,15 @@ def test_resnet18_starts_as_torchvisions_does() -> None:
 
 def test_a_row_starts_the_same_alone_and_in_a_group() -> None:
     group, alone = ConvNet(3, 4, (8, 8, 1), 10), ConvNet(1, 4, (8, 8, 1), 10)
-    Parameters(group, 3, CPU).reset(5, range(6, 9))
-    Parameters(alone, 1, CPU).reset(5, range(7, 8))
+    FlatParameters(group, 3, CPU).reset(5, range(6, 9))
+    FlatParameters(alone, 1, CPU).reset(5, range(7, 8))
     x = torch.randn(1, 5, 8, 8, 1)
     torch.testing.assert_close(group(x)[1], alone(x)[0])
 
 
 def test_rows_of_a_group_do_not_touch_each_other() -> None:
     network = ConvNet(3, 4, (8, 8, 1), 10)
-    parameters = Parameters(network, 3, CPU)
+    parameters = FlatParameters(network, 3, CPU)
     parameters.reset(5, range(3))
     images = torch.randn(3, 6, 8, 8, 1)
     parameters.backward(network(images)[1].square().sum())
@@ -75,7 +75,7 @@ def test_rows_of_a_group_do_not_touch_each_other() -> None:
 
 def test_shared_images_give_what_copies_for_every_row_give() -> None:
     network = ConvNet(3, 4, (8, 8, 1), 10)
-    Parameters(network, 3, CPU).reset(5, range(3))
+    FlatParameters(network, 3, CPU).reset(5, range(3))
     images = torch.randn(1, 6, 8, 8, 1)
     torch.testing.assert_close(network(images), network(images.expand(3, 6, 8, 8, 1)))
 
@@ -83,7 +83,7 @@ def test_shared_images_give_what_copies_for_every_row_give() -> None:
 @pytest.mark.parametrize("group", [1, 3])
 def test_steps_equal_torchs_sgd(group: int) -> None:
     network = ConvNet(group, 4, (8, 8, 1), 10)
-    parameters = Parameters(network, group, CPU)
+    parameters = FlatParameters(network, group, CPU)
     parameters.reset(5, range(group))
     copies = [parameter.detach().clone().requires_grad_() for parameter in network.parameters()]
     reference = torch.optim.SGD(copies, lr=0.1, momentum=0.9, weight_decay=5e-4)
@@ -101,7 +101,7 @@ def test_steps_equal_torchs_sgd(group: int) -> None:
 @pytest.mark.parametrize("group", [1, 3])
 def test_flat_tensors_are_filled_up_with_zeros_that_stay(group: int) -> None:
     network = ConvNet(group, 5, (8, 8, 1), 10)
-    parameters = Parameters(network, group, CPU)
+    parameters = FlatParameters(network, group, CPU)
     parameters.reset(5, range(group))
     for _ in range(2):
         parameters.backward(network(torch.randn(group, 6, 8, 8, 1)).square().mean())
@@ -114,7 +114,7 @@ def test_flat_tensors_are_filled_up_with_zeros_that_stay(group: int) -> None:
 
 def test_gradients_of_one_precision_are_copied_together(monkeypatch: pytest.MonkeyPatch) -> None:
     network, copied = resnet9(8), []
-    parameters = Parameters(network, 1, CPU, torch.bfloat16)
+    parameters = FlatParameters(network, 1, CPU, torch.bfloat16)
     parameters.reset(0, range(1))
     copy = torch._foreach_copy_
     monkeypatch.setattr(torch, "_foreach_copy_", lambda homes, new: (copied.append(new), copy(homes, new)))
@@ -126,7 +126,7 @@ def test_gradients_of_one_precision_are_copied_together(monkeypatch: pytest.Monk
 
 def test_a_learning_rate_of_zero_leaves_a_row_as_it_is() -> None:
     network = ConvNet(2, 4, (8, 8, 1), 10)
-    parameters = Parameters(network, 2, CPU)
+    parameters = FlatParameters(network, 2, CPU)
     parameters.reset(5, range(2))
     before = parameters.value.clone()
     parameters.backward(network(torch.randn(2, 6, 8, 8, 1)).square().mean())
@@ -138,7 +138,7 @@ def test_a_learning_rate_of_zero_leaves_a_row_as_it_is() -> None:
 
 def test_resetting_leaves_no_trace_of_earlier_rows() -> None:
     network = resnet9(8)
-    parameters = Parameters(network, 1, CPU)
+    parameters = FlatParameters(network, 1, CPU)
     parameters.reset(0, range(1))
     fresh = [tensor.clone() for tensor in network.state_dict().values()]
     parameters.backward(network(torch.randn(1, 8, 32, 32, 3)).sum())

@@ -1,7 +1,7 @@
-"""The trainer against a plain statement of the recipe: torch's own modules, optimiser and schedule, in float32.
+"""The trainer against a plain statement of the recipe: exported modules, torch's optimiser and schedule, in float32.
 
 Same order, same augmented images, same initial weights; what differs is how the trainer computes: its units, flat
-parameters, precision, tables and evaluation with folded batch norm. With a GPU, all of it runs there too.
+parameters, precision, schedule and evaluation with folded batch norm. With a GPU, all of it runs there too.
 """
 
 from dataclasses import replace
@@ -11,51 +11,30 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp, permutation_test
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from bench import plain
+from datamodels.launch.export import network as plain
 from datamodels.train.config import Data, Recipe, Setting
 from datamodels.train.data.sources import Dataset, Split
-from datamodels.train.kernels import norm_host
 from datamodels.train.store.writer import RowResult
 from datamodels.train.trainer.engine import FP16_LOSS_SCALE
-from datamodels.train.trainer.models import ResNet9
 from datamodels.train.trainer.trainer import Trainer, margin
 from tests.conftest import any_algorithm
+from tests.train.trainer.fake_gpu import Eager
 
 DEVICES = ["cpu", *(["cuda:0"] if torch.cuda.is_available() else [])]
 WIDTH = 8
+ABOUT = {
+    "network": "resnet9",
+    "width": WIDTH,
+    "image": [32, 32, 3],
+    "classes": 4,
+    "mean": [0],
+    "std": [1],
+    "tta": "none",
+}
 PRECISIONS = ["float32", "bfloat16", "float16"]
-
-
-class Plain(nn.Module):
-    """ResNet-9 as upstream writes it, for images [B, H, W, C]."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.layers = plain.network(width, classes=4)
-
-    def forward(self, images_BHWC: Tensor) -> Tensor:
-        return self.layers(images_BHWC.permute(0, 3, 1, 2))
-
-    def copy(self, network: ResNet9) -> "Plain":
-        """Take over another's weights: the same modules in the same order."""
-        kinds = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
-        for kind in kinds:
-            mine, theirs = (
-                [module for module in each.modules() if isinstance(module, kind)] for each in (self, network)
-            )
-            for module, other in zip(mine, theirs, strict=True):
-                module.load_state_dict({name: value.float() for name, value in other.state_dict().items()})
-        return self
-
-
-@pytest.fixture(autouse=True)
-def own_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU takes own kernels in bfloat16 as it does at full size."""
-    monkeypatch.setattr(norm_host, "CHANNELS", 1)
-    monkeypatch.setattr(norm_host, "NUMBERS", 1)
 
 
 @pytest.fixture(scope="module")
@@ -82,40 +61,42 @@ class Reference:
     """One row, trained plainly on the images that the trainer's own tables name."""
 
     def __init__(self, trainer: Trainer, row: int) -> None:
-        self.trainer, lane = trainer, trainer.lanes[0]
-        self.plan = trainer.plan(range(row, row + 1), [trainer.masks[row]])
-        lane.parameters.reset(trainer.setting.seed, range(row, row + 1))
-        self.network = Plain(WIDTH).copy(lane.network).to(trainer.device)
+        self.trainer, engine = trainer, trainer.engines[0]
+        self.schedule = trainer.draw(range(row, row + 1)).schedule
+        engine.parameters.reset(trainer.setting.seed, range(row, row + 1))
+        self.network = plain.build(ABOUT).train().to(trainer.device)
+        self.network.load_state_dict({name: value.float() for name, value in engine.network.state_dict().items()})
         recipe = trainer.recipe
         self.optimizer = torch.optim.SGD(
             self.network.parameters(), lr=1.0, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
         corners = np.array([0, recipe.peak_epoch, recipe.epochs]) * (self.steps / recipe.epochs)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: recipe.lr * float(np.interp(step, corners, [0, 1, 0]))
         )
 
     @property
     def steps(self) -> int:
-        return self.plan.order_GSB.shape[1]
+        return self.schedule.steps
 
     def loss(self, step: int, precision: torch.dtype = torch.float32) -> Tensor:
         """In a lower precision by torch's autocast."""
         shared, device = self.trainer.shared, self.trainer.device
         order, draws = (
-            torch.from_numpy(table[:, step]).to(device) for table in (self.plan.order_GSB, self.plan.draws_GSB)
+            torch.from_numpy(table[:, step]).to(device) for table in (self.schedule.order_GSB, self.schedule.draws_GSB)
         )
-        kept = shared.feeds["train"].kept
-        assert kept is not None
-        images, labels = shared.augment(kept, order, draws)[0], shared.labels["train"][order][0]
+        bordered, augment = shared.loaders["train"].resident, shared.augment
+        assert bordered is not None
+        images = augment.normalise(augment.augmented(bordered, order, draws))[0]
+        labels = shared.labels["train"][order][0]
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            logits = self.network(images).float()
+            logits = self.network.logits(images.permute(0, 3, 1, 2)).float()
         return F.cross_entropy(logits, labels, label_smoothing=self.trainer.recipe.label_smoothing)
 
     @any_algorithm()
     def gradients(self, precision: torch.dtype = torch.float32) -> list[Tensor]:
         """Of the first step's loss, in the order of the trainer's parameters."""
-        return list(torch.autograd.grad(self.loss(0, precision), leaves(self.network)))
+        return list(torch.autograd.grad(self.loss(0, precision), list(self.network.parameters())))
 
     @any_algorithm()
     def train(self) -> list[float]:
@@ -126,7 +107,7 @@ class Reference:
             loss = self.loss(step)
             loss.backward()
             self.optimizer.step()
-            self.schedule.step()
+            self.scheduler.step()
             losses.append(loss.item())
         return losses
 
@@ -134,19 +115,10 @@ class Reference:
     def margins(self) -> NDArray[np.float32]:
         """Test margins, averaged over an image and its mirror image."""
         self.network.eval()
-        split, shared = self.trainer.shared.feeds["test"], self.trainer.shared
-        images = torch.cat([shared.augment.normalise(batch) for batch in split.all(1000)])
-        logits = (self.network(images) + self.network(images.flip(2))) / 2
+        split, shared = self.trainer.shared.loaders["test"], self.trainer.shared
+        images = torch.cat([shared.augment.normalise(batch) for batch in split.in_order(1000)]).permute(0, 3, 1, 2)
+        logits = (self.network.logits(images) + self.network.logits(images.flip(3))) / 2
         return margin(logits, shared.labels["test"]).cpu().numpy()
-
-
-KINDS = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
-
-
-def leaves(network: nn.Module) -> list[nn.Parameter]:
-    """Convolutions' weights, then batch norms' weights and biases, then the linear layer's: the trainer's order."""
-    modules = [module for kind in KINDS for module in network.modules() if isinstance(module, kind)]
-    return [parameter for module in modules for parameter in module.parameters()]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -156,12 +128,12 @@ def test_the_gradient_of_every_layer_is_the_references(dataset: Dataset, precisi
     trainer = Trainer(setting(precision), dataset, torch.device(device))
     reference = Reference(trainer, 3)
     exact, cast = reference.gradients(), reference.gradients(getattr(torch, precision))
-    plan = reference.plan
-    first = replace(plan, order_GSB=plan.order_GSB[:, :1], draws_GSB=plan.draws_GSB[:, :1], lr_GS=plan.lr_GS[:, :1])
-    lane, scale = trainer.lanes[0], FP16_LOSS_SCALE if precision == "float16" else 1.0
-    lane.begin(first, range(3, 4))
-    lane.train(lambda: False)
-    for mine, expected, theirs in zip(lane.parameters.grads, exact, cast, strict=True):
+    whole = reference.schedule
+    first = replace(whole, order_GSB=whole.order_GSB[:, :1], draws_GSB=whole.draws_GSB[:, :1], lr_GS=whole.lr_GS[:, :1])
+    engine, scale = trainer.engines[0], FP16_LOSS_SCALE if precision == "float16" else 1.0
+    engine.begin(first, range(3, 4))
+    engine.train(lambda: False)
+    for mine, expected, theirs in zip(engine.parameters.grads, exact, cast, strict=True):
         error, bound = (
             torch.linalg.norm(found - expected) / torch.linalg.norm(expected) for found in (mine / scale, theirs)
         )
@@ -173,10 +145,14 @@ def test_the_gradient_of_every_layer_is_the_references(dataset: Dataset, precisi
 def test_loss_curves_agree_over_the_first_epoch(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch, precision: str, apart: float, device: str
 ) -> None:
-    trainer = Trainer(setting(precision, epochs=2, peak_epoch=1.0), dataset, torch.device(device))
+    executor = (
+        Eager(torch.device(device)) if device != "cpu" else torch.device(device)
+    )  # a replayed step records nothing
+    trainer = Trainer(setting(precision, epochs=2, peak_epoch=1.0), dataset, executor)
     reference = Reference(trainer, 0)
     losses: list[Tensor] = []
-    parameters = trainer.lanes[0].parameters
+    (engine,) = trainer.engines
+    parameters = engine.parameters
     backward = parameters.backward
 
     def record(loss: Tensor) -> None:
@@ -184,9 +160,8 @@ def test_loss_curves_agree_over_the_first_epoch(
         backward(loss)
 
     monkeypatch.setattr(parameters, "backward", record)
-    monkeypatch.setattr(trainer.lanes[0], "_step", trainer.lanes[0]._one_step)  # a replayed step records nothing
-    trainer.lanes[0].begin(reference.plan, range(1))
-    trainer.lanes[0].train(lambda: False)
+    engine.begin(reference.schedule, range(1))
+    engine.train(lambda: False)
     found = torch.stack(losses).cpu().numpy()
     expected = np.array(reference.train())
     epoch = reference.steps // 2

@@ -1,7 +1,9 @@
 """The loop that trains what is missing: commits beside the training, waiting, and what an interruption leaves."""
 
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -159,3 +161,63 @@ def test_waiting_for_a_process_that_hangs_is_told_once(
 def test_a_store_that_is_complete_needs_no_training(tmp_path: Path) -> None:
     store = filled(tmp_path)
     assert train(store, MadeUp(store)) == []
+
+
+class Ahead(MadeUp):
+    """A trainer of made-up rows that has a group in flight while the next one is started."""
+
+    def __init__(self, store: Store, trained: Callable[[int], None] = lambda group: None) -> None:
+        super().__init__(store)
+        self.trained = trained
+        self.pool = ThreadPoolExecutor(1)
+
+    def start(self, group: int, stop: Callable[[], bool]) -> Any:
+        self.groups.append(group)
+        return self.pool.submit(self.result_of, group, stop)
+
+    def result_of(self, group: int, stop: Callable[[], bool]) -> list[Any]:
+        self.trained(group)
+        if stop():
+            raise Interrupted
+        return [self.result(row) for row in range(4 * group, 4 * group + 4)]
+
+
+def test_the_next_group_is_started_before_the_one_before_is_trained(store: Store) -> None:
+    def trained(group: int) -> None:
+        deadline = time.monotonic() + 60
+        while group == 0 and len(made_up.groups) < 2 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert group != 0 or made_up.groups == [0, 1]
+
+    made_up = Ahead(store, trained)
+    assert train(store, made_up) == list(range(14))
+    assert made_up.groups == [0, 1, 2, 3]
+    assert check(store.layout.root) == 14
+
+
+def test_what_is_in_flight_when_a_commit_fails_is_committed(store: Store) -> None:
+    real = Writer.commit
+
+    def commit(writer: Writer, group: int, results: Any) -> None:
+        if group == 0:
+            raise WorkError("cannot write row 0 of x")
+        real(writer, group, results)
+
+    made_up = Ahead(store)
+    with mock.patch.object(Writer, "commit", commit), pytest.raises(WorkError, match="cannot write row 0"):
+        train(store, made_up)
+    assert made_up.groups[:2] == [0, 1]
+    store.refresh()
+    done = set(np.flatnonzero(store.completed()).tolist())
+    assert {4, 5, 6, 7} <= done
+    assert not done & {0, 1, 2, 3}
+    assert train(store, MadeUp(store)) == sorted(set(range(14)) - done)
+
+
+def test_a_stop_commits_what_was_trained_by_then(store: Store) -> None:
+    asked = threading.Event()
+    made_up = Ahead(store, lambda group: asked.set() if group == 1 else None)
+    with pytest.raises(Interrupted):
+        train(store, made_up, asked.is_set)
+    store.refresh()
+    assert np.flatnonzero(store.completed()).tolist() == [0, 1, 2, 3]

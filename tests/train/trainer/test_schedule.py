@@ -4,13 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datamodels.train.config import Recipe
-from datamodels.train.trainer.schedule import tables, triangle
+from datamodels.train.trainer.schedule import draw_schedule, triangle
 
 
 def plan(k: int, batch: int, epochs: int = 3, rows: range = range(5, 6)):
     recipe = Recipe(epochs=epochs, peak_epoch=1, batch=batch)
     subset = np.arange(100, 100 + 2 * k, 2)
-    return tables(recipe, 11, rows, [subset] * len(rows), min(batch, k)), subset
+    return draw_schedule(recipe, 11, rows, [subset] * len(rows), min(batch, k)), subset
 
 
 @given(st.integers(1, 60), st.integers(1, 40))
@@ -31,7 +31,7 @@ def test_epochs_rows_and_seeds_have_orders_of_their_own() -> None:
     assert not np.array_equal(found.order_GSB[0], found.order_GSB[1])
 
 
-def test_a_row_has_the_same_tables_alone_and_in_a_group() -> None:
+def test_a_row_has_the_same_schedule_alone_and_in_a_group() -> None:
     together, _ = plan(40, 20, rows=range(4, 8))
     alone, _ = plan(40, 20, rows=range(6, 7))
     for name in ("order_GSB", "draws_GSB", "lr_GS", "weight_GB"):
@@ -48,7 +48,7 @@ def test_the_order_is_the_sort_of_the_rows_own_philox_stream() -> None:
 def test_ragged_rows_are_padded_with_weight_and_learning_rate_zero() -> None:
     recipe = Recipe(epochs=2, peak_epoch=1, batch=10)
     subsets = [np.arange(35), np.arange(7)]
-    found = tables(recipe, 0, range(2), subsets, 10)
+    found = draw_schedule(recipe, 0, range(2), subsets, 10)
     assert found.order_GSB.shape == (2, 6, 10)
     np.testing.assert_array_equal((found.weight_GB > 0).sum(1), [10, 7])
     np.testing.assert_allclose(found.weight_GB.sum(1), 1, rtol=1e-6)

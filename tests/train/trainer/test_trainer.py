@@ -80,7 +80,7 @@ def test_rows_that_diverge_fail_with_their_reason() -> None:
 def test_a_row_that_diverges_changes_no_byte_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     good = trainer(tiny())(0)
     poisoned = trainer(tiny())
-    parameters = poisoned.lanes[0].parameters
+    parameters = poisoned.engines[0].parameters
     reset = parameters.reset
 
     def poison(*given: Any) -> None:
@@ -97,7 +97,7 @@ def test_a_value_beyond_float16_is_a_failure_and_never_infinity(monkeypatch: pyt
     used = trainer(tiny())
     logits = {"train": torch.zeros(8, 100, 10), "test": torch.zeros(8, 60, 10)}
     logits["test"][5, 5, 0] = 65_600.0
-    monkeypatch.setattr(used.lanes[0], "evaluate", lambda split, stop: logits[split])
+    monkeypatch.setattr(used.engines[0], "evaluate", lambda split, stop: logits[split])
     results = used(0)
     failed = results.pop(5)
     assert isinstance(failed, RowFailure)

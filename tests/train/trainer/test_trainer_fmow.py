@@ -16,8 +16,8 @@ from datamodels.train.data import beton
 from datamodels.train.data.images import Images, LazyImages, Split
 from datamodels.train.data.sources import Dataset, load
 from datamodels.train.store.writer import RowResult
-from datamodels.train.trainer.flat_parameters import Parameters, _normal
-from datamodels.train.trainer.models import build
+from datamodels.train.trainer.models import build, normal
+from datamodels.train.trainer.optimizer import FlatParameters
 from datamodels.train.trainer.trainer import Trainer
 from fmow.torchvision_compat import torchvision
 from tests.conftest import PROJECT
@@ -27,11 +27,11 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def twins() -> tuple[torch.nn.Module, torch.nn.Module, Parameters]:
+def twins() -> tuple[torch.nn.Module, torch.nn.Module, FlatParameters]:
     """Our ResNet-18 at its initial state, and torchvision's with the same weights."""
     torch.set_num_threads(1)
     ours = build(Recipe(network="resnet18"), (64, 64, 3), 62)
-    parameters = Parameters(ours, 1, CPU)
+    parameters = FlatParameters(ours, 1, CPU)
     parameters.reset(0, range(1))
     theirs = torchvision().models.resnet18(num_classes=62)
     state = {name.removeprefix("body.").replace("head.", "fc."): value for name, value in ours.state_dict().items()}
@@ -39,7 +39,7 @@ def twins() -> tuple[torch.nn.Module, torch.nn.Module, Parameters]:
     return ours, theirs, parameters
 
 
-def test_resnet18_is_torchvisions(twins: tuple[torch.nn.Module, torch.nn.Module, Parameters]) -> None:
+def test_resnet18_is_torchvisions(twins: tuple[torch.nn.Module, torch.nn.Module, FlatParameters]) -> None:
     ours, theirs, parameters = twins
     optimizer = torch.optim.SGD(theirs.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-3)
     generator = torch.Generator().manual_seed(0)
@@ -59,7 +59,7 @@ def test_resnet18_is_torchvisions(twins: tuple[torch.nn.Module, torch.nn.Module,
 
 def test_no_draw_starts_a_weight_at_infinity() -> None:
     extremes = np.array([0, 0.5, 1 - 2**-24], np.float32)
-    found = _normal(2.0)(extremes)
+    found = normal(extremes, 2.0)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, [-10.84, 0, 10.84], atol=1e-3)
 
@@ -158,9 +158,9 @@ recipe = Recipe(
 before = anonymous()
 dataset.sha256()
 trainer = Trainer(Setting(alpha=0.5, models=1, eval_models=0, recipe=recipe, data=Data()), dataset, torch.device("cpu"))
-for batch in trainer.shared.feeds["train"].all(16):
+for batch in trainer.shared.loaders["train"].in_order(16):
     pass
-for batch in trainer.shared.feeds["train"].sent(np.arange(32).reshape(4, 8)):
+for batch in trainer.shared.loaders["train"].batches(np.arange(32).reshape(4, 8)):
     pass
 print(anonymous() - before, images.nbytes)
 """

@@ -1,7 +1,7 @@
-"""Where own kernels run, and how their work is divided.
+"""Where Triton kernels run, and how their work is divided among programs.
 
-Everything depends on shapes alone: a kernel is compiled at its first call with a shape, and nothing is tried out, so
-that calls after a first one can be captured in a CUDA graph.
+Everything depends on shapes alone: a kernel is compiled at its first call with a shape, and no variant is timed, so
+that calls after the first one can be captured in a CUDA graph and a row's bytes follow from nothing else.
 """
 
 import os
@@ -22,12 +22,13 @@ PROGRAMS = 512
 
 
 def usable(device: torch.device) -> bool:
-    """Whether kernels can run on the device: a GPU, or a CPU where TRITON_INTERPRET=1, as in the tests."""
-    return _installed() and (device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
+    """Whether Triton kernels can run on the device: a GPU, or a CPU where TRITON_INTERPRET=1, as in the tests."""
+    return installed() and (device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
 
 
 @cache
-def _installed() -> bool:
+def installed() -> bool:
+    """Whether Triton is; tests replace this to have plain PyTorch everywhere."""
     return find_spec("triton") is not None
 
 
@@ -42,14 +43,11 @@ def ceil_div(a: int, b: int) -> int:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How `items` (pixels, windows or images) x `channels` are divided among programs."""
+    """How passes over activations [pixels, channels] are divided: blocks of `block_p` pixels x `block_c` channels."""
 
-    items: int
+    pixels: int
     channels: int
-    step: int
-    """Items that a program takes at a time."""
     block_p: int
-    """Pixels or windows that these are, up to a power of two."""
     block_c: int
 
     @property
@@ -57,31 +55,28 @@ class Tiling:
         return ceil_div(self.channels, self.block_c)
 
     @property
-    def steps(self) -> int:
-        return ceil_div(self.items, self.step)
+    def pixel_blocks(self) -> int:
+        return ceil_div(self.pixels, self.block_p)
 
     @property
     def chunk(self) -> int:
-        """Items of one program of a pass that reduces."""
+        """Pixels of one program of a pass that reduces."""
         splits = max(1, PROGRAMS // self.channel_blocks)
-        return ceil_div(self.steps, splits) * self.step
+        return ceil_div(self.pixel_blocks, splits) * self.block_p
 
     @property
     def splits(self) -> int:
-        return ceil_div(self.items, self.chunk)
+        """Programs of a pass that reduces, for each block of channels."""
+        return ceil_div(self.pixels, self.chunk)
 
     @property
     def blocks(self) -> dict[str, int | bool]:
+        """Constants and options of a launch."""
         return {"C": self.channels, "BLOCK_P": self.block_p, "BLOCK_C": self.block_c, **OPTIONS}
 
 
-def tiling(items: int, channels: int, tile: int) -> Tiling:
-    """For passes over [items, channels], `tile` elements at a time."""
+def tiling(x: torch.Tensor) -> Tiling:
+    """For passes over activations [B, C, H, W] in channels_last order."""
+    channels = x.shape[1]
     block_c = min(CHANNELS, power_of_two(channels))
-    return Tiling(items, channels, tile // block_c, tile // block_c, block_c)
-
-
-def image_tiling(images: int, pixels: int, channels: int) -> Tiling:
-    """For passes that need all pixels of an image's channel at once."""
-    block_p = power_of_two(pixels)
-    return Tiling(images, channels, 1, block_p, min(CHANNELS, power_of_two(channels), max(1, TILE // block_p)))
+    return Tiling(x.numel() // channels, channels, TILE // block_c, block_c)

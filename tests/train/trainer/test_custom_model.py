@@ -1,4 +1,4 @@
-"""A user's own network: its rows are as reproducible as any, its errors are told with their line."""
+"""A custom network: its rows are as reproducible as any, its errors are told with their line."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -99,12 +99,12 @@ def test_what_it_prints_is_no_result(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_its_values_and_its_draws_come_from_two_streams_of_the_row(tmp_path: Path) -> None:
-    lane = trainer(setting(tmp_path)).lanes[0]
-    lane.parameters.reset(7, range(3, 4))
+    engine = trainer(setting(tmp_path)).engines[0]
+    engine.parameters.reset(7, range(3, 4))
     drawn = torch.rand(1)
     torch.manual_seed(int(raw(7, 3, Stream.INITIALISATION, 1)[0]))
     expected = torch.nn.Linear(64, 10)
-    value = lane.parameters.value[: lane.parameters.size]
+    value = engine.parameters.value[: engine.parameters.size]
     torch.testing.assert_close(value, torch.cat([expected.weight.flatten(), expected.bias]))
     torch.manual_seed(int(raw(7, 3, Stream.NETWORK, 1)[0]))
     assert torch.rand(1) == drawn
@@ -112,11 +112,11 @@ def test_its_values_and_its_draws_come_from_two_streams_of_the_row(tmp_path: Pat
 
 def test_only_parameters_that_require_a_gradient_are_trained(tmp_path: Path) -> None:
     trained = trainer(setting(tmp_path, WILD))
-    (lane,) = trained.lanes
-    lane.parameters.reset(0, range(1))
-    before = {name: parameter.detach().clone() for name, parameter in lane.network.named_parameters()}
+    (engine,) = trained.engines
+    engine.parameters.reset(0, range(1))
+    before = {name: parameter.detach().clone() for name, parameter in engine.network.named_parameters()}
     trained(0)
-    after = dict(lane.network.named_parameters())
+    after = dict(engine.network.named_parameters())
     assert torch.equal(before.pop("body.frozen"), after["body.frozen"])
     assert not any(torch.equal(value, after[name]) for name, value in before.items())
 

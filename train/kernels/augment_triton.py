@@ -1,7 +1,14 @@
 """Triton: a training batch from the split's bytes, each of which is read once."""
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from datamodels.train.config import Recipe
+from datamodels.train.kernels.tiling import OPTIONS, ceil_div
+
+BLOCK = 2048
 
 
 @triton.jit
@@ -53,3 +60,18 @@ def augment(
         byte = tl.where(hole, tl.load(fill + channel, mask=real, other=0), byte)
     value = tl.load(table + byte.to(tl.int32) * C + channel, mask=real, other=0.0)
     tl.store(y + image.to(tl.int64) * (H * W * OUT) + at, value, mask=inside)
+
+
+def launch(
+    bordered: Tensor, index_GB: Tensor, draws_GB: Tensor, table: Tensor, fill: Tensor, recipe: Recipe, channels: int
+) -> Tensor:
+    """What kernels.augment.Augment does; table [256, C], from which each byte's value is taken; fill [C]."""
+    t = recipe.translate
+    height, width = bordered.shape[1] - 2 * t, bordered.shape[2] - 2 * t
+    images = torch.empty((*index_GB.shape, height, width, channels), dtype=table.dtype, device=bordered.device)
+    tensors = (bordered, index_GB.contiguous(), draws_GB.contiguous(), table, fill, images)
+    sizes = {"H": height, "W": width, "C": len(fill), "OUT": channels}
+    changes = {"T": t, "FLIP": recipe.flip, "SIDE": recipe.cutout}
+    grid = (index_GB.numel(), ceil_div(height * width * channels, BLOCK))
+    augment[grid](*tensors, **sizes, **changes, BLOCK=BLOCK, **OPTIONS)
+    return images

@@ -1,4 +1,4 @@
-"""A user's own network: a function `network(shape, classes)` in a Python file that returns a torch module.
+"""A custom network: a user's function `network(shape, classes)` in a Python file that returns a torch module.
 
 The module maps normalised float images [B, C, H, W] to logits [B, classes]; shape is (C, H, W). Every row gets a module
 of its own, so that nothing but torch's, NumPy's and Python's generators, which are seeded from the row's streams, is
@@ -21,7 +21,7 @@ from datamodels.train.user_code import function_of, telling
 KEY = "recipe.network"
 
 
-class OwnNetwork(nn.Module):
+class CustomNetwork(nn.Module):
     """Adapts a user's module to images [1, B, H, W, C] and logits [1, B, classes]. Raises UserError."""
 
     def __init__(self, recipe: Recipe, shape: tuple[int, ...], classes: int) -> None:

@@ -2,6 +2,11 @@
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from datamodels.train.kernels.tiling import OPTIONS, ceil_div
+
+BLOCK = 2048
 
 
 @triton.jit
@@ -25,3 +30,19 @@ def sgd(value, grad, momentum, copy, lr, row, size, keep, decay, scale, BLOCK: t
     tl.store(value + at, new, mask=inside)
     if copy is not None:
         tl.store(copy + at, new.to(copy.dtype.element_ty), mask=inside)
+
+
+def launch(
+    value: Tensor,
+    grad: Tensor,
+    momentum: Tensor,
+    copy: Tensor | None,
+    lr: Tensor,
+    row: Tensor | None,
+    keep: float,
+    decay: float,
+    scale: float,
+) -> None:
+    """What kernels.sgd.sgd_step does."""
+    operands = (value, grad, momentum, copy, lr, row, value.numel(), keep, decay, scale)
+    sgd[ceil_div(value.numel(), BLOCK),](*operands, BLOCK=BLOCK, **OPTIONS)

@@ -1,1 +1,0 @@
-"""The kernels of datamodels.train.kernels for a CPU, in numba."""
