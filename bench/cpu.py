@@ -21,18 +21,82 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from bench import plain
-from bench.profiled import table
+from bench import cases, flops, plain
 from bench.results import Results, refuse
-from bench.steps import CPU, Reading, phase, recipe_and_images
+from bench.steps import Bare, Reading, in_turn, profiled
+from bench.timing import best_matmul
+from datamodels.train.config import Setting
+from datamodels.train.data import Dataset
+from datamodels.train.trainer.device import precision
+from datamodels.train.trainer.executor import Executor
+from datamodels.train.trainer.trainer import Trainer
 
+CPU = torch.device("cpu")
 PROJECT = Path(__file__).parent.parent
 TRAIN, TEST, EPOCHS = 5000, 500, 2
 IMAGES = EPOCHS * (TRAIN // 2 // plain.BATCH) * plain.BATCH
+TRAIN_IMAGES = 5000
+"""Training images of `phase`: enough for the augmentation to find them outside of every cache."""
+KINDS = {"": 0, "_of_cpu_time": 1}
+
+
+def recipe_and_images(options: argparse.Namespace) -> tuple[Setting, Dataset]:
+    setting = cases.timed("cifar", 0.5, options.tiny, device="cpu", threads=options.threads)
+    share = 1 if options.tiny else TRAIN_IMAGES / cases.SHAPES["cifar"][0]
+    return setting, cases.random_images("cifar", options.tiny, share)
+
+
+def phase(options: argparse.Namespace, results: Results) -> None:
+    """Our steps, bare steps in the same precision, and matrix products that take about as long."""
+    setting, dataset = recipe_and_images(options)
+    trainer, dtype = Trainer(setting, dataset, CPU), precision(setting.recipe, CPU)
+    product, _ = best_matmul(trainer.executor, dtype, options.tiny)
+    step_flops = flops.per_image(setting.recipe, dataset.train.images.shape[1:], 10)[0] * trainer.batch
+    times = max(1, round(step_flops / product.flops))
+
+    def products() -> None:
+        for _ in range(times):
+            product()
+
+    others: list[Callable[[], None]] = [Bare(setting, trainer.batch, dtype), products]
+    found = in_turn(trainer, others, options.pairs * (1 if options.tiny else 5))
+    entry: dict[str, Any] = {
+        "dataset": "cifar",
+        "alpha": setting.alpha,
+        "network": "resnet9",
+        "threads": setting.recipe.threads,
+        "precision": str(dtype).removeprefix("torch."),
+        "seconds_per_row": None,
+        "steps": len(found),
+        "images_per_step": trainer.batch,
+        "matmul_side": product.side,
+        "quartiles": {},
+    }
+    results.content["rows"].append(entry)
+    for kind, at in KINDS.items():
+        ours, bare, matmul = ([lap[at] for lap in laps] for laps in zip(*found, strict=True))
+        entry[f"seconds_per_step{kind}"] = statistics.median(ours)
+        entry[f"matmul_flops{kind}"] = times * product.flops / statistics.median(matmul)
+        scale = step_flops / (times * product.flops)
+        ratios = {
+            "fraction_of_matmul": [scale * other / mine for mine, other in zip(ours, matmul, strict=True)],
+            "fraction_of_bare": [other / mine for mine, other in zip(ours, bare, strict=True)],
+        }
+        for name, values in ratios.items():
+            entry["quartiles"][name + kind] = quartiles = statistics.quantiles(values, n=4, method="inclusive")
+            entry[name + kind] = quartiles[1]
+            told = ", ".join(f"{each:.3f}" for each in quartiles)
+            results.tell(f"{name}{kind}, quartiles: {told} (n = {len(found)}, {entry['threads']} threads)")
+        results.tell(
+            f"{entry['seconds_per_step' + kind]:.3f} s a step of {trainer.batch} images, matmul of {product.side} at "
+            f"{entry['matmul_flops' + kind] / 1e9:.0f} GFLOP/s{kind.replace('_', ' ')}"
+        )
 
 
 def command(options: argparse.Namespace, results: Results) -> None:
@@ -103,7 +167,7 @@ def digits(options: argparse.Namespace, results: Results) -> None:
 
 def profile(options: argparse.Namespace, results: Results) -> None:
     setting, dataset = recipe_and_images(options)
-    found = table(setting, dataset, CPU, steps=2 if options.tiny else 5)
+    found = profiled(setting, dataset, Executor(CPU), steps=2 if options.tiny else 5)
     total = sum(each["microseconds"] for each in found)
     results.content["profile"] = found
     results.tell(f"operators of a training step ({total / 1e6:.3f} s by the profiler's wall clock)")

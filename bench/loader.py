@@ -24,8 +24,9 @@ from PIL import Image
 from datamodels.train.config import Data
 from datamodels.train.data import beton
 from datamodels.train.data.images import Images
-from datamodels.train.trainer.device import keep_freed_memory
-from datamodels.train.trainer.loader import AHEAD, Feed, select
+from datamodels.train.kernels.augment import select
+from datamodels.train.trainer.executor import Executor
+from datamodels.train.trainer.loader import AHEAD, Loader
 from fmow.torchvision_compat import torchvision
 
 vision = torchvision()
@@ -50,7 +51,6 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.workers)
-    keep_freed_memory()
     for name, images, batch in (
         ("fmow 224 x 224", fmow(options.data), 256),
         ("cifar 32 x 32", cifar(options.data), 512),
@@ -102,16 +102,16 @@ def prepare(folder: Path, images: np.ndarray, batch: int, workers: int) -> dict[
 
 def ours(images: Images, batch: int, resident: bool = False) -> Callable[[], Iterator[int]]:
     """As the trainer reads them."""
-    feed = Feed(images, torch.device("cpu"), resident)
+    loader = Loader(images, Executor(torch.device("cpu")), resident)
 
     def epoch() -> Iterator[int]:
         steps = len(images) // batch
         order = np.random.default_rng().permutation(len(images))[: steps * batch].reshape(steps, batch)
-        if feed.kept is not None:
+        if loader.resident is not None:
             for pick in order:
-                yield len(select(feed.kept, torch.from_numpy(pick)))
+                yield len(select(loader.resident, torch.from_numpy(pick)))
         else:
-            for sent in feed.sent(order):
+            for sent in loader.batches(order):
                 yield len(sent)
 
     return epoch

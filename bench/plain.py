@@ -1,8 +1,8 @@
-"""The upstream way of training, as a peer: a plain PyTorch loop of the CIFAR-10 recipe, its network written as there.
+"""The upstream way of training, as a peer: a plain PyTorch loop of the CIFAR-10 recipe.
 
 Eager operators, channels_last, torch.optim.SGD, LambdaLR, and autocast with GradScaler in half precision; nothing of
-train/ but the reader of the data set. Generous where upstream is slower: images stay on the device as uint8, and are
-augmented a batch at a time.
+the trainer but the reader of the data set, and the network of exported checkpoints. Generous where upstream is slower:
+images stay on the device as uint8, and are augmented a batch at a time.
 
     python -m bench.plain --train N --test N --epochs N --data-root DIR --out FILE
 
@@ -17,43 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from datamodels.launch.export.network import ResNet9
+
 MEAN, STD, FILL = (125.307, 122.961, 113.8575), (51.5865, 50.847, 51.255), (125.0, 122.0, 113.0)
 LR, MOMENTUM, DECAY, SMOOTHING, EPOCHS, PEAK, BATCH = 0.5, 0.9, 5e-4, 0.1, 24, 5, 512
 SHIFT, HOLE = 2, 4
 
 
-def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
-
-
-class Residual(nn.Sequential):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x)
-
-
-class Scale(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return 0.2 * x
-
-
-def network(width: int, classes: int = 10) -> nn.Module:
-    """ResNet-9 (KakaoBrain's torchskeleton), from [B, 3, H, W] to [B, classes]."""
-    w = width
-    layers = nn.Sequential(
-        conv_bn(3, w),
-        conv_bn(w, 2 * w, 5, 2, 2),
-        Residual(conv_bn(2 * w, 2 * w), conv_bn(2 * w, 2 * w)),
-        conv_bn(2 * w, 4 * w),
-        nn.MaxPool2d(2),
-        Residual(conv_bn(4 * w, 4 * w), conv_bn(4 * w, 4 * w)),
-        conv_bn(4 * w, 2 * w, padding=0),
-        nn.AdaptiveMaxPool2d((1, 1)),
-        nn.Flatten(),
-        nn.Linear(2 * w, classes, bias=False),
-        Scale(),
-    )
-    return layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+def network(width: int) -> ResNet9:
+    """ResNet-9 as plain modules, whose `logits` maps [B, 3, H, W] to [B, 10]."""
+    about = {"width": width, "image": [32, 32, 3], "classes": 10, "mean": [0], "std": [1], "tta": "none"}
+    return ResNet9(about).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class Batches:
@@ -108,7 +82,7 @@ class Loop:
         self.train(model, subset, self.epochs if epochs is None else epochs)
         return self.margins(model)
 
-    def train(self, model: nn.Module, subset: Tensor, epochs: int) -> None:
+    def train(self, model: ResNet9, subset: Tensor, epochs: int) -> None:
         per_epoch = len(subset) // self.batch
         optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
         corners = [0, self.epochs * PEAK / EPOCHS * per_epoch, self.epochs * per_epoch]
@@ -123,24 +97,24 @@ class Loop:
                 optimizer.zero_grad(set_to_none=True)
                 with self._autocast():
                     x = self.batches.normalise(self.batches.augment(self.images.train[index]))
-                    loss = loss_function(model(x), self.images.train_labels[index])
+                    loss = loss_function(model.logits(x), self.images.train_labels[index])
                 scaler.scale(loss).backward()
                 scaler.step(optimizer)
                 scaler.update()
                 scheduler.step()
 
     @torch.no_grad()
-    def margins(self, model: nn.Module) -> list[Tensor]:
+    def margins(self, model: ResNet9) -> list[Tensor]:
         model.eval()
         sides = (self.images.train, self.images.train_labels), (self.images.test, self.images.test_labels)
         return [self._margins(model, *side) for side in sides]
 
-    def _margins(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    def _margins(self, model: ResNet9, images: Tensor, labels: Tensor) -> Tensor:
         found = []
         for batch, target in zip(images.split(1000), labels.split(1000), strict=True):
             x = self.batches.normalise(batch)
             with self._autocast():
-                logits = (model(x) + model(x.flip(3))).float() / 2
+                logits = (model.logits(x) + model.logits(x.flip(3))).float() / 2
             correct = logits.gather(1, target[:, None])[:, 0]
             others = logits.masked_fill(F.one_hot(target, logits.shape[1]).bool(), -torch.inf).amax(1)
             found.append((correct - others).half())

@@ -1,8 +1,8 @@
 """Rows through the real loop and a real store in a temporary folder, as `datamodels train` does them.
 
 Seconds a row: from one commit to the next, over all rows but the first of every stream, whose training nothing
-overlaps. In it: tables, initial state, training, evaluation of every image in every view, margins, copies to the host,
-checksums, writes and fdatasync. Not in it: reading the data set, creating the store, capturing graphs.
+overlaps. In it: schedule, initial state, training, evaluation of every image in every view, margins, copies to the
+host, checksums, writes and fdatasync. Not in it: reading the data set, creating the store, capturing graphs.
 """
 
 import itertools
@@ -11,19 +11,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-import torch
+import numpy as np
 
-from bench.timing import between, moment, wall
+from bench import flops
+from bench.timing import wall
 from datamodels.train.config import Setting
-from datamodels.train.data.sources import Dataset
-from datamodels.train.store.create import create_store
-from datamodels.train.store.layout import Layout
-from datamodels.train.store.writer import RowFailure, RowResult, Writer
-from datamodels.train.trainer.engine import Lane, Stop
+from datamodels.train.data import Dataset
+from datamodels.train.store import Layout, RowFailure, RowResult, Writer, create_store
+from datamodels.train.trainer.executor import Executor, Moment
 from datamodels.train.trainer.run_rows import Results, train_rows
-from datamodels.train.trainer.trainer import Drawn, Moment, Outcome, Trainer
+from datamodels.train.trainer.trainer import Outcome, Trainer
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Measured:
     """Median seconds of a group's commit on the host; it overlaps the next group's training."""
     idle_between_rows: float
     """Share of the time in which no row was between its first step and its end on the device: from one row's last value
-    on its way to the host until the next row's first step, tables and initial state count as idle."""
+    on its way to the host until the next row's first step, schedule and initial state count as idle."""
 
 
 class WatchedTrainer(Trainer):
@@ -46,8 +45,8 @@ class WatchedTrainer(Trainer):
 
     spans: list[tuple[Moment, Moment, Moment]]
 
-    def train(self, lane: Lane, rows: range, stop: Stop, drawn: Drawn | None = None) -> Outcome:
-        outcome = super().train(lane, rows, stop, drawn)
+    def train(self, *given: Any) -> Outcome:
+        outcome = super().train(*given)
         self.spans.append(outcome.moments)
         return outcome
 
@@ -66,9 +65,9 @@ class WatchedWriter(Writer):
 class Rows:
     """A trainer and a store of one setting, which rows can be asked of again and again; a context, which closes it."""
 
-    def __init__(self, setting: Setting, dataset: Dataset, device: torch.device, streams: int, root: Path) -> None:
-        self.setting, self.device, self.group = setting, device, setting.recipe.group
-        self.trainer = WatchedTrainer(setting, dataset, device, streams=streams)
+    def __init__(self, setting: Setting, dataset: Dataset, executor: Executor, streams: int, root: Path) -> None:
+        self.setting, self.executor, self.group = setting, executor, setting.recipe.group
+        self.trainer = WatchedTrainer(setting, dataset, executor, streams=streams)
         self.store = create_store(Layout(root, setting.dataset, setting.pct), setting, dataset, lambda text: None)
         self.writer = WatchedWriter(self.store, {})
         self.done = 0
@@ -105,13 +104,13 @@ def succeeded(results: Results) -> list[RowResult]:
 
 def measure(rows: Rows, budget: float, most: int) -> Measured:
     """Seconds a row, from as many rows as fit in `budget` seconds: on each stream at least 2 groups, at most `most`."""
-    streams = len(rows.trainer.lanes)
-    took = wall(lambda: rows.run(streams), rows.device)
+    streams, executor = len(rows.trainer.engines), rows.executor
+    took = wall(lambda: rows.run(streams), executor)
     groups = streams * max(2, min(most, int(budget / took) - 1))
-    origin = moment(rows.device)
+    origin = executor.moment()
     ended = rows.run(streams + groups)[streams - 1 :]
     steps = [(after - before) / rows.group for before, after in itertools.pairwise(ended)]
-    spans = sorted(tuple(between(origin, each) for each in span) for span in rows.trainer.spans)[streams:]
+    spans = sorted(tuple(executor.seconds(origin, each) for each in span) for span in rows.trainer.spans)[streams:]
     return Measured(
         seconds_per_row=(ended[-1] - ended[0]) / (groups * rows.group),
         rows=groups * rows.group,
@@ -130,3 +129,60 @@ def idle(spans: Sequence[tuple[float, float]]) -> float:
         busy += max(0.0, ended - max(began, until))
         until = max(until, ended)
     return 1 - busy / (until - spans[0][0])
+
+
+def rates(entry: dict[str, Any], setting: Setting, dataset: Dataset, matmul: float) -> dict[str, float]:
+    """What a row's seconds mean in FLOP/s."""
+    training, evaluation = flops.of_row(setting, dataset)
+    rate = (training + evaluation) / entry["seconds_per_row"]
+    return {
+        "training_flops": training,
+        "evaluation_flops": evaluation,
+        "flops_per_second": rate,
+        "fraction_of_matmul": rate / matmul,
+        "training_images_per_second": flops.trained_images(setting, dataset) / entry["seconds_per_row"],
+    }
+
+
+def describe(entry: dict[str, Any]) -> str:
+    return (
+        f"{entry['seconds_per_row']:.4f} s a row (n = {entry['rows']}, {entry['fastest']:.4f} to "
+        f"{entry['slowest']:.4f}), {entry['training_images_per_second']:,.0f} images/s, "
+        f"{entry['flops_per_second'] / 1e12:.3g} TFLOP/s, {entry['fraction_of_matmul']:.1%} of matmul; idle from "
+        f"a row's end to the next one's first step {entry['idle_between_rows']:.2%}; commit "
+        f"{1e3 * entry['commit']:.0f} ms"
+    )
+
+
+def repeated(setting: Setting, dataset: Dataset, executor: Executor) -> dict[str, Any]:
+    """Whether a group's rows come out with the same bytes: by one trainer twice, and by another one beside group 1 on a
+    second stream, whose graphs are captured anew. Counts values and those that differ. Raises RuntimeError.
+    """
+    trainer = Trainer(setting, dataset, executor)
+    first, again = succeeded(trainer(0)), succeeded(trainer(0))
+    steps = trainer.draw(range(setting.recipe.group)).schedule.steps
+    del trainer
+    both = Trainer(setting, dataset, executor, streams=2)
+    pending = [both.start(group) for group in (0, 1)]
+    beside, _ = (succeeded(each.result()) for each in pending)
+    return {
+        "dataset": setting.dataset,
+        "network": setting.recipe.network,
+        "rows": len(first),
+        "steps": steps,
+        "values": sum(value.size for row in first for value in row.arrays.values()),
+        "differing_again": differing(first, again),
+        "differing_beside_another": differing(first, beside),
+    }
+
+
+def differing(rows: list[RowResult], others: list[RowResult]) -> int:
+    """Values whose bytes differ."""
+    pairs = [
+        (row.arrays[kind], other.arrays[kind]) for row, other in zip(rows, others, strict=True) for kind in row.arrays
+    ]
+    return sum(int(np.count_nonzero(_bytes(a) != _bytes(b))) for a, b in pairs)
+
+
+def _bytes(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values).view(f"u{values.itemsize}")

@@ -6,20 +6,18 @@ import sys
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from bench import accuracy, cases, flops, gpu, plain, repeat
-from bench.entry import fastest_streams, identity
+from bench import cases, flops, gpu, plain
 from bench.results import Results
-from bench.rows import Measured, Rows, idle
+from bench.rows import Measured, Rows, differing, idle
 from datamodels.train.config import Recipe
-from datamodels.train.store.writer import RowResult
-from tests.conftest import PROJECT, in_process
+from datamodels.train.store import RowResult
+from tests.conftest import PROJECT
 
 ABSENT = ["ffcv", "jsonargparse", "matplotlib", "pandas", "sklearn", "tqdm", "wilds"]
 """Packages that a machine which is lent for a measurement may lack: torch, NumPy, SciPy and PyYAML are enough."""
@@ -57,9 +55,7 @@ def content_of(folder: Path) -> dict[str, Any]:
 def gpu_bench(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
     """What a miniature of every section writes and prints, where nothing but what it needs can be imported."""
     folder = tmp_path_factory.mktemp("results")
-    done = run(
-        "-c", WITHOUT.replace("{absent}", str(set(ABSENT))), "--device=cpu", "--tiny", "--rows=2", "--out", folder
-    )
+    done = run("-c", WITHOUT.replace("{absent}", str(set(ABSENT))), "--device=cpu", "--tiny", "--out", folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return content_of(folder), done.stdout
 
@@ -80,10 +76,8 @@ def test_the_gpu_bench_measures_rows_against_the_matmul(gpu_bench: tuple[dict[st
         assert row["commit"] > 0
 
 
-def test_the_gpu_bench_tells_parts_peers_kernels_and_accuracies(gpu_bench: tuple[dict[str, Any], str]) -> None:
+def test_the_gpu_bench_measures_peers_kernels_and_whether_rows_repeat(gpu_bench: tuple[dict[str, Any], str]) -> None:
     content, printed = gpu_bench
-    (parts, _) = [row["parts"] for row in content["rows"] if "parts" in row]
-    assert list(parts) == ["begin", "augment", "forward", "optimiser", "backward", "evaluation", "copy"]
     ours = content["rows"][0]["seconds_per_row"]
     for peer in content["peers"].values():
         assert peer["over_ours"] == pytest.approx(peer["seconds_per_row"] / ours, rel=1e-3)
@@ -92,30 +86,11 @@ def test_the_gpu_bench_tells_parts_peers_kernels_and_accuracies(gpu_bench: tuple
     assert [name for name in content["peers"] if "reduce-overhead" in name]
     assert len(content["peers"]) == 2
     assert any("convolution" in kernel["name"] for kernel in content["profile"])
-    assert content["accuracy"]["rows"] == content["accuracy"]["rows_asked_for"] == 2
-    last = printed[printed.rindex(content["device"]) :]
-    assert all(
-        word in last for word in ("matmul", "copy", "cifar", "fmow", "digits", "upstream", "airbench", "accuracy")
-    )
-
-
-def test_the_gpu_bench_trains_rows_twice_several_at_once_and_with_other_algorithms(
-    gpu_bench: tuple[dict[str, Any], str],
-) -> None:
-    content, printed = gpu_bench
     assert [each["network"] for each in content["repeat"]] == ["resnet9", "resnet18", "convnet"]
     assert all(each["differing_again"] == each["differing_beside_another"] == 0 for each in content["repeat"])
     assert [each["steps"] for each in content["repeat"]] == [12, 2, 12]
-    for each in content["streams"]:
-        seconds = each["seconds_per_row"]
-        assert sorted(seconds) == ["1", "2"]
-        assert seconds[str(each["fastest"])] == min(seconds.values())
-    assert len(content["streams"]) == 2
-    (cost,) = content["determinism"]
-    seconds = cost["seconds_per_step"]
-    assert cost["over_any"] == pytest.approx(seconds["deterministic"] / seconds["any"], rel=1e-3)
-    assert cost["over_fastest"] == pytest.approx(seconds["deterministic"] / seconds["fastest"], rel=1e-3)
-    assert "fastest with" in printed
+    last = printed[printed.rindex(content["device"]) :]
+    assert all(word in last for word in ("matmul", "copy", "cifar", "fmow", "digits", "upstream", "airbench"))
 
 
 def gpu_in_process(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> tuple[int, dict[str, Any]]:
@@ -137,32 +112,32 @@ def test_what_raises_an_error_ends_alone_and_is_recorded(
         return measure(rows, budget, most)
 
     monkeypatch.setattr(gpu, "measure", failing)
-    monkeypatch.setattr(gpu, "table", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(gpu, "profiled", lambda *_, **__: 1 / 0)
     code, content = gpu_in_process(monkeypatch, tmp_path, "--only", "profile", "streams")
     assert code == 1
     assert {row["dataset"] for row in content["rows"]} == {"digits"}
     assert [each["what"] for each in content["failed"]] == [
         "profile",
-        *(f"cifar 50 %, resnet9, width 4, {streams}" for streams in ("1 stream", "2 streams")),
+        *(f"cifar 50 %, resnet9, {streams} at once" for streams in (1, 2)),
     ]
     assert content["failed"][1]["why"] == "RuntimeError: no luck"
     assert "profile FAILED: ZeroDivisionError" in capsys.readouterr().out
 
 
 def test_what_there_is_no_time_for_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = Namespace(seconds=0.0, tiny=False, out=tmp_path, fmow_share=1.0, data_root=str(tmp_path))
+    options = Namespace(seconds=0.0, tiny=False, out=tmp_path)
     bench = gpu.Bench(options, torch.device("cpu"))
-    for name in ("determinism", "profile", "accuracy"):
+    for name in ("repeat", "profile"):
         bench.section(name)
     found = content_of(tmp_path)
-    assert found["left_out"] == ["determinism cifar", "determinism fmow", "profile", "accuracy"]
+    assert found["left_out"] == ["repeat cifar", "repeat fmow", "repeat digits", "profile"]
     assert found["failed"] == []
     assert capsys.readouterr().out.count("left out, ") == 4
 
 
 def test_other_bytes_are_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(gpu.repeat, "settings", lambda tiny: [cases.timed("digits", 0.5, tiny, group=2)])
-    monkeypatch.setattr(gpu.repeat, "differing", lambda rows, others: 3)
+    found = {"network": "convnet", "steps": 1, "values": 9, "differing_again": 0, "differing_beside_another": 3}
+    monkeypatch.setattr(gpu, "repeated", lambda setting, dataset, executor: found)
     code, content = gpu_in_process(monkeypatch, tmp_path, "--only", "repeat")
     assert (code, content["failed"][0]["why"]) == (1, "a row came out with other bytes")
 
@@ -171,42 +146,8 @@ def test_values_differ_where_their_bytes_do() -> None:
     def row(*values: float) -> RowResult:
         return RowResult(0, {"test_margins": np.array(values, np.float16)}, 1.0, 0.5, 0.5)
 
-    assert repeat.differing([row(1, np.nan)], [row(1, np.nan)]) == 0
-    assert repeat.differing([row(1, 0.0, 2)], [row(1, -0.0, 2.002)]) == 2
-
-
-def test_accuracies_stop_on_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    setting, images = cases.setting("cifar", 0.5, tiny=True), cases.random_images("cifar", tiny=True)
-    left = iter([100.0, 100.0, 100.0, 0.0])
-    found = accuracy.compare(setting, images, torch.device("cpu"), 50, lambda: next(left))
-    assert (found["rows"], found["rows_asked_for"]) == (3, 50)
-    with pytest.raises(RuntimeError, match="1 rows were trained in the time"):
-        accuracy.compare(setting, images, torch.device("cpu"), 50, iter([100.0, 0.0]).__next__)
-
-
-def test_the_fastest_number_of_streams_is_of_one_setting() -> None:
-    setting = {"dataset": "cifar", "network": "resnet9", "width": 64, "group": 1}
-    entries = [
-        {**setting, "alpha": alpha, "streams": streams, "seconds_per_row": seconds}
-        for alpha, streams, seconds in ((0.1, 1, 3.0), (0.1, 2, 2.0), (0.1, 3, 2.5), (0.5, 1, 1.0))
-    ]
-    (found,) = fastest_streams(entries)
-    assert (found["alpha"], found["fastest"]) == (0.1, 2)
-
-
-def test_plan_reads_rows_as_the_bench_names_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Those of the published setting, among others of the same alpha."""
-    images = SimpleNamespace(train=SimpleNamespace(labels=range(50_000)), test=SimpleNamespace(labels=range(10_000)))
-    results = Results(torch.device("cpu"), [], tmp_path)
-    results.content |= {"device": "Loom", "on_gpu": True}
-    for seconds, streams, changes in ((3.0, 1, {}), (2.0, 2, {}), (1.0, 1, {"width": 16}), (0.5, 1, {"epochs": 6})):
-        entry = identity(cases.timed("cifar", 0.5, **changes), images, streams)  # type: ignore[arg-type]
-        results.content["rows"].append({**entry, "seconds_per_row": seconds, "fraction_of_matmul": 0.5})
-    results.write()
-    options = ["--results", tmp_path, "--device=Loom", "--root", tmp_path / "none", "--json"]
-    for workers, seconds in ((1, 3.0), (2, 2.0)):
-        done = in_process(capsys, "plan", PROJECT / "configs/cifar_50pct.yaml", *options, f"--workers={workers}")
-        assert json.loads(done.out)["seconds_per_row"]["seconds"] == seconds
+    assert differing([row(1, np.nan)], [row(1, np.nan)]) == 0
+    assert differing([row(1, 0.0, 2)], [row(1, -0.0, 2.002)]) == 2
 
 
 def test_the_cpu_bench_measures_steps_against_the_matmul(tmp_path: Path) -> None:
@@ -264,13 +205,6 @@ def test_idle_is_what_no_span_covers() -> None:
     assert idle([(0, 1), (1, 2)]) == 0
     assert idle([(0, 1), (3, 4)]) == 0.5
     assert idle([(0, 2), (1, 3), (1.5, 1.7), (3.5, 4)]) == pytest.approx(1 / 8)
-
-
-def test_permutations_tell_means_apart_and_leave_equals_alone() -> None:
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(0, 1, 20), rng.normal(0, 1, 20)
-    assert accuracy.permutation_test(a, b) > 0.05
-    assert accuracy.permutation_test(a, b + 3) < 0.001
 
 
 def test_a_run_writes_its_own_file_again_and_never_anothers(tmp_path: Path) -> None:

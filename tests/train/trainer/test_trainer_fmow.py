@@ -107,23 +107,20 @@ FORMS: dict[str, Callable[[np.ndarray, Path], Images]] = {
     "mapped": mapped,
     "beton": raw_beton,
 }
-RECIPES = {
-    "resnet9": Recipe(network="resnet9", width=4, translate=2, cutout=4),
-    "resnet18": Recipe(network="resnet18", translate=0, cutout=0, weight_decay=1e-3),
-}
 
 
-def row(dataset: Dataset, network: str, resident: bool | None) -> bytes:
-    recipe = replace(RECIPES[network], epochs=2, peak_epoch=1, batch=5, lr=0.01, eval_batch=7, device="cpu", threads=1)
+def row(dataset: Dataset, translate: int, resident: bool | None) -> bytes:
+    recipe = Recipe(width=4, translate=translate, cutout=2 * translate)
+    recipe = replace(recipe, epochs=2, peak_epoch=1, batch=5, lr=0.01, eval_batch=7, device="cpu", threads=1)
     setting = Setting(alpha=0.5, models=4, eval_models=0, recipe=recipe, data=Data(resident=resident))
     result = Trainer(setting, dataset, CPU)(1)[0]
     assert isinstance(result, RowResult)
     return b"".join(array.tobytes() for array in result.arrays.values())
 
 
-@pytest.mark.parametrize("network", RECIPES)
-def test_a_row_does_not_depend_on_where_its_images_are(dataset: Dataset, tmp_path: Path, network: str) -> None:
-    expected = row(dataset, network, True)
+@pytest.mark.parametrize("translate", [0, 2])
+def test_a_row_does_not_depend_on_where_its_images_are(dataset: Dataset, tmp_path: Path, translate: int) -> None:
+    expected = row(dataset, translate, True)
     for form, make in FORMS.items():
         splits = {}
         for name in ("train", "test"):
@@ -131,7 +128,7 @@ def test_a_row_does_not_depend_on_where_its_images_are(dataset: Dataset, tmp_pat
             split = getattr(dataset, name)
             splits[name] = Split(make(split.images, tmp_path / form / name), split.labels)
         for resident in (None, True, False):
-            assert row(replace(dataset, **splits), network, resident) == expected, (form, resident)
+            assert row(replace(dataset, **splits), translate, resident) == expected, (form, resident)
 
 
 MEMORY = """
@@ -178,7 +175,8 @@ def test_a_mapped_file_is_never_copied_whole(tmp_path: Path, translate: int) -> 
 
 
 def test_the_same_fmow_row_twice_has_the_same_bytes(real_data: Path) -> None:
-    recipe = replace(RECIPES["resnet18"], epochs=2, peak_epoch=1, batch=8, lr=0.002, threads=1, device="cpu")
+    recipe = Recipe(network="resnet18", translate=0, cutout=0, weight_decay=1e-3, lr=0.002, batch=8, threads=1)
+    recipe = replace(recipe, epochs=2, peak_epoch=1, device="cpu")
     data = Data(root=str(real_data), packed="nowhere", size=32)
     setting = Setting(dataset="fmow", alpha=0.5, models=4, eval_models=0, recipe=recipe, data=data)
     dataset = load(setting)
