@@ -1,4 +1,9 @@
-"""The image trainer: from row numbers to masks, margins and logits."""
+"""The image trainer: from row numbers to masks, margins and logits.
+
+run_rows.py trains and commits what a store misses; trainer.py trains a group of rows; engine.py has the training step
+and the evaluation. The step's parts: schedule.py (batch order, learning rate), loader.py (images), models.py (networks,
+initial values), optimizer.py (flat parameters, SGD); executor.py is how work gets to a CPU or GPU.
+"""
 
 from datamodels.train.trainer.device import device_name, environment, on_gpu, pick_device
 from datamodels.train.trainer.models import check

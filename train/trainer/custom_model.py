@@ -33,7 +33,7 @@ class CustomNetwork(nn.Module):
         self.body = self._made()
 
     def restart(self, seed: int, row: int, device: torch.device) -> None:
-        """A module of the row's own, initialised on the CPU; random numbers drawn from now on are the row's too."""
+        """Make the row's module, initialised on the CPU, and seed the generators for what it draws in training."""
         _seed_generators(int(raw(seed, row, Stream.INITIALISATION, 1)[0]))
         self.body = self._made().to(device)
         _seed_generators(int(raw(seed, row, Stream.NETWORK, 1)[0]))

@@ -111,7 +111,7 @@ class CudaExecutor(Executor):
 
     def moment(self) -> Moment:
         event = self.event()
-        event.record()
+        event.record(torch.cuda.current_stream(self.device))
         return event
 
     def seconds(self, began: Moment, ended: Moment) -> float:
@@ -137,6 +137,7 @@ class CudaExecutor(Executor):
 
 
 def executor_of(device: torch.device) -> Executor:
+    """The executor of a CPU or GPU."""
     return CudaExecutor(device) if device.type == "cuda" else Executor(device)
 
 

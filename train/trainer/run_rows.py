@@ -1,4 +1,4 @@
-"""Doing the rows of a store that are missing: the one loop that every launcher runs."""
+"""Train the rows of a store that are missing: the one loop that every launcher runs."""
 
 import contextlib
 import os
@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.5
 
 PATIENCE_SECONDS = 30.0
-"""Waiting for rows that another process holds is told after so long."""
+"""After so long, the user is told that rows are waited for which another process holds."""
 
 Results = list[RowResult | RowFailure]
 
@@ -67,50 +66,37 @@ def _train_group(
     stop: Callable[[], bool],
     commits: "_Commits",
 ) -> bool:
-    """Train a group and begin its commit, unless another process holds it; whether there was something to do."""
-    if not _wanted(store, group, rows) or not writer.lease(group):
+    """Start training a group, and its commit, unless another process holds it; whether there was something to do."""
+
+    def missing() -> set[int]:
+        start = max(group * store.group, rows.start)
+        return set(store.missing(start, min((group + 1) * store.group, rows.stop)).tolist())
+
+    if not missing() or not writer.lease(group):
         return False
-    begun = False
+    started = False
     try:
-        if wanted := _wanted(store, group, rows):  # another process may have done some before the lease
-            _make_missing(store, writer, wanted, commits)
+        if wanted := missing():  # another process may have done some before the lease
+            conflicting = [row for row in wanted if store.states.state[row] == RowState.CONFLICT]
+            if conflicting:
+                commits.wait()
+                writer.invalidate(conflicting)
             pending = trainer.start(group, stop)
-            begun = True
+            started = True
             commits.begin(group, wanted, pending)
     finally:
-        if not begun:
+        if not started:
             writer.release(group)
     return True
-
-
-def _make_missing(store: Store, writer: Writer, rows: set[int], commits: "_Commits") -> None:
-    """Invalidate those of the rows whose bytes are in doubt."""
-    conflicting = [row for row in rows if store.states.state[row] == RowState.CONFLICT]
-    if conflicting:
-        commits.wait()
-        writer.invalidate(conflicting)
-
-
-def _wanted(store: Store, group: int, rows: range) -> set[int]:
-    start = group * store.group
-    return set(store.missing(max(start, rows.start), min(start + store.group, rows.stop)).tolist())
-
-
-@dataclass(frozen=True)
-class _Commit:
-    group: int
-    done: "Future[Results]"
 
 
 class _Commits:
     """Commits of leased groups in the order in which they were started, on a thread of its own."""
 
     def __init__(self, writer: Writer, ahead: int, finished: Callable[[Results], None]) -> None:
-        self._writer = writer
-        self._ahead = ahead
-        self._finished = finished
+        self._writer, self._ahead, self._finished = writer, ahead, finished
         self._pool = ThreadPoolExecutor(1)
-        self._pending: deque[_Commit] = deque()
+        self._under_way: deque[tuple[int, Future[Results]]] = deque()
 
     def begin(self, group: int, wanted: set[int], trained: "Pending") -> None:
         """Have a group's wanted rows committed once they are trained; the lease is given back in the end.
@@ -118,25 +104,26 @@ class _Commits:
         Waits until no more than `ahead` groups are under way. Raises WorkError where the commit of one before failed;
         this one is taken on nevertheless: what has been trained is not thrown away.
         """
-        self._pending.append(_Commit(group, self._pool.submit(self._commit, group, wanted, trained)))
-        self._wait(self._ahead)
 
-    def _commit(self, group: int, wanted: set[int], trained: "Pending") -> Results:
-        results = [result for result in trained.result() if result.row in wanted]
-        self._writer.commit(group, results)
-        return results
+        def commit() -> Results:
+            results = [result for result in trained.result() if result.row in wanted]
+            self._writer.commit(group, results)
+            return results
 
-    def wait(self) -> None:
-        """Until nothing is under way. Raises WorkError where a commit failed, Interrupted where training ended."""
-        self._wait(0)
+        self._under_way.append((group, self._pool.submit(commit)))
+        self.wait(self._ahead)
 
-    def _wait(self, left: int) -> None:
-        while len(self._pending) > left:
-            commit = self._pending.popleft()
+    def wait(self, left: int = 0) -> None:
+        """Wait until at most `left` groups are under way.
+
+        Raises WorkError where a commit failed, Interrupted where training ended.
+        """
+        while len(self._under_way) > left:
+            group, commit = self._under_way.popleft()
             try:
-                results = commit.done.result()
+                results = commit.result()
             finally:
-                self._writer.release(commit.group)
+                self._writer.release(group)
             self._finished(results)
 
     def __enter__(self) -> "_Commits":
@@ -144,13 +131,13 @@ class _Commits:
 
     def __exit__(self, *_: object) -> None:
         with contextlib.ExitStack() as every:  # each of them, whatever the others raise
-            for _commit in self._pending:
-                every.callback(self._wait, 0)
+            for _commit in self._under_way:
+                every.callback(self.wait)
             every.callback(self._pool.shutdown)
 
 
 class _Waiting:
-    """Tells once who holds the rows that are left, where nothing else has been left to do for some time."""
+    """Prints once who holds the rows that are left, after some time in which there was nothing else to do."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -180,7 +167,7 @@ def _holders(store: Store) -> str:
 
 
 def retry_failed(store: Store, writer: Writer, rows: range) -> int:
-    """Make the rows that failed for good missing again; returns how many."""
+    """Have the rows that failed for good count as missing again; returns how many."""
     failed = np.flatnonzero(store.failed()[rows.start : rows.stop]) + rows.start
     writer.invalidate(failed)
     store.refresh()

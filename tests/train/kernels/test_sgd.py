@@ -1,7 +1,9 @@
+"""The optimiser's step by whatever runs here: PyTorch on a CPU, Triton in its interpreter or on a GPU."""
+
 import pytest
 import torch
 
-from datamodels.train.kernels.sgd import plain_sgd_step, sgd_step
+from datamodels.train.kernels import sgd_step
 
 SIZE = 5000
 
@@ -26,17 +28,6 @@ def test_steps_equal_torchs_sgd(group: int, copied: torch.dtype | None, device: 
     torch.testing.assert_close(ours[0], expected, rtol=1e-6, atol=1e-6)
     if copy is not None:
         torch.testing.assert_close(copy, ours[0].to(copy.dtype), rtol=torch.finfo(copy.dtype).eps, atol=0)
-
-
-def test_the_plain_sgd_step_is_the_same(device: torch.device) -> None:
-    tensors = torch.randn(3, SIZE, device=device)
-    lr, row = torch.rand(2, device=device), torch.randint(2, (SIZE,), device=device)
-    results = []
-    for step in (sgd_step, plain_sgd_step):
-        value, grad, momentum = tensors.clone()
-        step(value, grad, momentum, lr, keep=0.9, decay=5e-4, scale=0.25, row=row)
-        results.append((value, momentum))
-    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-6)
 
 
 def test_a_learning_rate_of_zero_leaves_values_as_they_are(device: torch.device) -> None:
