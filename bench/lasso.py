@@ -13,7 +13,6 @@ agree   chosen lambda and weights of the whole fit against scikit-learn's in flo
 gram    rows a second of the exact counts X'X, by population count and by float32 products.
 fit     the whole `fit` of published files, reading included, imports and compilation not.
 memory  peak resident memory of `fit` of published files.
-gpu     every stage of a slice of the full problem on a GPU (bench.lasso_gpu), sizes as memory allows.
 """
 
 import argparse
@@ -30,14 +29,16 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import lasso_agree, lasso_gpu
+from bench import lasso_agree
 from bench import lasso_peers as peers
 from bench.gaps import relative_gaps
 from datamodels.lasso import fit
-from datamodels.lasso.design import GramCounts, Scale, correlations
-from datamodels.lasso.gram.moments import Gram
-from datamodels.lasso.solver import path as kernels
-from datamodels.lasso.solver.buffers import Workspace
+from datamodels.lasso.design import Scale
+from datamodels.lasso.gram.counts import MemoryCounts
+from datamodels.lasso.gram.matrices import correlations
+from datamodels.lasso.gram.sums import Gram
+from datamodels.lasso.solver.buffers import Buffers
+from datamodels.lasso.solver.path import path as follow_path
 from datamodels.train.config import Fit, Setting
 from datamodels.train.store.layout import Layout
 from datamodels.train.store.store import open_store
@@ -57,11 +58,11 @@ class Problem:
         return Scale.of(len(self.masks), np.count_nonzero(self.masks, axis=0))
 
     @cached_property
-    def counts(self) -> GramCounts:
+    def counts(self) -> MemoryCounts:
         gram = Gram(self.masks.shape[1])
         for start in range(0, len(self.masks), 8192):
             gram.add(self.masks[start : start + 8192])
-        return GramCounts(gram.finish(), Gram(self.masks.shape[1]))
+        return MemoryCounts(gram.finish(), Gram(self.masks.shape[1]))
 
     @cached_property
     def corr(self) -> np.ndarray:
@@ -100,9 +101,6 @@ class Problem:
 
     def lams(self, target: int) -> np.ndarray:
         return np.abs(self.cov[target]).max() * RATIOS
-
-    def gap(self, target: int, weights: np.ndarray, lam: float) -> float:
-        return float(self.gaps(target, weights[None], np.array([lam]))[0])
 
     def gaps(self, target: int, weights: np.ndarray, lams: np.ndarray | None = None) -> np.ndarray:
         """Relative duality gaps of weights [k, N], from the correlations in float64."""
@@ -149,14 +147,13 @@ def path(options: argparse.Namespace) -> None:
 
 
 def compare(problem: Problem, options: argparse.Namespace) -> None:
-    work = Workspace.empty(options.examples)
+    buffers = Buffers.empty(options.examples)
     print(f"{'solver':34} {'ms/target':>10} {'ratio':>7} {'targets':>7}  largest gap (float64)")
 
     def ours(target: int) -> np.ndarray:
         weights = np.empty((len(RATIOS), options.examples))
-        kernels.path(
-            problem.corr, problem.cov[target], problem.y[:, target].var(), problem.lams(target), 1e-4, work, weights
-        )
+        var = problem.y[:, target].var()
+        follow_path(problem.corr, problem.cov[target], var, problem.lams(target), 1e-4, buffers, weights)
         return weights
 
     solvers: dict[str, Callable[[int], np.ndarray]] = {"datamodels": ours, **peers.solvers(problem, options.skip)}
@@ -210,7 +207,7 @@ def whole_fit(options: argparse.Namespace) -> None:
         del masks, margins
         fit(open_store(layout, setting_of(options)), targets=(0, 1))  # imports and compiles
         shutil.rmtree(layout.folder / "datamodels")
-        for name in ("first", "on the statistics of the first"):
+        for name in ("first", "on the sums of the first"):
             store = open_store(layout, setting_of(options))
             began = time.process_time()
             report = json.loads(fit(store).with_suffix(".json").read_text())
@@ -247,13 +244,11 @@ def peak_memory() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cases = {"path": path, "agree": agree, "gram": gram, "fit": whole_fit, "memory": memory, "gpu": lasso_gpu.run}
+    cases = {"path": path, "agree": agree, "gram": gram, "fit": whole_fit, "memory": memory}
     parser.add_argument("case", choices=cases)
-    parser.add_argument("--examples", type=int, help="2,000 if nothing else is said")
-    parser.add_argument("--models", type=int, help="20,000 if nothing else is said")
-    parser.add_argument("--targets", type=int, help="200 if nothing else is said")
-    parser.add_argument("--device", help="of the gpu case: cuda, where there is one, or cpu")
-    parser.add_argument("--out", type=Path, help="folder of the gpu case's JSON file; default bench/results")
+    parser.add_argument("--examples", type=int, default=2000)
+    parser.add_argument("--models", type=int, default=20000)
+    parser.add_argument("--targets", type=int, default=200)
     parser.add_argument("--alpha", type=float, nargs="+", default=[0.5])
     parser.add_argument("--small", type=float, nargs="+", default=[0.05])
     parser.add_argument("--mask", choices=["exact", "bernoulli"], default="bernoulli")
@@ -264,9 +259,6 @@ def main() -> None:
     parser.add_argument("--skip", nargs="*", default=[], help="peers to leave out")
     parser.add_argument("--folder", help="where the memory case lays its store")
     options = parser.parse_args()
-    if options.case != "gpu":
-        options.examples, options.models = options.examples or 2000, options.models or 20000
-        options.targets = options.targets or 200
     print(f"load {os.getloadavg()[0]:.1f}", file=sys.stderr)
     cases[options.case](options)
 

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datamodels.lasso.design import GramCounts
+from datamodels.lasso.gram.counts import MemoryCounts
 from datamodels.lasso.gram.matrices import Matrices
-from datamodels.lasso.gram.moments import Cross, Gram
 from datamodels.lasso.gram.popcount import pack
-from datamodels.lasso.solver.solve import solve
+from datamodels.lasso.gram.sums import Cross, Gram
+from datamodels.lasso.solver import solve
 from datamodels.train.config import Fit
 from datamodels.train.rng import validation_rows
 
@@ -48,14 +48,14 @@ class Sums(NamedTuple):
             yield weight, y.mean() - self.mean @ weight
 
 
-def _chosen(sums: Sums, masks: Array, margins: Array, held: Array, fit: Fit) -> tuple[int, float]:
-    """The lambda of a target, as the contract defines it: its index and value."""
-    y = margins[~held]
+def _chosen(sums: Sums, masks: Array, margins: Array, validation: Array, fit: Fit) -> tuple[int, float]:
+    """The lambda of a target, as docs/format.md defines it: its index and value."""
+    y = margins[~validation]
     centred = y - y.mean()
-    top = np.abs((centred @ masks[~held]) / sums.deviation).max() / len(y)
+    top = np.abs((centred @ masks[~validation]) / sums.deviation).max() / len(y)
     lams, errors = top * np.geomspace(1, fit.eps, fit.k), list[float]()
-    for weight, bias in sums.minimise(masks[~held], y, lams):
-        errors.append(float(np.mean((margins[held] - masks[held] @ weight - bias) ** 2)))
+    for weight, bias in sums.minimise(masks[~validation], y, lams):
+        errors.append(float(np.mean((margins[validation] - masks[validation] @ weight - bias) ** 2)))
         best = int(np.argmin(errors))
         if len(errors) >= fit.min_lambdas and len(errors) - 1 - best >= fit.patience:
             break
@@ -71,15 +71,17 @@ def _sums(masks: Array, margins: Array) -> tuple[Gram, Cross]:
 
 def run(bools: Array, margins: Array) -> None:
     """Compare masks [M, N] with margins [M, T], fitted with all options as they are by default."""
-    fit, held = Fit(), validation_rows(0, np.arange(len(bools)), 0.1)
+    fit, validation = Fit(), validation_rows(0, np.arange(len(bools)), 0.1)
     masks, margins = bools.astype(np.float64), margins.astype(np.float64)
-    (gram, cross), (held_gram, held_cross) = (_sums(bools[group], margins[group]) for group in (~held, held))
-    matrices = Matrices(GramCounts(gram, held_gram), pack(bools[held].view(np.uint8)))
-    ours = solve(matrices, cross, held_cross, fit)
-    training, whole = Sums.of(masks[~held]), Sums.of(masks)
+    (gram, cross), (validation_gram, validation_cross) = (
+        _sums(bools[group], margins[group]) for group in (~validation, validation)
+    )
+    matrices = Matrices(MemoryCounts(gram, validation_gram), pack(bools[validation].view(np.uint8)))
+    ours = solve(matrices, cross, validation_cross, fit)
+    training, whole = Sums.of(masks[~validation]), Sums.of(masks)
     same, apart, began = 0, [], time.process_time()
     for target, y in enumerate(margins.T):
-        index, lam = _chosen(training, masks, y, held, fit)
+        index, lam = _chosen(training, masks, y, validation, fit)
         same += index == ours.chosen[target]
         (found,) = whole.minimise(masks, y, np.array([lam]))
         apart.append((np.abs(ours.weight[target] - found[0]).max(), abs(ours.bias[target] - found[1])))

@@ -100,36 +100,38 @@ def _celer(problem: Any) -> Solver:
     return solve
 
 
-def _saga(problem: Any, lot: int = 64, batch: int = 100) -> Solver:
-    """All targets of a lot together, as on a GPU: SAGA on minibatches with a table of residuals (fast_l1), warm-started
-    along the path; a target's time is its share of the lot's."""
+def _saga(problem: Any, together: int = 64, minibatch: int = 100) -> Solver:
+    """Many targets together, as on a GPU: SAGA on minibatches with a table of residuals (fast_l1), warm-started along
+    the path; a target's time is its share of the whole."""
     z = np.ascontiguousarray(problem.z)
-    n = len(z) // batch * batch
-    lot = min(lot, problem.y.shape[1])
-    targets = slice(0, lot)
+    n = len(z) // minibatch * minibatch
+    together = min(together, problem.y.shape[1])
+    targets = slice(0, together)
     y = problem.y[:n, targets].astype(np.float32)
-    lams = np.stack([problem.lams(target) for target in range(lot)], axis=1)
+    lams = np.stack([problem.lams(target) for target in range(together)], axis=1)
     made: list[np.ndarray] = []
 
     def run() -> list[np.ndarray]:
-        w = np.zeros((z.shape[1], lot), np.float32)
+        w = np.zeros((z.shape[1], together), np.float32)
         residual = -y
         mean = (z[:n].T @ residual) / n
-        step = np.float32(1 / (3 * (1 + np.sqrt(z.shape[1] / batch)) ** 2))
+        step = np.float32(1 / (3 * (1 + np.sqrt(z.shape[1] / minibatch)) ** 2))
         rng = np.random.default_rng(0)
         found = []
         for i in range(len(lams)):
             for _ in range(1000):
-                for first in rng.permutation(n // batch) * batch:
-                    rows = slice(first, first + batch)
+                for first in rng.permutation(n // minibatch) * minibatch:
+                    rows = slice(first, first + minibatch)
                     change = z[rows] @ w - y[rows] - residual[rows]
                     residual[rows] += change
                     delta = z[rows].T @ change
-                    w -= step * (delta / batch + mean)
+                    w -= step * (delta / minibatch + mean)
                     mean += delta / n
                     shrink = step * lams[i].astype(np.float32)
                     np.subtract(w, np.clip(w, -shrink, shrink), out=w)
-                if all(problem.gap(target, w[:, target], lams[i, target]) <= 1e-4 for target in range(lot)):
+                if all(
+                    problem.gaps(target, w[:, [target]].T, lams[i, [target]])[0] <= 1e-4 for target in range(together)
+                ):
                     break
             found.append(w.T.copy())
         return found
@@ -138,7 +140,7 @@ def _saga(problem: Any, lot: int = 64, batch: int = 100) -> Solver:
         if not made:
             began = time.process_time()
             made.extend(run())
-            solve.seconds_each = (time.process_time() - began) / lot  # type: ignore[attr-defined]
-        return np.stack([weights[target % lot] for weights in made])
+            solve.seconds_each = (time.process_time() - began) / together  # type: ignore[attr-defined]
+        return np.stack([weights[target % together] for weights in made])
 
     return solve

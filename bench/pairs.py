@@ -20,8 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from datamodels.lasso import load
-from datamodels.lasso.evaluation.evaluate import evaluate
+from datamodels.lasso import evaluate, load
 from datamodels.launch.report.outliers import DEPTH, Leads
 from datamodels.train.config import Data
 from datamodels.train.data import cifar
@@ -175,14 +174,14 @@ def judge(folder: Path, root: Path) -> None:
     store = open_store(root)
     rows = store.estimation_rows()
     scores = {
-        "datamodels": load(store).weight.numpy(),
+        "datamodels": load(store).weight,
         "difference of means": differences(store.masks[rows], store.margins()[rows]),
         "pixels": np.load(folder / "pixels.npy"),
         "labels agree": np.load(folder / "labels_agree.npy"),
     }
     print(HEADER.format(shown=SHOWN, n=store.n_train, pairs=len(chosen.similarity), wrong=chosen.wrong))
     for name, values in scores.items():
-        quality = evaluate(store, scores=values)
+        quality = evaluate(store, values)
         assert quality.lds_interval
         interval = f"{quality.lds_interval.low:.3f} to {quality.lds_interval.high:.3f}"
         print(f"| {name} | {quality.lds:.3f} ({interval}) | {verdict(values, chosen)} |")

@@ -3,32 +3,32 @@
     import datamodels as dm
 
     store = dm.open("runs/digits_50pct")     # masks, margins, logits of every trained model
-    fitted = dm.load(store)                  # weights of a fit that is there; dm.fit(store) makes one
-    print(dm.evaluate(store, fitted).lds)    # rank correlation on held-out models
+    fitted = dm.load(store)                  # the datamodels of a fit; dm.fit(store) makes them
+    print(dm.evaluate(store, fitted).lds)    # rank correlation with models that no datamodel was fitted to
+    print(dm.curve(store).answer())          # how many models are enough
 
-Importing this package imports nothing heavy: what a name needs is imported when it is first used.
+Importing this package imports nothing heavy: the module of a name is imported when the name is first used.
 """
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datamodels.lasso import Datamodels, Evaluation, curve, evaluate, fit, load
+    from datamodels.lasso import Curve, Datamodels, Evaluation, curve, evaluate, fit, load
     from datamodels.train import UserError, WorkError
     from datamodels.train.store import ReadableStore, open
 
-_HOMES = {
-    "datamodels.lasso": ("Datamodels", "Evaluation", "curve", "evaluate", "fit", "load"),
-    "datamodels.train": ("UserError", "WorkError"),
-    "datamodels.train.store": ("ReadableStore", "open"),
-}
+    __version__: str
 
 __all__ = [
+    "Curve",
     "Datamodels",
     "Evaluation",
     "ReadableStore",
     "UserError",
     "WorkError",
+    "__version__",
     "curve",
     "evaluate",
     "fit",
@@ -38,11 +38,21 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            value = globals()[name] = getattr(import_module(home), name)
-            return value
-    raise AttributeError(f"module 'datamodels' has no attribute {name!r}")
+    if name == "__version__":
+        try:
+            return version("datamodels-harness")
+        except PackageNotFoundError:
+            return "unknown"  # a source tree that was never installed
+    if name in ("UserError", "WorkError"):
+        module = "datamodels.train"
+    elif name in ("ReadableStore", "open"):
+        module = "datamodels.train.store"
+    elif name in __all__:
+        module = "datamodels.lasso"
+    else:
+        raise AttributeError(f"module 'datamodels' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(module), name)
+    return value
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""How functions are compiled for a CPU."""
+"""Compile functions for the CPU with numba."""
 
 import hashlib
 from collections.abc import Callable
@@ -26,13 +26,13 @@ def _kept(function: Callable[..., Any], fastmath: set[str]) -> Callable[..., Any
         kernel = njit(cache=True, **options)(function)
     except RuntimeError:
         return njit(**options)(function)
-    # numba takes kept code as current while the function's own file is: those that it calls may lie in others
-    kernel._cache._cache_file._source_stamp = _sources(Path(function.__code__.co_filename).parent)
+    # numba takes kept code as current while the function's own file is: functions that it calls may lie in others
+    kernel._cache._cache_file._source_stamp = sources_stamp(Path(function.__code__.co_filename).parent)
     return kernel
 
 
 @cache
-def _sources(folder: Path) -> str:
-    """What all modules with kernels in a folder hold; none calls those of another folder."""
-    texts = [path.read_bytes() for path in sorted(folder.glob("*.py"))]
-    return hashlib.sha256(b"".join(text for text in texts if b"@compiled" in text)).hexdigest()
+def sources_stamp(folder: Path) -> str:
+    """A digest of this file and of all modules with kernels in a folder; kernels call none of another folder."""
+    texts = [path.read_bytes() for path in (Path(__file__), *sorted(folder.glob("*.py")))]
+    return hashlib.sha256(b"".join(text for text in texts if b"@compiled" in text or b"njit" in text)).hexdigest()

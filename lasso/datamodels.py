@@ -1,24 +1,20 @@
-"""Fitted datamodels as their users have them: read from a file, asked for predictions and influences."""
+"""Fitted datamodels: where their files lie, reading them, predictions and influences."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from datamodels.lasso.design import Scale, divide, product_with
-from datamodels.train import UserError
+from datamodels.train import Summary, UserError
 from datamodels.train.store import ReadableStore as Store
 
-if TYPE_CHECKING:  # torch is slow to import
-    import torch
-
 _TILE_VALUES = 2**23
-"""Weights, and mask entries, that are in memory at a time: 64 MiB as float64."""
+"""Weights, and mask entries, that `predict` holds at a time: 64 MiB as float64."""
 
 
 def path_of(store: Store, split: str, targets: tuple[int, int] | None = None) -> Path:
@@ -28,18 +24,18 @@ def path_of(store: Store, split: str, targets: tuple[int, int] | None = None) ->
 
 
 def piece_of(path: Path, targets: tuple[int, int]) -> Path:
-    """The piece with targets [A, B) of the whole .pt at a path."""
+    """The .pt of the piece with targets [A, B) of a whole .pt."""
     return path.with_name(f"{path.stem}.{targets[0]}-{targets[1]}.pt")
 
 
 def places(store: Store, split: str) -> list[Path]:
-    """Where the .pt of a split may lie, in the order in which it is looked for: below --out, then in the root."""
+    """The paths at which the .pt of a split is looked for, in this order: below --out, then in the root."""
     path = path_of(store, split)
     return list(dict.fromkeys((path, store.layout.folder / "datamodels" / path.name)))
 
 
 def find(store: Store, split: str) -> Path:
-    """The .pt of a split to read: the first that there is. Raises UserError where there is none."""
+    """The first of `places` that exists. Raises UserError where none does."""
     tried = places(store, split)
     for path in tried:
         if path.exists():
@@ -61,84 +57,89 @@ class Top(NamedTuple):
 Sign = Literal["both", "positive", "negative"]
 
 
-@dataclass(frozen=True)
-class Datamodels:
-    """Fitted datamodels in mask units: mask @ weight + bias is the predicted margin.
+@dataclass(frozen=True, eq=False, repr=False)
+class Datamodels(Summary):
+    """Fitted datamodels in mask units: `mask @ weight + bias` is the predicted margin.
 
-    A file may hold weights of standardised masks (`fit.weight_units`): they are converted as they are read. Files are
-    mapped, and the methods hold no more of them in memory than they are asked for.
+    A file may hold weights of standardised masks (`fit.weight_units`): they are converted when they are read. Files are
+    mapped: `columns`, `rows` and `predict` read no more of them than they need.
     """
 
     path: Path
-    stored_weight: "torch.Tensor"
-    """float [N_train, T], in the units of the file"""
-    stored_bias: "torch.Tensor"
-    """float [T], in the units of the file"""
-    tensors: "dict[str, torch.Tensor]"
-    """Everything the file holds: `lam` [T], the diagnostics in files.VECTORS, and those in files.EXAMPLES."""
+    stored_weight: NDArray[np.floating]
+    """[N_train, T], in the units of the file"""
+    stored_bias: NDArray[np.floating]
+    """[T], in the units of the file"""
+    arrays: dict[str, NDArray[Any]]
+    """Everything the file holds, by name: docs/format.md."""
     report: dict[str, Any] | None = None
-    """The .json beside the file, None where there is none that belongs to it."""
+    """The .json beside the file; None where there is none, or one of another fit."""
 
     @property
     def units(self) -> str:
-        """What the weights in the file are of: `mask` or `standardised`."""
-        if (standardised := self.tensors.get("standardised")) is not None:
-            return "standardised" if bool(standardised.any()) else "mask"
+        """The units of the weights in the file: `mask` or `standardised`."""
+        if (standardised := self.arrays.get("standardised")) is not None:
+            return "standardised" if np.any(standardised) else "mask"
         return str((self.report or {}).get("weight_units", "mask"))
 
     @cached_property
-    def weight(self) -> "torch.Tensor":
+    def weight(self) -> NDArray[np.floating]:
         """[N_train, T]: how much an example raises a target's margin where it is trained on, in logits.
 
-        Mapped; from a file of standardised weights a copy in memory, where `columns` and `rows` need less.
+        Mapped; of a file with standardised weights a copy in memory.
         """
         if self.units == "mask":
             return self.stored_weight
-        import torch
-
-        weight = np.empty(tuple(self.stored_weight.shape), np.float32)
-        for examples in self._bands():
-            weight[examples] = self.rows(examples)
-        return torch.from_numpy(weight)
+        weight = np.empty(self.stored_weight.shape, np.float32)
+        return np.multiply(
+            self.stored_weight, self.scale.inv[:, None], out=weight, dtype=np.float64, casting="same_kind"
+        )
 
     @cached_property
-    def bias(self) -> "torch.Tensor":
-        """[T]: the margin of a model without any of the examples, in logits. Reads a file of standardised weights."""
+    def bias(self) -> NDArray[np.floating]:
+        """[T]: the margin of a model without any of the examples, in logits."""
         if self.units == "mask":
             return self.stored_bias
-        import torch
+        shift = np.einsum("i,ij->j", self.scale.mean * self.scale.inv, self.stored_weight)
+        return (self.stored_bias - shift).astype(np.float32)
 
-        shift = sum(self.scale.mean[examples] @ self.rows(examples) for examples in self._bands())
-        return torch.from_numpy((self.stored_bias.numpy() - shift).astype(np.float32))
+    @property
+    def lam(self) -> NDArray[np.float32]:
+        """[T]: the lambda that each target was fitted with. Raises UserError where the file does not hold it."""
+        return self._vector("lam")
+
+    @property
+    def gap(self) -> NDArray[np.float64]:
+        """[T]: the relative duality gap of each target's fit. Raises UserError where the file does not hold it."""
+        return self._vector("gap")
+
+    def _vector(self, name: str) -> NDArray[Any]:
+        if name not in self.arrays:
+            raise UserError(f"{self.path} holds no `{name}`: it was not written by `datamodels fit`")
+        return self.arrays[name]
 
     @cached_property
     def scale(self) -> Scale:
-        """Mean and deviation of the masks over the rows fitted. Raises UserError where the file does not tell."""
-        found = [self.tensors.get(name) for name in ("mean", "deviation")]
-        if any(tensor is None or tensor.shape != self.stored_weight.shape[:1] for tensor in found):
+        """Mean and deviation of the masks over the rows fitted. Raises UserError where the file does not hold them."""
+        mean, deviation = (self.arrays.get(name, np.empty(0)) for name in ("mean", "deviation"))
+        if mean.shape != self.stored_weight.shape[:1] or deviation.shape != mean.shape:
             raise UserError(f"{self.path} holds no `mean` and `deviation` [N_train], expected them beside its weights")
-        mean, deviation = (tensor.double().numpy() for tensor in found if tensor is not None)
-        return Scale(float("nan"), mean, divide(np.ones_like(deviation), deviation))
+        deviation = deviation.astype(np.float64)
+        return Scale(float("nan"), mean.astype(np.float64), divide(np.ones_like(deviation), deviation))
 
     def columns(self, targets: NDArray[np.int64] | slice) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """weight [N_train, t] and bias [t] of some targets."""
-        weight = self.stored_weight[:, targets].numpy().astype(np.float64)
-        bias = self.stored_bias[targets].numpy().astype(np.float64)
+        """weight [N_train, t] and bias [t] of some targets, in mask units."""
+        weight = self.stored_weight[:, targets].astype(np.float64)
+        bias = self.stored_bias[targets].astype(np.float64)
         return self.scale.unscaled(weight, bias) if self.units == "standardised" else (weight, bias)
 
     def rows(self, examples: NDArray[np.int64] | slice) -> NDArray[np.float64]:
-        """weight [n, T] of some training examples."""
-        weight = self.stored_weight[examples].numpy().astype(np.float64)
+        """weight [n, T] of some training examples, in mask units."""
+        weight = self.stored_weight[examples].astype(np.float64)
         return weight * self.scale.inv[examples, None] if self.units == "standardised" else weight
 
-    def _bands(self) -> Iterator[slice]:
-        """All training examples, some at a time."""
-        n_train, targets = self.stored_weight.shape
-        height = max(1, _TILE_VALUES // max(1, targets))
-        yield from (slice(start, min(start + height, n_train)) for start in range(0, n_train, height))
-
     def predict(self, masks: ArrayLike) -> NDArray[np.float32]:
-        """Margins [m, T] of models that would be trained on the subsets `masks` [m, N_train]; [T] for a single mask.
+        """Margins [m, T] of models trained on the subsets `masks` [m, N_train]; [T] for a single mask [N_train].
 
         Raises UserError for masks of another width.
         """
@@ -158,20 +159,31 @@ class Datamodels:
         return margins[0] if given.ndim == 1 else margins
 
     def top_examples(self, target: int, k: int = 10, sign: Sign = "both") -> Top:
-        """The k training examples that move a target's margin most, up or down or (`both`) whichever way.
+        """The k training examples with the largest weights for a target, by size or (`sign`) of one sign.
 
-        Fewer where fewer have a weight. Reads the whole file where it is mapped. Raises UserError for no such target.
+        Fewer where fewer have a weight. Raises UserError for a target that does not exist.
+
+            top = fitted.top_examples(3, k=5, sign="positive")
+            print(top.indices, top.weights)
         """
-        _require(target, self.stored_weight.shape[1], "target")
+        _check_index(target, self.stored_weight.shape[1], "target")
         return _top(self.columns(np.array([target]))[0][:, 0], k, sign)
 
     def top_targets(self, example: int, k: int = 10, sign: Sign = "both") -> Top:
-        """The k targets whose margin a training example moves most, as `top_examples`."""
-        _require(example, self.stored_weight.shape[0], "training example")
+        """The k targets for which a training example has the largest weights, as `top_examples`."""
+        _check_index(example, self.stored_weight.shape[0], "training example")
         return _top(self.rows(slice(example, example + 1))[0], k, sign)
 
+    def _summary(self) -> dict[str, str]:
+        n_train, targets = self.stored_weight.shape
+        found = {"weight": f"{n_train:,} training examples x {targets:,} targets", "file": str(self.path)}
+        if report := self.report:
+            found["fitted to"] = f"{report['rows']['used']:,} models, {report['split']} split of {report['dataset']}"
+            found["duality gap"] = f"at most {report['relative_gap']['max']:.2g} of the objective at 0"
+        return found
 
-def _require(index: int, count: int, what: str) -> None:
+
+def _check_index(index: int, count: int, what: str) -> None:
     if not 0 <= index < count:
         raise UserError(f"there is no {what} {index}, expected one of 0 to {count - 1}")
 
@@ -185,16 +197,16 @@ def _top(weight: NDArray[np.float64], k: int, sign: Sign) -> Top:
     return Top(order, weight[order])
 
 
-def load(source: str | Path | Store, split: str = "test") -> Datamodels:
-    """Map the datamodels of a store's split, or a .pt in the format of the contract; raises UserError for others."""
-    if isinstance(source, str | Path):
-        return _load(Path(source))
-    return _load(find(source, split))
+def load(source: str | Path | Store, *, split: str = "test") -> Datamodels:
+    """The fitted datamodels of a store's split, or those in a .pt file (docs/format.md).
 
+        fitted = dm.load(store, split="train")
 
-def _load(path: Path) -> Datamodels:
+    Raises UserError where there are none, or the file is not of the format.
+    """
     import torch
 
+    path = Path(source) if isinstance(source, str | Path) else find(source, split)
     try:
         tensors = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
     except FileNotFoundError:
@@ -202,42 +214,43 @@ def _load(path: Path) -> Datamodels:
     except Exception as error:  # torch raises many kinds for a file that is not one of its own
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} cannot be read as datamodels: {reason}") from None
+    if not isinstance(tensors, dict):
+        tensors = {}
+
+    arrays = {name: array for name, tensor in tensors.items() if (array := _as_array(tensor)) is not None}
     for key in ("weight", "bias"):
-        tensor = tensors.get(key) if isinstance(tensors, dict) else None
-        if not _is_plain(tensor):
+        if key not in arrays or arrays[key].dtype.kind != "f":
             raise UserError(
                 f"{path} holds no dense floating-point tensor `{key}`, expected weight [N_train, T] and bias [T]"
             )
-    weight, bias = tensors["weight"].detach(), tensors["bias"].detach()
+    weight, bias = arrays["weight"], arrays["bias"]
     if weight.ndim != 2 or bias.shape != weight.shape[1:]:
-        found = f"weight of shape {tuple(weight.shape)} and bias of shape {tuple(bias.shape)}"
+        found = f"weight of shape {weight.shape} and bias of shape {bias.shape}"
         raise UserError(f"{path} holds {found}, expected [N_train, T] and [T]")
-    others = {key: tensor for key, tensor in tensors.items() if _is_plain(tensor, floating=False)}
-    return Datamodels(path, weight, bias, others, _report_of(path, others))
+    return Datamodels(path, weight, bias, arrays, _report_of(path, arrays))
 
 
-def _is_plain(tensor: Any, floating: bool = True) -> bool:
-    """Whether this is a dense tensor of numbers (of floating-point ones) in memory or a file, which NumPy can read."""
-    import torch
+def _as_array(tensor: Any) -> NDArray[Any] | None:
+    """A tensor as an array of the same memory; None where it is no dense tensor of numbers that NumPy knows."""
+    try:
+        array: NDArray[Any] = tensor.detach().numpy()
+    except (AttributeError, TypeError, RuntimeError):  # no tensor; bfloat16, quantised; sparse, or of no device
+        return None
+    return array if array.dtype.kind in "fiub" else None
 
-    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
-        return False
-    kinds = (torch.float16, torch.float32, torch.float64)
-    return tensor.dtype in kinds or not (floating or tensor.is_complex() or tensor.is_quantized)
 
-
-def _report_of(path: Path, tensors: "dict[str, torch.Tensor]") -> dict[str, Any] | None:
-    """The .json beside a .pt, or None where there is none or the pair does not belong together."""
+def _report_of(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, Any] | None:
+    """The .json beside a .pt, or None where there is none or it carries another stamp."""
     try:
         report = json.loads(path.with_suffix(".json").read_bytes())
-        stamp = bytes(tensors["stamp"].tolist()).hex()
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        stamp = bytes(arrays["stamp"].tolist()).hex()
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return report if isinstance(report, dict) and report.get("stamp") == stamp else None
 
 
 def read_report(path: Path) -> dict[str, Any] | None:
-    """How the datamodels in a .pt were fitted; None where nothing tells."""
+    """The report of the fit in a .pt; None where there is none."""
     try:
         return load(path).report
     except UserError:

@@ -1,7 +1,7 @@
-"""Datamodel files: ROOT/{dataset}/datamodels/{split}_{pct}pct.pt with the tensors, and a .json that tells how.
+"""Datamodel files: ROOT/{dataset}/datamodels/{split}_{pct}pct.pt with the arrays, and a .json about the fit.
 
 A fit of targets [A, B) alone is a piece, {split}_{pct}pct.{A}-{B}.pt and .json, of the same form. The .json is written
-last and carries the stamp that the .pt holds, so that a pair of two different fits is seen.
+last and carries the stamp that the .pt holds, so that files of two different fits are not taken for a pair.
 """
 
 import contextlib
@@ -10,25 +10,19 @@ import hashlib
 import json
 import os
 import re
-import secrets
-import shutil
-import socket
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodels.lasso.atomic import replacing
 from datamodels.lasso.datamodels import load, path_of, piece_of, read_report
-from datamodels.lasso.design import Scale, divide
-from datamodels.train import UserError, WorkError
+from datamodels.train import UserError
 from datamodels.train.store import ReadableStore as Store
-
-if TYPE_CHECKING:  # torch is slow to import
-    from datamodels.lasso.solver import Solution
 
 VECTORS = {
     "bias": np.float32,
@@ -50,8 +44,14 @@ _BAND_BYTES = 2**27
 """Weights that are in memory at a time while pieces are joined."""
 
 
+def fit_bytes(n_train: int, targets: int) -> int:
+    """Bytes of the .pt of a fit: weights, and its vectors over targets and training examples."""
+    each = sum(np.dtype(dtype).itemsize for dtype in VECTORS.values())
+    return (4 * n_train + each) * targets + 8 * len(EXAMPLES) * n_train
+
+
 def prepare(store: Store, split: str) -> None:
-    """Create the folder; raises UserError where it cannot be written, or the .pt there is somebody else's."""
+    """Create the folder. Raises UserError where it cannot be written, or holds a .pt that no fit has written."""
     path = path_of(store, split)
     folder = path.parent
     try:
@@ -60,15 +60,14 @@ def prepare(store: Store, split: str) -> None:
         raise UserError(f"cannot create {folder}: {error.strerror}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"cannot write to {folder}: permission denied")
-    remove_orphans(folder)
     if path.exists() and not _is_ours(path):
         raise UserError(f"{path} was not written by `datamodels fit`, which would replace it: move it away")
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a fit wrote this .pt, be it damaged since: then the .json beside it tells."""
+    """Whether a fit has written a .pt; the .json beside it tells where the .pt itself is damaged."""
     try:
-        return "stamp" in load(path).tensors
+        return "stamp" in load(path).arrays
     except UserError:
         pass
     try:
@@ -87,62 +86,57 @@ class Draft:
     """[N_train]: those in EXAMPLES"""
 
     @classmethod
-    def of(cls, solution: "Solution", scale: Scale) -> "Draft":
-        vectors = {name: getattr(solution, name) for name in VECTORS}
-        return cls(vectors, {"mean": scale.mean, "deviation": divide(np.ones_like(scale.inv), scale.inv)})
-
-    @classmethod
     def joined(cls, parts: list[Path], widths: list[int]) -> "Draft":
-        """That of pieces, of each of which the first so many targets count."""
-        tensors = [load(part).tensors for part in parts]
+        """That of pieces, of each the first `width` targets."""
+        arrays = [load(part).arrays for part in parts]
         vectors = {
-            name: np.concatenate([part[name].numpy()[:width] for part, width in zip(tensors, widths, strict=True)])
+            name: np.concatenate([part[name][:width] for part, width in zip(arrays, widths, strict=True)])
             for name in VECTORS
         }
-        return cls(vectors, {name: tensors[0][name].numpy().copy() for name in EXAMPLES})
+        return cls(vectors, {name: arrays[0][name].copy() for name in EXAMPLES})
+
+    def arrays(self, report: dict[str, Any]) -> dict[str, NDArray[Any]]:
+        """By name; with the stamp of the .json and the units, since the .json may be lost."""
+        standardised = np.array([report["weight_units"] == "standardised"])
+        stamp = hashlib.sha256(json.dumps(report, sort_keys=True).encode()).digest()
+        stamps = {"stamp": np.frombuffer(stamp, np.uint8).copy(), "standardised": standardised}
+        return {**self.vectors, **self.examples, **stamps}
 
 
 def write(path: Path, draft: Draft, weight: NDArray[np.float32], report: dict[str, Any]) -> Path:
-    """Write .pt and .json, each whole or not at all, the .json last; returns the path of the .pt."""
+    """Write .pt and .json, each whole or not at all, the .json last; returns the path of the .pt. Raises WorkError."""
     import torch
 
-    stamp = _stamp(report)
-    arrays = {"weight": np.ascontiguousarray(weight), **_beside(draft, report, stamp)}
-    with writing(path), replacing(path) as temporary:
+    arrays = {"weight": np.ascontiguousarray(weight), **draft.arrays(report)}
+    with replacing(path) as temporary:
         torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, temporary)
-    return _finish(path, stamp, report)
-
-
-def _beside(draft: Draft, report: dict[str, Any], stamp: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    """What a .pt holds beside the weights, their units among it: the .json may be lost."""
-    standardised = np.array([report["weight_units"] == "standardised"])
-    return {**draft.vectors, **draft.examples, "stamp": stamp, "standardised": standardised}
+    _write_report(path, arrays["stamp"], report)
+    return path
 
 
 def write_joined(path: Path, draft: Draft, parts: list[Path], widths: list[int], report: dict[str, Any]) -> Path:
-    """What `write` does, with the weights of pieces, of each the first so many targets, band of rows by band of rows.
+    """What `write` does with the weights of pieces, of each the first `width` targets; memory does not grow with them.
 
-    Memory does not grow with the weights.
+    torch lays out a file without the values, which are then written to their places, some training examples at a time.
     """
     import torch
 
-    stamp = _stamp(report)
+    arrays = draft.arrays(report)
     n_train, total = len(draft.examples["mean"]), sum(widths)
-    arrays = _beside(draft, report, stamp)
     tensors = {"weight": torch.empty((n_train, total), dtype=torch.float32)}  # memory that is never touched
     tensors.update({name: torch.from_numpy(array) for name, array in arrays.items()})
-    with writing(path), replacing(path) as temporary:
+    with replacing(path) as temporary:
         with torch.serialization.skip_data():
             torch.save(tensors, temporary)
-        places = storages(temporary)
+        weight_offset, *offsets = storages(temporary)
         with open(temporary, "r+b") as file:
-            for name, array in zip(tensors, (None, *arrays.values()), strict=True):
-                file.seek(places[list(tensors).index(name)])
-                if array is None:
-                    _write_bands(file, parts, widths, n_train)
-                else:
-                    file.write(np.ascontiguousarray(array).data)
-    return _finish(path, stamp, report)
+            file.seek(weight_offset)
+            _write_bands(file, parts, widths, n_train)
+            for offset, array in zip(offsets, arrays.values(), strict=True):
+                file.seek(offset)
+                file.write(np.ascontiguousarray(array).data)
+    _write_report(path, arrays["stamp"], report)
+    return path
 
 
 def _write_bands(file: BinaryIO, parts: list[Path], widths: list[int], n_train: int) -> None:
@@ -159,7 +153,7 @@ def _write_bands(file: BinaryIO, parts: list[Path], widths: list[int], n_train: 
 
 
 def storages(path: Path) -> list[int]:
-    """Where in a .pt the values of its tensors begin, in the order in which they were saved."""
+    """Offsets in a .pt at which the values of its tensors begin, in the order in which they were saved."""
     found = {}
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         for entry in archive.infolist():
@@ -170,69 +164,13 @@ def storages(path: Path) -> list[int]:
     return [found[at] for at in range(len(found))]
 
 
-def _stamp(report: dict[str, Any]) -> NDArray[np.uint8]:
-    return np.frombuffer(hashlib.sha256(json.dumps(report, sort_keys=True).encode()).digest(), np.uint8).copy()
-
-
-def _finish(path: Path, stamp: NDArray[np.uint8], report: dict[str, Any]) -> Path:
-    with writing(path), replacing(path.with_suffix(".json")) as temporary:
+def _write_report(path: Path, stamp: NDArray[np.uint8], report: dict[str, Any]) -> None:
+    with replacing(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps({"stamp": stamp.tobytes().hex(), **report}, indent=1) + "\n")
-    return path
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn OSError into WorkError."""
-    try:
-        yield
-    except OSError as error:
-        raise WorkError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-def aside(path: Path) -> Path:
-    """A name beside a path for what is to take its place: one of this process, see `remove_orphans`."""
-    return path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-
-
-def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
-
-
-def remove_orphans(folder: Path) -> None:
-    """Remove what processes of this host that are no more have left aside."""
-    for file in folder.glob(f".*.{_host()}.*.tmp"):
-        process = file.name.split(".")[-3]
-        if process.isdigit() and not Path(f"/proc/{process}").exists() and Path("/proc/self").exists():
-            if file.is_dir():
-                shutil.rmtree(file, ignore_errors=True)
-            else:
-                file.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file to write, which takes the path's place once it is durable."""
-    temporary = aside(path)
-    try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Make a file, or the names in a folder, durable. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def pieces(path: Path) -> dict[tuple[int, int], dict[str, Any]]:
-    """Reports of the pieces that lie beside the whole file, or where it would be, by their targets [A, B)."""
+    """Reports of the pieces in the folder of a whole file, by their targets [A, B)."""
     pattern = re.compile(re.escape(path.stem) + r"\.(\d+)-(\d+)\.json")
     found = {}
     for file in sorted(path.parent.glob("*.json")):
@@ -244,12 +182,12 @@ def pieces(path: Path) -> dict[tuple[int, int], dict[str, Any]]:
 
 
 def paths_of(store: Store, split: str, targets: tuple[int, int]) -> Path:
-    """Where the paths of a piece are kept until its refit."""
+    """Where the lambda paths of a piece are kept until its refit."""
     return path_of(store, split, targets).with_suffix(".path.npz")
 
 
 def remove_piece(store: Store, split: str, targets: tuple[int, int]) -> None:
-    """Remove what there is of a piece, its .json first."""
+    """Remove the files of a piece, its .json first."""
     path = path_of(store, split, targets)
     for file in (path.with_suffix(".json"), path, paths_of(store, split, targets)):
         file.unlink(missing_ok=True)
@@ -257,7 +195,7 @@ def remove_piece(store: Store, split: str, targets: tuple[int, int]) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a whole file while it is assembled."""
+    """Hold the lock of a whole file, so that one process at a time writes it or its pieces."""
     with open(path.with_name(f".{path.stem}.lock"), "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

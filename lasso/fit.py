@@ -11,25 +11,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datamodels.lasso import files
-from datamodels.lasso.gram import Matrices, Statistics, slabs
-from datamodels.lasso.rows import Progress, Split, enough_memory, estimation_rows, silent, target_count
-from datamodels.lasso.solver import Lot, Solution, device_for, device_name, sums_device
+from datamodels.lasso.atomic import replacing
+from datamodels.lasso.design import divide
+from datamodels.lasso.gram import GramCache, Matrices, target_batches
+from datamodels.lasso.rows import FitRows, Progress, enough_memory, estimation_rows, silent, target_count
+from datamodels.lasso.solver import Solution, TargetBatch
 from datamodels.train import UserError, WorkError
 from datamodels.train.store import ReadableStore as Store
+
+Range = tuple[int, int]
+"""Targets [A, B)."""
 
 
 def fit(
     store: Store,
     split: str = "test",
-    targets: tuple[int, int] | None = None,
+    targets: Range | None = None,
     progress: Progress = silent,
 ) -> Path:
-    """Fit the datamodels of a split and write them; returns the path of the .pt (contract section 4).
+    """Fit the datamodels of a split and write them (docs/format.md); returns the path of the .pt.
 
     targets: only the columns [A, B), as a piece; the piece that completes the split also makes the whole file. Weights
-    and certificates do not depend on the pieces. Raises UserError for a store that cannot be fitted yet or targets
+    and duality gaps do not depend on the pieces. Raises UserError for a store that cannot be fitted yet or targets
     outside it, WorkError for damaged rows, margins that are not finite, or a target that does not converge.
     """
     width = target_count(store, split)
@@ -38,170 +44,163 @@ def fit(
         raise UserError(f"targets are {first}:{last}, expected a range within 0:{width} ({split} split)")
     rows = usable(store)
     files.prepare(store, split)
-    begun_whole = is_current(store, split)
+    had_whole = is_current(store, split)
     with enough_memory(store.n_train):
         path = Fitting(store, split, rows, (first, last), files.path_of(store, split, targets), progress).run()
-    if targets and assemble(store, split) is None and not begun_whole and is_current(store, split):
-        files.remove_piece(store, split, targets)  # made twice at once, and the other one completed the split
+    if targets and assemble(store, split) is None and not had_whole and is_current(store, split):
+        files.remove_piece(store, split, targets)  # another process fitted the same piece and completed the split
     return path if path.exists() else files.path_of(store, split)
 
 
 class Fitting:
-    """A fit of targets [A, B), lot by lot: of several lots, each is kept as a piece until all are joined."""
+    """A fit of targets [A, B), one target batch after the other.
 
-    def __init__(
-        self, store: Store, split: str, rows: Split, targets: tuple[int, int], path: Path, progress: Progress
-    ) -> None:
+    Of several batches each is kept as a piece until all are joined, so that a fit that was killed goes on with the
+    batches that are done. Other processes may fit the same targets meanwhile.
+    """
+
+    def __init__(self, store: Store, split: str, rows: FitRows, targets: Range, path: Path, progress: Progress) -> None:
         self.store, self.split, self.rows, self.targets, self.path = store, split, rows, targets, path
         self.progress, self.clock = progress, _Clock()
-        self.lots, self.basis = slabs(store, split, *targets), _basis(store, rows)
-        self.device = device_for(store.setting.fit, store.n_train, target_count(store, split))
-        self.statistics = Statistics(store, rows, progress, sums_device(self.device))
+        self.batches, self.basis = target_batches(store.n_train, *targets), _basis(store, rows.rows)
+        self.cache = GramCache(store, rows, progress)
 
     def run(self) -> Path:
-        """The path of what was fitted: the whole file's where other processes have completed it meanwhile."""
-        due = [lot for lot in self.lots if not self._is_done(lot)]
+        """Fit what is missing; returns the path of the .pt that holds the targets, which may be the whole split's."""
+        due = [batch for batch in self.batches if not self._is_done(batch)]
         if due:
             self._fit(due)
-        if len(self.lots) == 1:
+        if len(self.batches) == 1:
             return self.path
         whole = files.path_of(self.store, self.split)
         with files.locked(whole):
-            found = [path for path in (whole, self.path) if self._is_made(path)]
+            found = [path for path in (whole, self.path) if self._is_current(path)]
             if not found:
-                return _join(self.store, self.split, self.lots, self.targets, self.path, self.lots)
-            for lot in self.lots:  # joined by another process, for which these came too late
-                files.remove_piece(self.store, self.split, lot)
+                return _join(self.store, self.split, self.batches, self.targets, self.path, self.batches)
+            for batch in self.batches:  # another process joined its own pieces before these were written
+                files.remove_piece(self.store, self.split, batch)
         return found[0]
 
-    def _is_made(self, path: Path) -> bool:
+    def _is_current(self, path: Path) -> bool:
         report = files.read_report(path)
         return report is not None and _serves(report, self.store, self.basis)
 
-    def _is_done(self, lot: tuple[int, int]) -> bool:
-        """Whether a lot, or what it is to be a part of, is there already; a fit of one lot is always made anew."""
-        if len(self.lots) == 1:
+    def _is_done(self, batch: Range) -> bool:
+        """Whether a file with the batch is written; a fit of a single batch is always computed anew."""
+        if len(self.batches) == 1:
             return False
-        piece, whole = files.path_of(self.store, self.split, lot), files.path_of(self.store, self.split)
-        return any(map(self._is_made, (piece, self.path, whole)))
+        paths = (files.path_of(self.store, self.split, batch), self.path, files.path_of(self.store, self.split))
+        return any(map(self._is_current, paths))
 
-    def _fit(self, due: list[tuple[int, int]]) -> None:
-        """Paths of all lots, then refits of all lots, so that the matrices are made once; failures are told last."""
-        self.statistics.make(self.split, due[0][0], due[-1][1])
-        matrices = self.statistics.matrices()
-        self.clock.lap("statistics")
-        solution = None
-        for lot in due:
-            if not self._is_done(lot) and self._read_paths(lot) is None:
-                solution = self._follow_paths(matrices, lot)
-                if len(self.lots) > 1:
-                    solution = None  # it is in a file
+    def _fit(self, due: list[Range]) -> None:
+        """Choose the lambdas of all batches, then refit all, so that large correlations are computed once each.
+
+        A batch that misses its duality gap does not keep the others from being written.
+        """
+        self.cache.make(self.split, due[0][0], due[-1][1])
+        matrices = self.cache.matrices()
+        self.clock.lap("gram")
+        if len(self.batches) == 1:
+            self._refit(matrices, due[0], self._choose_lambdas(matrices, due[0]))
+            return
+        for batch in due:
+            kept = self._read_paths(batch)
+            converged = kept is not None and kept.path_gap.max() <= 100 * self.store.setting.fit.tol
+            if not converged and not self._is_done(batch):
+                self._write_paths(batch, self._choose_lambdas(matrices, batch))
         failures = []
-        for lot in due:
+        for batch in due:
             try:
-                self._refit(matrices, lot, solution)
+                if not self._is_done(batch):  # paths are gone where another process has refitted the batch meanwhile
+                    self._refit(matrices, batch, self._read_paths(batch) or self._choose_lambdas(matrices, batch))
+                files.paths_of(self.store, self.split, batch).unlink(missing_ok=True)
             except WorkError as error:
                 failures.append(error)
         if failures:
             raise failures[0]
 
-    def _lot(self, matrices: Matrices, lot: tuple[int, int], solution: Solution | None = None) -> Lot:
-        crosses = self.statistics.crosses(self.split, *lot)
-        fit = self.store.setting.fit
-        return Lot(matrices, *crosses, fit, lot[0], solution=solution, device=self.device)
-
-    def _tell(self, stage: str, lot: tuple[int, int]) -> Callable[[int], None]:
-        first, last = self.targets
-        return lambda done: self.progress(stage, lot[0] - first + done, last - first)
-
-    def _read_paths(self, lot: tuple[int, int]) -> Solution | None:
-        """What an interrupted fit, or another process, has found of a lot, if it is of the same rows and options."""
-        if len(self.lots) == 1:
-            return None
-        kept = _read_paths(files.paths_of(self.store, self.split, lot), self.basis)
-        sharp = kept is not None and kept.path_gap.max() <= 100 * self.store.setting.fit.tol
-        return kept if sharp else None
-
-    def _follow_paths(self, matrices: Matrices, lot: tuple[int, int]) -> Solution:
-        """What the paths of a lot give; of several lots it is kept in a file too."""
-        work = self._lot(matrices, lot)
-        work.follow_paths(self._tell("path", lot))
+    def _choose_lambdas(self, matrices: Matrices, batch: Range) -> Solution:
+        work = self._batch(matrices, batch)
+        work.choose_lambdas(self._tell("path", batch))
         self.clock.lap("solve")
-        if len(self.lots) > 1:
-            _write_paths(files.paths_of(self.store, self.split, lot), self.basis, work.solution)
         return work.solution
 
-    def _refit(self, matrices: Matrices, lot: tuple[int, int], solution: Solution | None) -> None:
-        """Refit a lot from its paths, unless another process has done so: it removes the paths then."""
-        if not self._is_done(lot):
-            solution = solution or self._read_paths(lot) or self._follow_paths(matrices, lot)
-            work = self._lot(matrices, lot, solution)
-            work.refit(self._tell("refit", lot))
-            self.clock.lap("solve")
-            work.check()
-            self._write(matrices, lot, work.solution)
-        files.paths_of(self.store, self.split, lot).unlink(missing_ok=True)
+    def _refit(self, matrices: Matrices, batch: Range, solution: Solution) -> None:
+        """Refit a batch at its lambdas and write it. Raises WorkError where a target misses its gap."""
+        work = self._batch(matrices, batch, solution)
+        work.refit(self._tell("refit", batch))
+        self.clock.lap("solve")
+        work.check()
 
-    def _write(self, matrices: Matrices, lot: tuple[int, int], solution: Solution) -> None:
-        path = self.path if len(self.lots) == 1 else files.path_of(self.store, self.split, lot)
-        draft = files.Draft.of(solution, matrices.whole_scale)
-        report = _report(self.store, self.split, self.rows, lot, draft, self.clock.take(), device_name(self.device))
-        with files.locked(files.path_of(self.store, self.split)):  # no other process writes it, or joins it, meanwhile
-            if not self._is_done(lot):
+        path = self.path if len(self.batches) == 1 else files.path_of(self.store, self.split, batch)
+        scale = matrices.whole_scale
+        vectors = {name: getattr(solution, name) for name in files.VECTORS}
+        draft = files.Draft(vectors, {"mean": scale.mean, "deviation": divide(np.ones_like(scale.inv), scale.inv)})
+        report = _report(self.store, self.split, self.rows, batch, draft, self.clock.take())
+        with files.locked(files.path_of(self.store, self.split)):  # no other process writes or joins it meanwhile
+            if not self._is_done(batch):
                 files.write(path, draft, solution.weight.T, report)
 
+    def _batch(self, matrices: Matrices, batch: Range, solution: Solution | None = None) -> TargetBatch:
+        sums = self.cache.crosses(self.split, *batch)
+        return TargetBatch(matrices, *sums, self.store.setting.fit, batch[0], solution=solution)
 
-def _write_paths(path: Path, basis: dict[str, Any], solution: Solution) -> None:
-    arrays = {field.name: getattr(solution, field.name) for field in dataclasses.fields(Solution)}
-    with files.writing(path), files.replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, basis=np.frombuffer(json.dumps(basis, sort_keys=True).encode(), np.uint8), **arrays)
+    def _tell(self, stage: str, batch: Range) -> Callable[[int], None]:
+        first, last = self.targets
+        return lambda done: self.progress(stage, batch[0] - first + done, last - first)
+
+    def _write_paths(self, batch: Range, solution: Solution) -> None:
+        """Keep what the paths of a batch gave until its refit."""
+        basis = np.frombuffer(json.dumps(self.basis, sort_keys=True).encode(), np.uint8)
+        arrays = {field.name: getattr(solution, field.name) for field in dataclasses.fields(Solution)}
+        with replacing(files.paths_of(self.store, self.split, batch)) as temporary, open(temporary, "wb") as file:
+            np.savez(file, basis=basis, **arrays)
+
+    def _read_paths(self, batch: Range) -> Solution | None:
+        """What this or another fit kept of a batch, if it was of the same rows and options."""
+        try:
+            with np.load(files.paths_of(self.store, self.split, batch)) as arrays:
+                if json.loads(arrays["basis"].tobytes()) != self.basis:
+                    return None
+                return Solution(**{field.name: arrays[field.name] for field in dataclasses.fields(Solution)})
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
 
 
-def _read_paths(path: Path, basis: dict[str, Any]) -> Solution | None:
-    """What `_write_paths` kept, if it was of the same rows and options."""
-    try:
-        with np.load(path) as arrays:
-            if json.loads(arrays["basis"].tobytes()) != basis:
-                return None
-            return Solution(**{field.name: arrays[field.name] for field in dataclasses.fields(Solution)})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-
-
-def usable(store: Store) -> Split:
-    """The estimation rows of a fit, divided; raises UserError where they are too few or may not be used yet."""
+def usable(store: Store) -> FitRows:
+    """The estimation rows of a fit; raises UserError where they are too few or may not be used yet."""
     store.check_files()
-    rows = Split.of(store.setting, estimation_rows(store))
+    rows = FitRows.of(store.setting, estimation_rows(store))
     rows.refuse_too_few(f"{len(rows.rows)} estimation rows give", store.setting.fit.share)
     return rows
 
 
-def is_current(store: Store, split: str = "test", targets: tuple[int, int] | None = None) -> bool:
-    """Whether a whole fit (or the piece with these targets, or a whole one) exists for today's rows and options.
+def is_current(store: Store, split: str = "test", targets: Range | None = None) -> bool:
+    """Whether the whole fit of a split (or the piece with these targets) exists for today's rows and options.
 
-    Only what `fit` would replace counts, see `is_fresh`: nothing in the root where --out names another folder.
+    Only the files that `fit` would replace count: where --out names another folder, none of the root.
     """
     paths = {files.path_of(store, split), files.path_of(store, split, targets)}
     return any(is_fresh(store, path) for path in paths)
 
 
 def is_fresh(store: Store, path: Path) -> bool:
-    """Whether the datamodels in a .pt are those of today's rows and options."""
+    """Whether the datamodels in a .pt were fitted from today's rows with today's options."""
     report = files.read_report(path)
-    return report is not None and _serves(report, store, _basis(store, _fitted_rows(store)))
+    return report is not None and _serves(report, store, _basis(store))
 
 
 def assemble(store: Store, split: str = "test") -> Path | None:
     """Join the pieces of today's rows and options into the whole file, once they cover every target.
 
-    Returns its path, or None where targets are missing. The pieces are removed. Memory does not grow with the file.
+    Returns its path, or None where targets are missing. Removes the pieces. Memory does not grow with the file.
     """
     path = files.path_of(store, split)
     width = target_count(store, split)
     if not path.parent.is_dir():
         return None
     with files.locked(path):
-        wanted = _basis(store, _fitted_rows(store))
+        wanted = _basis(store)
         found = {key: report for key, report in files.pieces(path).items() if _serves(report, store, wanted)}
         chain = _cover(list(found), width)
         if chain is None:
@@ -209,39 +208,26 @@ def assemble(store: Store, split: str = "test") -> Path | None:
         return _join(store, split, chain, (0, width), path, list(found))
 
 
-def _join(
-    store: Store,
-    split: str,
-    chain: list[tuple[int, int]],
-    targets: tuple[int, int],
-    path: Path,
-    done_with: list[tuple[int, int]],
-) -> Path:
-    """Write the pieces of a chain as one file, and remove the pieces `done_with`."""
+def _join(store: Store, split: str, chain: list[Range], targets: Range, path: Path, done_with: list[Range]) -> Path:
+    """Write the pieces of a chain as one file, then remove the pieces `done_with`; returns the path."""
     parts = [files.path_of(store, split, piece) for piece in chain]
     ends = [piece[0] for piece in chain[1:]] + [targets[1]]  # the piece that begins later wins where two overlap
     widths = [end - piece[0] for piece, end in zip(chain, ends, strict=True)]
     reports = [files.read_report(part) or {} for part in parts]
     if not all(reports):
-        raise WorkError(f"pieces of {path} went away while they were joined: run `datamodels fit` again")
-    seconds = {name: sum(report["seconds"][name] for report in reports) for name in reports[0]["seconds"]}
-    devices = ", ".join(sorted({report.get("device", "") for report in reports}))
+        raise WorkError(f"pieces of {path} were removed while they were joined: run `datamodels fit` again")
+    names = dict.fromkeys(name for report in reports for name in report["seconds"])
+    seconds = {name: sum(report["seconds"].get(name, 0.0) for report in reports) for name in names}
     draft = files.Draft.joined(parts, widths)
-    report = _report(store, split, usable(store), targets, draft, seconds, devices)
-    files.write_joined(path, draft, parts, widths, report)
+    files.write_joined(path, draft, parts, widths, _report(store, split, usable(store), targets, draft, seconds))
     for piece in done_with:
         files.remove_piece(store, split, piece)
     return path
 
 
-def _fitted_rows(store: Store) -> Split:
-    rows = np.flatnonzero(store.completed()[: store.models])
-    return Split(rows, np.zeros(len(rows), bool))
-
-
-def _cover(ranges: list[tuple[int, int]], width: int) -> list[tuple[int, int]] | None:
+def _cover(ranges: list[Range], width: int) -> list[Range] | None:
     """Ranges that cover [0, width), each reaching further than the one before, or None."""
-    chain: list[tuple[int, int]] = []
+    chain: list[Range] = []
     reached = 0
     while reached < width:
         longest = max((key for key in ranges if key[0] <= reached < key[1]), key=lambda key: key[1], default=None)
@@ -252,18 +238,19 @@ def _cover(ranges: list[tuple[int, int]], width: int) -> list[tuple[int, int]] |
     return chain
 
 
-def _basis(store: Store, rows: Split) -> dict[str, Any]:
-    """What a fit of these rows would be made from: a fit made from anything else is stale."""
-    return {"stamp": store.row_stamp(rows.rows), "options": _deciding(dataclasses.asdict(store.setting.fit))}
+def _basis(store: Store, rows: NDArray[np.int64] | None = None) -> dict[str, Any]:
+    """Rows (the completed ones if not given) and options: a fit of any others is stale."""
+    rows = np.flatnonzero(store.completed()[: store.models]) if rows is None else rows
+    return {"stamp": store.row_stamp(rows), "options": _deciding(dataclasses.asdict(store.setting.fit))}
 
 
 def _deciding(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that decide what comes out: not those that say whether to fit, where, and how sharply at least."""
-    return {key: value for key, value in options.items() if key not in ("partial", "max_failed", "solver", "tol")}
+    """The options that a result depends on; a tighter or looser `tol` gives the same weights within their gap."""
+    return {key: value for key, value in options.items() if key not in ("partial", "max_failed", "tol")}
 
 
 def _serves(report: dict[str, Any], store: Store, basis: dict[str, Any]) -> bool:
-    """Whether a fit was made from this, and to today's tolerance or better: looser ones leave it as it is."""
+    """Whether a fit was made from this basis, to today's tolerance or better."""
     options, gap, tol = report.get("options", {}), report.get("relative_gap", {}), store.setting.fit.tol
     if {"stamp": report.get("rows", {}).get("stamp"), "options": _deciding(options)} != basis:
         return False
@@ -272,21 +259,14 @@ def _serves(report: dict[str, Any], store: Store, basis: dict[str, Any]) -> bool
 
 
 def _report(
-    store: Store,
-    split: str,
-    rows: Split,
-    targets: tuple[int, int],
-    draft: files.Draft,
-    seconds: dict[str, float],
-    device: str,
+    store: Store, split: str, rows: FitRows, targets: Range, draft: files.Draft, seconds: dict[str, float]
 ) -> dict[str, Any]:
     """The .json beside a .pt: what was fitted, from what, and how well. Errors are in squared margins."""
-    options, vectors = dataclasses.asdict(store.setting.fit), draft.vectors
-    for key in ("partial", "max_failed", "solver"):
-        del options[key]
-    fitted = vectors["chosen"] >= 0
+    options = dataclasses.asdict(store.setting.fit)
+    del options["partial"], options["max_failed"]
     done = store.completed()[: store.models]
     failed = int((store.failed()[: store.models] & ~done).sum())
+    validation = int(rows.validation.sum())
     return {
         "dataset": store.setting.dataset,
         "pct": store.setting.pct,
@@ -297,35 +277,14 @@ def _report(
         "rows": {
             "used": len(rows.rows),
             "last": int(rows.rows[-1]),
-            "training": int((~rows.heldout).sum()),
-            "validation": int(rows.heldout.sum()),
+            "training": len(rows.rows) - validation,
+            "validation": validation,
             "failed": failed,
             "missing": store.models - len(rows.rows) - failed,
             "stamp": store.row_stamp(rows.rows),
         },
         "options": options,
-        "path": {
-            **{key: options[key] for key in ("k", "eps", "patience", "min_lambdas")},
-            "lambda_max": options["lambda_max"],
-            "tried_mean": float(vectors["tried"][fitted].mean()) if fitted.any() else 0.0,
-        },
-        "validation_mse": {
-            "mean": float(vectors["validation_mse"].mean()),
-            "median": float(np.median(vectors["validation_mse"])),
-        },
-        "relative_gap": {
-            "max": float(vectors["gap"].max()),
-            "median": float(np.median(vectors["gap"])),
-            "path_max": float(vectors["path_gap"].max()),
-        },
-        "kkt_residual": {"max": float(vectors["kkt"].max()), "median": float(np.median(vectors["kkt"]))},
-        "boundary_hits": {
-            "smallest_lambda": int((vectors["chosen"] == options["k"] - 1).sum()),
-            "largest_lambda": int((vectors["chosen"] == 0).sum()),
-        },
-        "zero_variance": {"targets": int((~fitted).sum()), "examples": int((draft.examples["deviation"] == 0).sum())},
-        "solver": "descent" if device == "cpu" and store.setting.fit.solver != "fista" else "fista",
-        "device": device,
+        **_quality(options, draft),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "versions": {
             "python": platform.python_version(),
@@ -334,8 +293,33 @@ def _report(
     }
 
 
+def _quality(options: dict[str, Any], draft: files.Draft) -> dict[str, Any]:
+    """What a report tells about paths, errors and duality gaps."""
+    vectors = draft.vectors
+    fitted = vectors["chosen"] >= 0
+    gap, kkt, error = vectors["gap"], vectors["kkt"], vectors["validation_mse"]
+    return {
+        "path": {
+            **{key: options[key] for key in ("k", "eps", "patience", "min_lambdas", "lambda_max")},
+            "tried_mean": float(vectors["tried"][fitted].mean()) if fitted.any() else 0.0,
+        },
+        "validation_mse": {"mean": float(error.mean()), "median": float(np.median(error))},
+        "relative_gap": {
+            "max": float(gap.max()),
+            "median": float(np.median(gap)),
+            "path_max": float(vectors["path_gap"].max()),
+        },
+        "kkt_residual": {"max": float(kkt.max()), "median": float(np.median(kkt))},
+        "boundary_hits": {
+            "smallest_lambda": int((vectors["chosen"] == options["k"] - 1).sum()),
+            "largest_lambda": int((vectors["chosen"] == 0).sum()),
+        },
+        "zero_variance": {"targets": int((~fitted).sum()), "examples": int((draft.examples["deviation"] == 0).sum())},
+    }
+
+
 class _Clock:
-    """Seconds per stage; a stage may come several times."""
+    """Seconds per stage; a stage may be timed several times."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -347,6 +331,6 @@ class _Clock:
         self._last = now
 
     def take(self) -> dict[str, float]:
-        """The seconds since they were last taken."""
+        """The seconds of each stage since this was called last."""
         taken, self.seconds = self.seconds, dict.fromkeys(self.seconds, 0.0)
         return taken

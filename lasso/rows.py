@@ -1,7 +1,6 @@
 """Which rows of a store enter a fit or an evaluation, and reading them block by block."""
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,18 +19,15 @@ _BLOCK_VALUES = 2**24
 
 
 def silent(stage: str, done: int, total: int) -> None:
-    """A Progress that says nothing."""
+    """A Progress that does nothing."""
 
 
 @contextlib.contextmanager
 def enough_memory(n_train: int) -> Iterator[None]:
-    """Turn MemoryError, and torch's for the memory of a GPU, into WorkError."""
+    """Turn MemoryError into WorkError."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        torch = sys.modules.get("torch")  # slow to import, and without it there is no such error
-        if isinstance(error, RuntimeError) and not (torch and isinstance(error, torch.OutOfMemoryError)):
-            raise
+    except MemoryError as error:
         size, reason = 4 * n_train**2 / 2**30, str(error).partition("\n")[0] or "no reason given"
         raise WorkError(
             f"out of memory ({reason}): {n_train} examples need {size:.1f} GiB for one matrix and up to 2 GiB beside it"
@@ -62,7 +58,7 @@ def file_name(store: Store, array: str) -> str:
 def estimation_rows(store: Store) -> NDArray[np.int64]:
     """Numbers of the completed estimation rows.
 
-    Raises UserError where rows are missing (unless fit.partial) or more than fit.max_failed of the setting failed.
+    Raises UserError where rows are missing (unless fit.partial) or the share of failed rows is above fit.max_failed.
     """
     fit = store.setting.fit
     done = store.completed()
@@ -93,17 +89,16 @@ def evaluation_rows(store: Store) -> NDArray[np.int64]:
 
 
 def blocks(store: Store, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """The rows in ascending pieces, cut at fixed multiples of a block height that depends on N_train alone."""
+    """The rows in ascending blocks, cut at multiples of a number that depends on N_train alone."""
     height = max(64, min(8192, _BLOCK_VALUES // store.n_train))
     cuts = np.flatnonzero(np.diff(rows // height)) + 1
     yield from (piece for piece in np.split(rows, cuts) if len(piece))
 
 
 def read_rows(store: Store, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Whole rows of one array, ascending and close together, checked against their checksums as they are read, and
-    masks against those that the seed gives.
+    """Rows of one array. They are checked against their checksums, and masks also against those that the seed gives.
 
-    Raises WorkError naming the rows that do not match.
+    rows: ascending and close together, as one read covers all of them. Raises WorkError that names rows that differ.
     """
     start, stop = int(rows[0]), int(rows[-1]) + 1
     if not hasattr(store, "mismatches"):  # published files have no checksums
@@ -129,7 +124,7 @@ def _chosen(content: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
 
 
 def check_rows(store: Store, arrays: Sequence[str], rows: NDArray[np.int64], progress: Progress = silent) -> None:
-    """Read rows only to check them. Raises WorkError."""
+    """Read rows to check them, and keep nothing. Raises WorkError."""
     done = 0
     for block in blocks(store, rows):
         for name in arrays:
@@ -139,16 +134,16 @@ def check_rows(store: Store, arrays: Sequence[str], rows: NDArray[np.int64], pro
 
 
 def read_masks(store: Store, rows: NDArray[np.int64], checked: bool = False) -> NDArray[np.bool_]:
-    """masks [len(rows), N_train]; checked: that they match their checksums is known."""
+    """masks [len(rows), N_train]; checked: they are known to match their checksums."""
     if checked:
         return _chosen(store.array("train_masks")[rows[0] : rows[-1] + 1], rows)
     return read_rows(store, "train_masks", rows)
 
 
 def refuse_unshared_masks(store: Store, rows: NDArray[np.int64]) -> None:
-    """Raises UserError naming the first row whose mask is not that of the row before it, where they should share one.
+    """Raises UserError that names the first row whose mask differs from the row before it, where they should share one.
 
-    Nothing vouches for `runs_per_mask` of published files, and runs of different masks would be averaged.
+    Published files do not tell their `runs_per_mask`: with a wrong one, runs of different masks would be averaged.
     """
     runs = store.setting.runs_per_mask
     if runs == 1 or not len(rows):
@@ -175,7 +170,7 @@ def read_margins(
 def stored_margins(
     store: Store, split: str, rows: NDArray[np.int64], columns: slice | NDArray[np.int64], checked: bool = False
 ) -> NDArray[np.float16]:
-    """What `read_margins` gives, as it is stored: a quarter of the bytes, for sums that convert it themselves."""
+    """`read_margins` without the conversion to float64, which takes four times the memory."""
     name = margin_array(store, split)
     if checked:
         margins = _chosen(store.array(name)[rows[0] : rows[-1] + 1, columns], rows)
@@ -188,7 +183,7 @@ def stored_margins(
 
 
 def _finite_rows(values: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Which rows are finite throughout; of float16 by its bits, which takes a third of the time."""
+    """Which rows are finite throughout; float16 is tested by its bits, which takes a third of the time."""
     if values.dtype != np.float16:
         return np.isfinite(values).all(axis=1)
     largest: NDArray[np.int16] = (values.view(np.int16) & 0x7FFF).max(axis=1, initial=0)
@@ -196,14 +191,14 @@ def _finite_rows(values: NDArray[np.floating]) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True)
-class Split:
-    """Estimation rows, in ascending order, and which of them are held out to choose lambda."""
+class FitRows:
+    """Estimation rows, in ascending order, and which of them are validation rows, which choose lambda."""
 
     rows: NDArray[np.int64]
-    heldout: NDArray[np.bool_]
+    validation: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, setting: Setting, rows: NDArray[np.int64]) -> "Split":
+    def of(cls, setting: Setting, rows: NDArray[np.int64]) -> "FitRows":
         fit = setting.fit
         if fit.validation == "last":
             return cls(rows, np.arange(len(rows)) >= len(rows) - round(fit.share * len(rows)))
@@ -211,19 +206,20 @@ class Split:
 
     def refuse_too_few(self, what: str, share: float) -> None:
         """Raises UserError, beginning with `what`, where there is no lambda to choose or nothing to fit."""
-        heldout = int(self.heldout.sum())
-        training = len(self.rows) - heldout
-        if training < 2 or heldout < 1:
+        validation = int(self.validation.sum())
+        training = len(self.rows) - validation
+        if training < 2 or validation < 1:
             raise UserError(
-                f"{what} {training} training and {heldout} validation rows, expected at least 2 and 1 "
+                f"{what} {training} training and {validation} validation rows, expected at least 2 and 1 "
                 f"(fit.share {share:g}): raise models or fit.share"
             )
 
-    def between(self, first: int, last: int) -> "Split":
+    def between(self, first: int, last: int) -> "FitRows":
         """Those with numbers in [first, last)."""
         inside = slice(*np.searchsorted(self.rows, (first, last)))
-        return Split(self.rows[inside], self.heldout[inside])
+        return FitRows(self.rows[inside], self.validation[inside])
 
-    def blocks(self, store: Store) -> Iterator["Split"]:
+    def blocks(self, store: Store) -> Iterator["FitRows"]:
+        """The same rows, as many at a time as `blocks` gives."""
         for block in blocks(store, self.rows):
             yield self.between(int(block[0]), int(block[-1]) + 1)

@@ -28,7 +28,7 @@ def growth_of(store: ReadableStore, split: str, progress: Progress) -> Curve | s
             "as a fit. `datamodels eval CONFIG --curve` computes and keeps it, `datamodels report` then shows it."
         )
     try:
-        computed = curve(store, split, progress=progress)
+        computed = curve(store, split=split, progress=progress)
     except (UserError, WorkError) as error:  # a point that misses its gap is no reason to show nothing else
         return f"No curve of LDS against the number of models: {error}."
     keep(store, split, computed)

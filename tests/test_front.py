@@ -1,10 +1,8 @@
-"""What a notebook sees: `dm.open`, `dm.load`, `dm.evaluate`, from a checkout and from a wheel."""
+"""What a notebook sees: `dm.open`, `dm.load`, `dm.fit`, `dm.evaluate`, and the objects that they return."""
 
-import os
 import shutil
 import subprocess
 import sys
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,37 +13,46 @@ import yaml
 from scipy import stats
 
 import datamodels as dm
-import datamodels.lasso
+from datamodels.lasso import find
 from datamodels.train.config import Fit
+from datamodels.train.store import PublishedStore
 from tests.conftest import DIGITS, PROJECT, TINY, in_process, run_command
-from tests.lasso.fake_store import FakeStore, linear_data
+from tests.stores import linear_data, published_store, with_fit
+
+OPTIONS = [*TINY, "--outputs.test_logits=true"]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny digits setting with logits, trained and fitted."""
-    folder = tmp_path_factory.mktemp("api") / "root"
-    done = run_command("run", DIGITS, "--root", folder, *TINY, "--outputs.test_logits=true")
+    """The root of a tiny digits setting with logits, trained and fitted."""
+    folder = tmp_path_factory.mktemp("front") / "root"
+    done = run_command("run", DIGITS, "--root", folder, *OPTIONS)
     assert done.code == 0, done.err
     return folder
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+# Opening
 
 
 def test_a_store_is_opened_by_its_root_alone(root: Path) -> None:
     store = dm.open(root)
     assert (store.setting.dataset, store.setting.alpha, store.setting.recipe.width) == ("digits", 0.5, 4)
-    assert (store.masks.shape, store.masks.dtype) == ((32, 100), bool)
-    assert (store.margins().shape, store.margins("train").shape, store.logits().shape) == (
-        (32, 60),
-        (32, 100),
-        (32, 60, 10),
-    )
-    for array in (store.masks, store.margins(), store.margins("train"), store.logits("test")):
-        assert not array.flags.writeable
+    arrays = {
+        "train_masks": (store.masks, (32, 100)),
+        "test_margins": (store.margins(), (32, 60)),
+        "train_margins": (store.margins("train"), (32, 100)),
+        "test_logits": (store.logits(), (32, 60, 10)),
+    }
+    for name, (array, shape) in arrays.items():
+        assert array.shape == shape
+        np.testing.assert_array_equal(array, np.load(root / "digits" / "data" / f"{name}_50pct.npy"))
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
-    folder = root / "digits" / "data"
-    np.testing.assert_array_equal(store.masks, np.load(folder / "train_masks_50pct.npy"))
-    np.testing.assert_array_equal(store.margins("train"), np.load(folder / "train_margins_50pct.npy"))
 
 
 def test_rows_and_records_are_those_of_the_store(root: Path) -> None:
@@ -54,16 +61,15 @@ def test_rows_and_records_are_those_of_the_store(root: Path) -> None:
     np.testing.assert_array_equal(store.estimation_rows(), np.arange(24))
     np.testing.assert_array_equal(store.evaluation_rows(), np.arange(24, 32))
     records = store.records()
-    labels = store.dataset().test.labels
-    found = (store.logits().argmax(axis=2) == labels).mean(axis=1)
-    np.testing.assert_allclose(records.accuracy, found, atol=1e-6)
+    right = (store.logits().argmax(axis=2) == store.dataset().test.labels).mean(axis=1)
+    np.testing.assert_allclose(records.accuracy, right, atol=1e-6)
     assert (records.seconds > 0).all()
     assert len(set(records.device)) == 1
     assert records.device[0]
 
 
-def test_rows_that_are_not_done_have_no_record(root: Path, tmp_path: Path) -> None:
-    assert run_command("init", DIGITS, "--root", tmp_path, *TINY).code == 0
+def test_rows_that_are_not_done_have_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert in_process(capsys, "init", DIGITS, "--root", tmp_path, *TINY).code == 0
     store = dm.open(tmp_path)
     assert not store.completed().any()
     assert len(store.estimation_rows()) == len(store.evaluation_rows()) == 0
@@ -87,15 +93,11 @@ def test_a_config_file_stands_for_its_setting(root: Path, tmp_path: Path) -> Non
         dm.open(config)
 
 
-def write(path: Path, text: str) -> Path:
-    path.write_text(text)
-    return path
-
-
-def published(root: Path, folder: Path, alphas: list[str]) -> Path:
+def published(root: Path, folder: Path, percentages: list[str]) -> Path:
+    """A root with the masks and test margins of another one, as published files."""
     data = folder / "digits" / "data"
     data.mkdir(parents=True)
-    for pct in alphas:
+    for pct in percentages:
         for name in ("train_masks", "test_margins"):
             shutil.copy(root / "digits" / "data" / f"{name}_50pct.npy", data / f"{name}_{pct}pct.npy")
     return folder
@@ -112,7 +114,7 @@ def test_published_files_are_opened_with_their_evaluation_rows(root: Path, tmp_p
         dm.open(tmp_path)
 
 
-def test_which_of_several_settings_is_asked_for(root: Path, tmp_path: Path) -> None:
+def test_one_of_several_settings_is_asked_for(root: Path, tmp_path: Path) -> None:
     published(root, tmp_path, ["50", "12.5"])
     assert dm.open(tmp_path, alpha=0.125, eval_models=8).setting.alpha == 0.125
     with pytest.raises(dm.UserError, match=r"2 settings \(digits 12.5pct, digits 50pct\): say which"):
@@ -134,9 +136,6 @@ def test_what_a_store_lacks_is_named(root: Path) -> None:
         store.logits("train")
     with pytest.raises(dm.UserError, match="split is 'val'"):
         store.margins("val")
-
-
-def test_evaluation_rows_other_than_the_manifests_are_refused(root: Path) -> None:
     assert dm.open(root, eval_models=8).eval_models == 8
     with pytest.raises(dm.UserError, match=r"eval_models is 4, but .*store_50pct\.json says 8"):
         dm.open(root, eval_models=4)
@@ -151,6 +150,9 @@ def test_images_are_those_that_the_store_was_made_of(root: Path) -> None:
         store.dataset()
 
 
+# Datamodels
+
+
 def test_datamodels_of_a_root_are_read_wherever_else_one_writes(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,10 +160,10 @@ def test_datamodels_of_a_root_are_read_wherever_else_one_writes(
         return {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
 
     before, store = files(), dm.open(root, out=tmp_path)
-    assert datamodels.lasso.find(store, "test") == root / "digits" / "datamodels" / "test_50pct.pt"
-    assert torch.equal(dm.load(store).weight, dm.load(dm.open(root)).weight)
+    assert find(store, "test") == root / "digits" / "datamodels" / "test_50pct.pt"
+    np.testing.assert_array_equal(dm.load(store).weight, dm.load(dm.open(root)).weight)
     assert dm.evaluate(store).lds == dm.evaluate(dm.open(root)).lds
-    options = ["--root", root, *TINY, "--outputs.test_logits=true", "--out", tmp_path]
+    options = ["--root", root, *OPTIONS, "--out", tmp_path]
     for command in (["eval", "--json"], ["report"], ["export", "--to=sparse"], ["eval", "--curve"]):
         done = in_process(capsys, command[0], DIGITS, *options, *command[1:])
         assert done.code == 0, done.err
@@ -170,19 +172,19 @@ def test_datamodels_of_a_root_are_read_wherever_else_one_writes(
     written = {path.name for path in (tmp_path / "digits").rglob("*") if path.is_file()}
     assert {"report_test_50pct.html", "weight.npz", "test_50pct.curve.json"} <= written
     assert in_process(capsys, "fit", DIGITS, *options, "--fit.k=30").code == 0
-    assert datamodels.lasso.find(store, "test") == tmp_path / "digits" / "datamodels" / "test_50pct.pt"
+    assert find(store, "test") == tmp_path / "digits" / "datamodels" / "test_50pct.pt"
     missing = r"does not exist \(nor .*train_50pct\.pt\): run `datamodels fit --split train`"
     with pytest.raises(dm.UserError, match=missing):
-        dm.load(store, "train")
+        dm.load(store, split="train")
 
 
 def test_pieces_of_a_root_are_reported_on_from_elsewhere(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = [*TINY, "--outputs.test_logits=true", "--split=train"]
     shutil.copytree(root, tmp_path / "root")
-    assert in_process(capsys, "fit", DIGITS, "--root", tmp_path / "root", *options, "--targets=0:30").code == 0
-    done = in_process(capsys, "report", DIGITS, "--root", tmp_path / "root", *options, "--out", tmp_path / "mine")
+    options = ["--root", tmp_path / "root", *OPTIONS, "--split=train"]
+    assert in_process(capsys, "fit", DIGITS, *options, "--targets=0:30").code == 0
+    done = in_process(capsys, "report", DIGITS, *options, "--out", tmp_path / "mine")
     assert done.out.strip() == str(tmp_path / "mine" / "digits" / "report_train_50pct.html")
 
 
@@ -199,31 +201,40 @@ def test_predictions_are_the_published_formula(root: Path) -> None:
 
 
 @pytest.fixture
-def linear(tmp_path: Path) -> FakeStore:
-    masks, margins = linear_data(700, 10, 6)
-    return FakeStore(tmp_path, masks, margins, eval_models=200, fit=Fit(k=30))
+def linear(tmp_path: Path) -> PublishedStore:
+    return published_store(tmp_path, *linear_data(700, 10, 6), eval_models=200, fit=Fit(k=30))
 
 
-def test_predictions_do_not_depend_on_units_or_tiles(linear: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_datamodels_are_arrays_of_the_file(linear: PublishedStore) -> None:
+    path = dm.fit(linear)
+    fitted, saved = dm.load(linear), torch.load(path, weights_only=True)
+    shapes = {"weight": (10, 6), "bias": (6,), "lam": (6,), "gap": (6,)}
+    for name, shape in shapes.items():
+        found = getattr(fitted, name)
+        assert (type(found), found.shape) == (np.ndarray, shape)
+        np.testing.assert_array_equal(found, saved[name].numpy())
+    torch.save({"weight": saved["weight"], "bias": saved["bias"]}, path)
+    with pytest.raises(dm.UserError, match=r"test_50pct\.pt holds no `gap`"):
+        _ = dm.load(path).gap
+
+
+def test_predictions_do_not_depend_on_units_or_tiles(linear: PublishedStore, monkeypatch: pytest.MonkeyPatch) -> None:
     dm.fit(linear)
-    expected = dm.load(linear).predict(linear.array("train_masks"))
+    expected = dm.load(linear).predict(linear.masks)
     monkeypatch.setattr("datamodels.lasso.datamodels._TILE_VALUES", 30)
-    np.testing.assert_allclose(dm.load(linear).predict(linear.array("train_masks")), expected, atol=1e-5)
-    dm.fit(linear.with_fit(weight_units="standardised"))
+    np.testing.assert_allclose(dm.load(linear).predict(linear.masks), expected, atol=1e-5)
+    dm.fit(with_fit(linear, weight_units="standardised"))
     fitted = dm.load(linear)
     assert fitted.units == "standardised"
-    np.testing.assert_allclose(fitted.predict(linear.array("train_masks")), expected, atol=1e-5)
+    np.testing.assert_allclose(fitted.predict(linear.masks), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("units", ["mask", "standardised"])
-def test_top_influences_are_the_largest_weights(linear: FakeStore, units: str) -> None:
-    dm.fit(linear.with_fit(weight_units=units))
+def test_top_influences_are_the_largest_weights(linear: PublishedStore, units: str) -> None:
+    dm.fit(with_fit(linear, weight_units=units))
     fitted = dm.load(linear)
     weight = fitted.columns(np.arange(6))[0]
-    for found, column in (
-        (fitted.top_examples(2, 3), weight[:, 2]),
-        (fitted.top_targets(4, 3), weight[4]),
-    ):
+    for found, column in ((fitted.top_examples(2, 3), weight[:, 2]), (fitted.top_targets(4, 3), weight[4])):
         assert list(found.indices) == list(np.argsort(-np.abs(column))[:3])
         np.testing.assert_allclose(found.weights, column[found.indices], rtol=1e-6)
     up, down = (fitted.top_examples(2, 100, sign) for sign in ("positive", "negative"))
@@ -234,7 +245,7 @@ def test_top_influences_are_the_largest_weights(linear: FakeStore, units: str) -
     assert len(up.weights) + len(down.weights) == np.count_nonzero(weight[:, 2])
 
 
-def test_what_has_no_influences_is_refused(linear: FakeStore) -> None:
+def test_what_has_no_influences_is_refused(linear: PublishedStore) -> None:
     with pytest.raises(dm.UserError, match=r"test_50pct\.pt does not exist: run `datamodels fit`"):
         dm.load(linear)
     fitted = dm.load(dm.fit(linear))
@@ -250,16 +261,52 @@ def test_what_has_no_influences_is_refused(linear: FakeStore) -> None:
 def test_scores_of_another_method_are_judged_on_the_same_rows(root: Path) -> None:
     store = dm.open(root)
     fitted = dm.load(store)
-    found = dm.evaluate(store, scores=fitted.weight)
-    assert found.lds == pytest.approx(dm.evaluate(store).lds, abs=1e-6)
+    assert dm.evaluate(store, fitted).lds == dm.evaluate(store).lds
+    assert dm.evaluate(store, fitted.weight).lds == pytest.approx(dm.evaluate(store).lds, abs=1e-6)
     rows = store.evaluation_rows()
     margins = store.margins()[rows].astype(float).reshape(4, 2, 60).mean(axis=1)
     scores = np.random.default_rng(0).normal(size=(100, 60))
     expected = stats.spearmanr(store.masks[rows[::2]] @ scores, margins).statistic[:60, 60:].diagonal()
-    np.testing.assert_allclose(dm.evaluate(store, scores=scores).target_lds, expected, atol=1e-9)
+    np.testing.assert_allclose(dm.evaluate(store, scores).target_lds, expected, atol=1e-9)
 
 
-def test_the_packages_fronts_are_light() -> None:
+# What notebooks show
+
+
+def test_a_store_and_datamodels_are_shown_in_a_few_lines(root: Path, linear: PublishedStore) -> None:
+    store = dm.open(root)
+    fitted = dm.load(store)
+    assert repr(store).splitlines() == [
+        "Store",
+        "  setting: digits, alpha 0.5",
+        "  rows: 24 and 8 for evaluation, 32 completed",
+        "  examples: 100 for training, 60 for testing",
+        "  arrays: train_masks, test_margins, train_margins, test_logits",
+        f"  folder: {root / 'digits'}",
+    ]
+    assert repr(fitted).splitlines()[:4] == [
+        "Datamodels",
+        "  weight: 100 training examples x 60 targets",
+        f"  file: {root / 'digits' / 'datamodels' / 'test_50pct.pt'}",
+        "  fitted to: 24 models, test split of digits",
+    ]
+    assert repr(linear).startswith("PublishedStore\n  setting: made-up, alpha 0.5\n  rows: 500 and 200 for evaluation")
+
+
+def test_notebooks_show_tables_with_names_escaped(tmp_path: Path) -> None:
+    store = published_store(tmp_path / "<b>&", *linear_data(60, 10, 6), eval_models=10)
+    torch.save({"weight": torch.zeros(10, 6), "bias": torch.zeros(6)}, tmp_path / "<i>.pt")
+    for shown, escaped in ((store, "/&lt;b&gt;&amp;/made-up"), (dm.load(tmp_path / "<i>.pt"), "/&lt;i&gt;.pt")):
+        page = shown._repr_html_()
+        assert page.startswith(f"<table><caption>{type(shown).__name__}</caption><tr><th>")
+        assert escaped in page
+        assert not {"<b>", "<i>"} & {page[at : at + 3] for at in range(len(page))}
+
+
+# The package
+
+
+def test_the_fronts_are_light() -> None:
     program = (
         "import sys, datamodels as dm, datamodels.lasso, datamodels.train.store\n"
         "assert callable(dm.open) and callable(dm.load)\n"
@@ -268,73 +315,10 @@ def test_the_packages_fronts_are_light() -> None:
     subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=True)
 
 
-def test_every_name_of_the_fronts_is_there() -> None:
+def test_every_name_of_the_front_is_there() -> None:
     assert set(dm.__all__) <= set(dir(dm))
     for name in dm.__all__:
         assert getattr(dm, name) is not None
+    assert f'version = "{dm.__version__}"' in (PROJECT / "pyproject.toml").read_text()
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = dm.nothing
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The packages as a wheel brings them, unpacked."""
-    pytest.importorskip("setuptools", "77", reason="a wheel is built with setuptools 77 or newer")
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    source.mkdir()  # a build leaves files where it builds
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(PROJECT / name, source)
-    for name in ("datamodels", "train", "fmow", "lasso", "launch"):
-        unneeded = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(PROJECT / name, source / name, symlinks=True, ignore=unneeded)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*command, "--wheel-dir", folder, source], check=True, capture_output=True)
-    (file,) = folder.glob("*.whl")
-    with zipfile.ZipFile(file) as archive:
-        archive.extractall(folder / "site")
-    return folder / "site"
-
-
-def test_the_wheel_brings_types_and_all_modules(wheel: Path) -> None:
-    assert sorted(path.name for path in wheel.iterdir() if path.suffix != ".dist-info") == ["datamodels", "fmow"]
-    for name, place in {
-        "train": "datamodels/train",
-        "lasso": "datamodels/lasso",
-        "launch": "datamodels/launch",
-        "fmow": "fmow",
-    }.items():
-        assert (wheel / name / "py.typed").exists() or (wheel / place).exists()
-        modules = {path.relative_to(PROJECT / name) for path in (PROJECT / name).rglob("*.py")}
-        assert modules == {path.relative_to(wheel / place) for path in (wheel / place).rglob("*.py")}
-
-
-NOTEBOOK = """
-import sys
-import datamodels as dm, fmow
-assert all(module.__file__.startswith(sys.argv[1]) for module in (dm, fmow))
-store = dm.open("runs/mine")
-fitted = dm.load(store)
-rows = store.evaluation_rows()
-assert fitted.predict(store.masks[rows]).shape == store.margins()[rows].shape == (8, 60)
-dataset = store.dataset()
-scores = dataset.train.labels[:, None] == dataset.test.labels
-print(dm.evaluate(store).lds, dm.evaluate(store, scores=scores).lds, len(fitted.top_examples(0).indices))
-"""
-
-
-def test_the_wheel_works_outside_the_checkout(wheel: Path, root: Path, tmp_path: Path) -> None:
-    shutil.copytree(root, tmp_path / "runs" / "mine")
-    shutil.copy(DIGITS, tmp_path / "mine.yaml")
-    status = ["-m", "datamodels.launch.cli", "status", "mine.yaml", *TINY, "--outputs.test_logits=true"]
-    for command in (status, ["-c", NOTEBOOK, str(wheel)]):
-        done = subprocess.run(
-            [sys.executable, "-W", "error", *command],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(wheel)},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-    found = float(done.stdout.split()[0])
-    assert found == pytest.approx(dm.evaluate(dm.open(root)).lds)

@@ -9,6 +9,7 @@ from datamodels.train.errors import READ_ONLY, Interrupted, UserError, WorkError
 from datamodels.train.masks import Era, batch_size, mask_index, subset_size
 from datamodels.train.npy_file import mapped, write_file
 from datamodels.train.rng import Stream, raw, validation_rows
+from datamodels.train.summary import Summary
 
 __all__ = [
     "READ_ONLY",
@@ -19,6 +20,7 @@ __all__ = [
     "Recipe",
     "Setting",
     "Stream",
+    "Summary",
     "UserError",
     "WorkError",
     "batch_size",

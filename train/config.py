@@ -177,9 +177,6 @@ class Fit:
     are standardised, which is lower by the factor sqrt(alpha (1 - alpha))."""
     weight_units: Literal["mask", "standardised"] = "mask"
     """Units of the weights: `mask @ weight + bias` is the margin, or `(mask - mean) / deviation @ weight + bias`."""
-    solver: Literal["auto", "descent", "fista"] = "auto"
-    """`descent` on the CPU, `fista` in torch for many targets at once; `auto` takes `fista` where there is a GPU and
-    the problem is large."""
     partial: bool = False
     """Fit on the completed rows although others are still missing."""
     max_failed: float = 1e-3
@@ -305,6 +302,8 @@ def from_dict(config: dict[str, Any]) -> Setting:
         _require(isinstance(config[key], dict), key, config[key], "keys and values")
         refuse_null(groups[key], config[key], f"{key}.")
     refuse_null(Setting, config)
+    if "solver" in config.get("fit", {}):  # of version 0.1, which manifests still have
+        config = {**config, "fit": {key: value for key, value in config["fit"].items() if key != "solver"}}
     return Setting(**{key: groups[key](**value) if key in groups else value for key, value in config.items()})
 
 

@@ -1,24 +1,22 @@
-"""Held-out quality of datamodels and other scores: LDS, intervals, curve."""
+"""Quality of datamodels and other scores on evaluation rows: LDS, intervals, LDS curve."""
 
 from datamodels.lasso.evaluation.curve import FITTED, Curve, Law, Point, curve
-from datamodels.lasso.evaluation.evaluate import Evaluation, evaluate, summarise
-from datamodels.lasso.evaluation.intervals import Bootstrap, Interval
-from datamodels.lasso.evaluation.protocol import protocol
-from datamodels.lasso.evaluation.scores import LEAST_MASKS, Holdout, Scores
+from datamodels.lasso.evaluation.evaluate import evaluate, protocol
+from datamodels.lasso.evaluation.intervals import Interval
+from datamodels.lasso.evaluation.result import Evaluation
+from datamodels.lasso.evaluation.scores import LEAST_MASKS, EvaluationRows, Tile
 
 __all__ = [
     "FITTED",
     "LEAST_MASKS",
-    "Bootstrap",
     "Curve",
     "Evaluation",
-    "Holdout",
+    "EvaluationRows",
     "Interval",
     "Law",
     "Point",
-    "Scores",
+    "Tile",
     "curve",
     "evaluate",
     "protocol",
-    "summarise",
 ]

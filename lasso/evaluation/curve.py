@@ -1,23 +1,19 @@
-"""Quality against the number of models: fits on nested subsets of the estimation rows, in at most one pass."""
+"""LDS curve: quality against the number of models, from fits to nested subsets of the estimation rows."""
 
 import contextlib
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.lasso.evaluation.evaluate import Evaluation, summarise
-from datamodels.lasso.evaluation.scores import Holdout
+from datamodels.lasso.evaluation.scores import EvaluationRows
 from datamodels.lasso.fit import usable
-from datamodels.lasso.gram import Matrices, Prefix, prefixes
-from datamodels.lasso.rows import Progress, enough_memory, silent, target_count
-from datamodels.lasso.solver import Solution, device_for, solve, sums_device
+from datamodels.lasso.gram import Matrices, nested_subsets
+from datamodels.lasso.rows import Progress, enough_memory, silent
+from datamodels.lasso.solver import solve
 from datamodels.train import UserError
 from datamodels.train.store import ReadableStore as Store
-
-if TYPE_CHECKING:
-    import torch
 
 _TARGETS = 256
 """Targets that stand for all of them where none are named."""
@@ -106,49 +102,38 @@ class Curve:
 
 def curve(
     store: Store,
+    *,
     split: str = "test",
     points: int = 10,
     targets: NDArray[np.int64] | None = None,
     progress: Progress = silent,
 ) -> Curve:
-    """LDS, MSE and R^2 of fits on nested subsets: the first 1/32 of the completed estimation rows, up to all of them.
+    """LDS against the number of models: fits to the first 1/32 of the completed estimation rows, up to all of them.
 
-    The sizes are geometric. Where the statistics of a store are kept in several parts, the sizes are those of parts,
-    and no row is read that was read before. targets: columns to fit; the default is 256 evenly spaced ones. Raises as
-    `fit` and `evaluate` do.
+        found = dm.curve(store)
+        print([(point.models, point.lds) for point in found.points], found.answer())
+
+    points: how many sizes, geometric. targets: columns to fit; by default 256 evenly spaced ones. Every row is read
+    once; temporary files in the folder of the datamodels take 8 N_train^2 bytes. Raises as `fit` and `evaluate` do.
     """
-    width = target_count(store, split)
-    evenly = np.unique(np.linspace(0, width - 1, min(_TARGETS, width)).astype(np.int64))
-    columns = evenly if targets is None else targets
-    if not len(columns) or columns.min() < 0 or columns.max() >= width:
+    width = store.margins(split).shape[1]
+    if targets is None:
+        targets = np.unique(np.linspace(0, width - 1, min(_TARGETS, width)).astype(np.int64))
+    if not len(targets) or targets.min() < 0 or targets.max() >= width:
         raise UserError(f"the curve's targets are not all within 0:{width} ({split} split), or there are none")
     rows = usable(store)
-    holdout = Holdout(store, split, progress)
-    device = device_for(store.setting.fit, store.n_train, len(columns))
-    results: list[tuple[int, Evaluation]] = []
-    subsets = prefixes(store, split, rows, columns, points, sums_device(device))
+    evaluation_rows = EvaluationRows(store, split, progress)
+    subsets = nested_subsets(store, split, rows, targets, points)
+    found: list[Point] = []
     with enough_memory(store.n_train), contextlib.closing(subsets):
-        for prefix in subsets:
-            weight, bias = _fit(store, prefix, device)
-            results.append((prefix.rows, summarise(holdout, holdout.score(columns, weight, bias))))
-            progress("curve", len(results), points)
-    found = [Point(size, result.lds, result.mse, result.r2) for size, result in results]
-    return Curve(found, len(columns), results[-1][1].ceiling, Law.of(found))
-
-
-def _fit(
-    store: Store, prefix: Prefix, device: "torch.device | None"
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """weight [N_train, T] and bias [T] in mask units; the matrices are gone once they are made."""
-    matrices = Matrices(prefix.counts, prefix.bits)
-    return _mask_units(matrices, solve(matrices, *prefix.crosses, store.setting.fit, device=device), store)
-
-
-def _mask_units(
-    matrices: Matrices, solution: Solution, store: Store
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """weight [N_train, T] and bias [T] of a solution, whatever units it has."""
-    weight, bias = solution.weight.T.astype(np.float64), solution.bias.astype(np.float64)
-    if store.setting.fit.weight_units == "standardised":
-        return matrices.whole_scale.unscaled(weight, bias)
-    return weight, bias
+        for subset in subsets:
+            matrices = Matrices(subset.counts, subset.bits)
+            solution = solve(matrices, *subset.crosses, store.setting.fit)
+            weight, bias = solution.weight.T.astype(np.float64), solution.bias.astype(np.float64)
+            if store.setting.fit.weight_units == "standardised":
+                weight, bias = matrices.whole_scale.unscaled(weight, bias)
+            del matrices, solution  # the next subset's matrix takes their memory
+            result = evaluation_rows.evaluate([(targets, weight, bias)], intervals=False)
+            found.append(Point(subset.rows, result.lds, result.mse, result.r2))
+            progress("curve", len(found), points)
+    return Curve(found, len(targets), result.ceiling, Law.of(found))

@@ -1,184 +1,132 @@
-"""Held-out quality of datamodels, or of any attribution scores, on the evaluation rows: docs/evaluation.md.
-
-LDS: mean over targets of the Spearman correlation, over masks, between predicted and actual margins (Park et al.,
-"TRAK", ICML 2023). Runs of one mask are averaged first. A correlation that is undefined (one side is constant) counts
-as 0. MSE and R^2 are per row, runs not averaged.
-
-Ceiling: what perfect predictions could reach. If two runs of one mask correlate by rho, the mean of R runs has
-reliability R rho / (1 + (R - 1) rho) (Spearman 1910, Brown 1910), and the square root of a variable's reliability is
-the largest correlation that anything else can have with it.
-"""
+"""Evaluate datamodels, or any attribution scores, on the evaluation rows of a store: docs/evaluation.md."""
 
 import dataclasses
-import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from datamodels.lasso.datamodels import Datamodels, places
-from datamodels.lasso.evaluation.intervals import Bootstrap, Interval
-from datamodels.lasso.evaluation.protocol import protocol
-from datamodels.lasso.evaluation.scores import Holdout, Scores
-from datamodels.lasso.evaluation.weights import weights_of
+from datamodels.lasso.datamodels import Datamodels, find, load, places
+from datamodels.lasso.evaluation.result import Evaluation
+from datamodels.lasso.evaluation.scores import EvaluationRows, Tile
 from datamodels.lasso.fit import is_fresh
-from datamodels.lasso.rows import Progress, enough_memory, silent
-from datamodels.train import UserError
+from datamodels.lasso.rows import Progress, blocks, enough_memory, estimation_rows, read_masks, silent
+from datamodels.train import UserError, mapped
+from datamodels.train.store import PublishedStore
 from datamodels.train.store import ReadableStore as Store
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    lds: float
-    """Mean over targets of the Spearman correlation between predicted and actual margins."""
-    lds_interval: Interval | None
-    """Bootstrap interval of `lds` over the evaluation masks; None where `eval.replicates` is 0."""
-    undefined: int
-    """Targets without a defined correlation, counted as 0 in the means."""
-    pearson: float
-    """Mean over targets of the Pearson correlation, runs of one mask averaged."""
-    mse: float
-    """Mean squared error over evaluation rows and targets, in squared margins."""
-    r2: float
-    """Mean over targets of 1 - squared error / squared deviation from the evaluation rows' mean (0 without any)."""
-    targets: int
-    models: int
-    """Evaluation rows used."""
-    masks: int
-    """Distinct masks among them."""
-    ceiling: float | None
-    """Mean over targets of the LDS of perfect predictions; None unless several runs share a mask."""
-    target_lds: NDArray[np.float64]
-    """[T]: 0 where undefined"""
-    target_lds_low: NDArray[np.float64] | None
-    target_lds_high: NDArray[np.float64] | None
-    """Bounds [T] of each target's bootstrap interval, 0 where its correlation is undefined."""
-    target_pearson: NDArray[np.float64]
-    target_mse: NDArray[np.float64]
-    target_r2: NDArray[np.float64]
-    target_ceiling: NDArray[np.float64] | None
-    lds_resampled: NDArray[np.float64] | None = None
-    """[resamples]: `lds` in each resample of the masks, the same ones wherever `sample` is the same."""
-    sample: str = ""
-    """Digest of the rows, the split and how they are resampled."""
-    protocol: dict[str, Any] = field(default_factory=dict)
-    """What the figures are of: see `datamodels.lasso.evaluation.protocol`, and `weights`, `weight_units` and `fit_models`, the rows that the
-    weights were fitted to (None: not known)."""
-    notices: tuple[str, ...] = ()
-    """What somebody who reads the figures should know about the weights, a sentence each."""
-
-    def to_json(self, per_target: bool = False) -> dict[str, Any]:
-        """The summary and the protocol; `ceiling` and `lds_interval` only where there is one.
-
-        per_target: with lists per target, `per_target: {lds, lds_low, lds_high, pearson, mse, r2, ceiling}`.
-        """
-        names = [each.name for each in dataclasses.fields(self)]
-        told = [name for name in names if name not in ("lds_resampled", "sample", "protocol", "notices")]
-        known = {name: getattr(self, name) for name in told if getattr(self, name) is not None}
-        summary = {key: value for key, value in known.items() if not key.startswith("target_")}
-        if self.lds_interval:
-            summary["lds_interval"] = dataclasses.asdict(self.lds_interval)
-        if per_target:
-            arrays = known.keys() - summary.keys()
-            summary["per_target"] = {key.removeprefix("target_"): known[key].tolist() for key in sorted(arrays)}
-        return summary | self.protocol
-
-    def lds_difference(self, other: "Evaluation") -> Interval:
-        """Interval of the difference of two LDS on the same rows, `self.lds - other.lds`.
-
-        Both are resampled together, so that what the masks do to both cancels. Raises UserError where the rows, the
-        split, or the resamples are not the same, or there are none.
-        """
-        if self.lds_interval is None or self.lds_resampled is None or other.lds_resampled is None:
-            raise UserError("an evaluation has no resamples, expected eval.replicates above 0")
-        if self.sample != other.sample:
-            raise UserError("the evaluations are of other rows, another split or other resamples, expected the same")
-        resampled = self.lds_resampled - other.lds_resampled
-        return Interval.of(self.lds - other.lds, resampled, self.lds_interval.level, self.lds_interval.replicates)
+MARGIN = (
+    "correct-class logit minus the largest other logit, of logits averaged over the test-time views (tta), rounded to "
+    "float16"
+)
+_LARGEST = float(np.finfo(np.float32).max)
+"""Largest weight: squares of sums of such weights are finite."""
 
 
 def evaluate(
     store: Store,
+    scores: Datamodels | ArrayLike | str | Path | None = None,
+    *,
     split: str = "test",
-    weights: str | Path | None = None,
-    progress: Progress = silent,
     weight_units: str | None = None,
-    scores: ArrayLike | None = None,
+    progress: Progress = silent,
 ) -> Evaluation:
-    """Score the split's fitted datamodels, or other weights, on the completed evaluation rows.
+    """The linear datamodeling score (LDS) of datamodels or other scores on the completed evaluation rows.
 
-    weights: a .pt in the format of the contract, or a .npy [N_train, T] of any method's attribution scores.
-    scores: such an array itself, a tensor on the CPU too; larger where an example raises a target's margin more. Scores
-    have bias 0, so that MSE and R^2 mean little. weight_units: `mask`, or `standardised` for weights of masks
-    standardised by mean and deviation over the estimation rows, as fast_l1 saves them; default what the file says, else
-    `mask`. Raises UserError for unfit weights or fewer than three evaluation masks, WorkError
-    for damaged rows.
+        dm.evaluate(store)                             # the fitted datamodels
+        dm.evaluate(store, scores).lds                 # of another method, [N_train, T]
+        dm.evaluate(store, "scores.npy", split="train")
+
+    scores: Datamodels; or an array [N_train, T] (a tensor on the CPU too), larger where a training example raises a
+    target's margin more; or a .pt or .npy file with one of them. Default: the fitted datamodels of the split. Arrays
+    have bias 0, so that MSE and R^2 mean little.
+
+    weight_units: `mask`, or `standardised` for weights of masks standardised by mean and deviation over the estimation
+    rows, as fast_l1 saves them; default what the file says, else `mask`.
+
+    Raises UserError for unfit scores or fewer than three evaluation masks, WorkError for damaged rows.
     """
-    given = weights_of(store, split, weights, scores, weight_units)
+    given = _as_datamodels(store, split, scores, weight_units)
     with enough_memory(store.n_train):
-        holdout = Holdout(store, split, progress)
-        bootstrap = _bootstrap(store, holdout)
-        tiles = [holdout.score(*tile, bootstrap) for tile in given.tiles(store, len(holdout.rows), progress)]
-        found = summarise(holdout, Scores.join(tiles), bootstrap)
-    return dataclasses.replace(
-        found,
-        sample=_sample(store, split, holdout.rows),
-        protocol={**protocol(store, split), **given.origin()},
-        notices=_notices(store, split, given.datamodels),
-    )
+        rows = EvaluationRows(store, split, progress)
+        found = rows.evaluate(_tiles(given, rows.width, progress))
+
+    fitted = (given.report or {}).get("rows", {})
+    notices = []
+    if given.path in places(store, split) and not is_fresh(store, given.path):
+        notices.append(
+            f"{given.path} was fitted on other rows or with other options than today's: run `datamodels fit`"
+        )
+    if (last := fitted.get("last", -1)) >= store.models:
+        notices.append(
+            f"{given.path} was fitted on rows up to {last}, evaluation rows from {store.models} on among them"
+        )
+    origin = {"weights": str(given.path), "weight_units": given.units, "fit_models": fitted.get("used")}
+    return dataclasses.replace(found, protocol={**protocol(store, split), **origin}, notices=tuple(notices))
 
 
-def _bootstrap(store: Store, holdout: Holdout) -> Bootstrap | None:
-    options = store.setting.eval
-    if not options.replicates:
-        return None
-    return Bootstrap(len(holdout.runs), options.replicates, options.level, store.setting.seed)
+def _as_datamodels(
+    store: Store, split: str, scores: Datamodels | ArrayLike | str | Path | None, units: str | None
+) -> Datamodels:
+    """What `evaluate` was given, in one form. Raises UserError where it does not fit the store."""
+    if units not in (None, "mask", "standardised"):
+        raise UserError(f"weight_units is {units!r}, expected mask or standardised")
+    name = Path("scores")
+    if scores is None:
+        scores = load(find(store, split))
+    elif isinstance(scores, str | Path):
+        name = Path(scores)
+        scores = mapped(name) if name.suffix == ".npy" else load(name)
+    if not isinstance(scores, Datamodels):
+        try:
+            values = np.asarray(scores)
+        except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; tensors on a GPU, or with a gradient
+            raise UserError(f"{name} cannot be read as an array: {str(error).splitlines()[0]}") from None
+        if values.dtype.kind not in "fiub":
+            raise UserError(f"{name} holds {values.dtype}, expected real numbers")
+        scores = Datamodels(name, values, np.zeros(values.shape[-1] if values.ndim else 0), {})
+
+    expected = store.n_train, store.margins(split).shape[1]
+    if scores.stored_weight.shape != expected:
+        raise UserError(
+            f"{scores.path} has shape {scores.stored_weight.shape}, expected {expected}: [N_train, targets]"
+        )
+    arrays = {**scores.arrays, "standardised": np.array((units or scores.units) == "standardised")}
+    if arrays["standardised"] and not {"mean", "deviation"} <= arrays.keys():
+        rows = estimation_rows(store)
+        ones = np.zeros(store.n_train, np.int64)
+        for block in blocks(store, rows):
+            ones += np.count_nonzero(read_masks(store, block), axis=0)
+        arrays["mean"] = ones / len(rows)
+        arrays["deviation"] = np.sqrt(ones * (len(rows) - ones)) / len(rows)
+    return dataclasses.replace(scores, arrays=arrays)
 
 
-def _sample(store: Store, split: str, rows: NDArray[np.int64]) -> str:
-    how = f"{store.row_stamp(rows)} {split} {store.setting.seed} {store.setting.eval}"
-    return hashlib.sha256(how.encode()).hexdigest()
+def _tiles(given: Datamodels, width: int, progress: Progress) -> Iterator[Tile]:
+    """Consecutive targets with their weights, `width` at a time. Raises UserError for weights that are not finite."""
+    targets = given.stored_weight.shape[1]
+    for start in range(0, targets, width):
+        columns = slice(start, min(start + width, targets))
+        weight, bias = given.columns(columns)
+        if not all((abs(values) <= _LARGEST).all() for values in (weight, bias)):  # never true of nan
+            raise UserError(f"{given.path} holds weights that are not finite, or beyond {_LARGEST:.2g}")
+        yield columns, weight, bias
+        progress("evaluate", columns.stop, targets)
 
 
-def _notices(store: Store, split: str, datamodels: Datamodels | None) -> tuple[str, ...]:
-    """What speaks against the figures of weights: rows or options that have changed, rows that were fitted on."""
-    if datamodels is None:
-        return ()
-    found, path = [], datamodels.path
-    if path in places(store, split) and not is_fresh(store, path):
-        found.append(f"{path} was fitted on other rows or with other options than today's: run `datamodels fit`")
-    last = (datamodels.report or {}).get("rows", {}).get("last", -1)
-    if last >= store.models:
-        found.append(f"{path} was fitted on rows up to {last}, evaluation rows from {store.models} on among them")
-    return tuple(found)
-
-
-def summarise(holdout: Holdout, scores: Scores, bootstrap: Bootstrap | None = None) -> Evaluation:
-    """What the scores of all targets come to; bootstrap: the resamples with which they were made."""
-    lds, pearson = np.nan_to_num(scores.spearman), np.nan_to_num(scores.pearson)
-    resampled = interval = None
-    if bootstrap and scores.resampled is not None:
-        resampled = scores.resampled / len(lds)
-        interval = Interval.of(float(lds.mean()), resampled, bootstrap.level, bootstrap.replicates)
-    return Evaluation(
-        lds=float(lds.mean()),
-        lds_interval=interval,
-        undefined=int(np.isnan(scores.spearman).sum()),
-        pearson=float(pearson.mean()),
-        mse=float(scores.mse.mean()),
-        r2=float(scores.r2.mean()),
-        targets=len(lds),
-        models=len(holdout.rows),
-        masks=len(holdout.runs),
-        ceiling=None if scores.ceiling is None else float(scores.ceiling.mean()),
-        target_lds=lds,
-        target_lds_low=scores.low,
-        target_lds_high=scores.high,
-        target_pearson=pearson,
-        target_mse=scores.mse,
-        target_r2=scores.r2,
-        target_ceiling=scores.ceiling,
-        lds_resampled=resampled,
-    )
+def protocol(store: Store, split: str) -> dict[str, Any]:
+    """The setting and split that figures are of, for JSON; None is what published files do not say of themselves."""
+    setting = store.setting
+    unknown = isinstance(store, PublishedStore)
+    return {
+        "dataset": setting.dataset,
+        "alpha": setting.alpha,
+        "split": split,
+        "margin": MARGIN,
+        "mask": None if unknown else setting.mask,
+        "tta": None if unknown else setting.tta,
+        "seed": None if unknown else setting.seed,
+        "runs_per_mask": setting.runs_per_mask,
+    }

@@ -1,21 +1,30 @@
-"""The evaluation rows of a store, and how well predictions fit them, target by target."""
+"""The evaluation rows of a store, and how well predictions agree with them.
 
-from dataclasses import dataclass, fields
+LDS: mean over targets of the Spearman correlation, over masks, between predicted and actual margins (Park et al.,
+"TRAK", ICML 2023). Runs of one mask are averaged first. A correlation that is undefined (one side is constant) counts
+as 0. MSE and R^2 are per row, runs not averaged.
+
+Ceiling: the LDS of perfect predictions. If two runs of one mask correlate by rho, the mean of R runs has reliability
+R rho / (1 + (R - 1) rho) (Spearman 1910, Brown 1910), and the square root of a variable's reliability is the largest
+correlation that anything else can have with it.
+"""
+
+import hashlib
+from collections.abc import Iterable
 from itertools import combinations
-from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.lasso.design import product_with
 from datamodels.lasso.evaluation.correlation import pearson, spearman
-from datamodels.lasso.evaluation.intervals import Bootstrap
+from datamodels.lasso.evaluation.intervals import Bootstrap, Interval
+from datamodels.lasso.evaluation.result import Evaluation
 from datamodels.lasso.rows import (
     Progress,
     blocks,
     check_rows,
     evaluation_rows,
-    margin_array,
     read_margins,
     read_masks,
     refuse_unshared_masks,
@@ -24,86 +33,112 @@ from datamodels.lasso.rows import (
 from datamodels.train import UserError
 from datamodels.train.store import ReadableStore as Store
 
-Columns = slice | NDArray[np.int64]
+Tile = tuple[slice | NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
+"""Which targets, and their weight [N_train, t] and bias [t] in mask units."""
+
 LEAST_MASKS = 3
 """Evaluation masks that a rank correlation needs."""
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Per target [t], a correlation being nan where it is undefined."""
+class EvaluationRows:
+    """The completed evaluation rows of a store, checked, in groups that share a mask.
 
-    spearman: NDArray[np.float64]
-    pearson: NDArray[np.float64]
-    mse: NDArray[np.float64]
-    r2: NDArray[np.float64]
-    ceiling: NDArray[np.float64] | None = None
-    low: NDArray[np.float64] | None = None
-    high: NDArray[np.float64] | None = None
-    """bounds of the Spearman correlation's interval"""
-    resampled: NDArray[np.float64] | None = None
-    """[resamples]: its sum over the targets"""
+    Raises UserError for fewer than three masks, or rows of one group with different masks; WorkError for damaged rows.
+    """
 
-    @classmethod
-    def join(cls, parts: list[Self]) -> Self:
-        """Those of all targets, from consecutive ones."""
-        joined: dict[str, Any] = {}
-        for name in (field.name for field in fields(cls)):
-            values = [getattr(part, name) for part in parts]
-            if values[0] is not None:
-                joined[name] = np.sum(values, axis=0) if name == "resampled" else np.concatenate(values)
-        return cls(**joined)
-
-
-class Holdout:
-    """The completed evaluation rows of a store, in groups that share a mask."""
+    tile_values = 2**23
+    """Entries of the largest matrix while targets are scored: 64 MiB as float64."""
 
     def __init__(self, store: Store, split: str, progress: Progress = silent) -> None:
         self.store, self.split = store, split
         store.check_files()
         self.rows = evaluation_rows(store)
         index = [store.mask_index(int(row)) for row in self.rows]
-        _, self.first, self.group = np.unique(index, return_index=True, return_inverse=True)
-        self.runs = np.bincount(self.group)
-        self.by_group = np.argsort(self.group, kind="stable")
+        _, self.first, self.group, self.runs = np.unique(
+            index, return_index=True, return_inverse=True, return_counts=True
+        )
         if len(self.runs) < LEAST_MASKS:
             raise UserError(
                 f"the evaluation rows have {len(self.runs)} masks, expected at least {LEAST_MASKS}: raise eval_models"
             )
-        check_rows(store, ("train_masks", margin_array(store, split)), self.rows, progress)
+        check_rows(store, ("train_masks", f"{split}_margins"), self.rows, progress)
         refuse_unshared_masks(store, self.rows)
 
-    def score(
+    @property
+    def width(self) -> int:
+        """Targets to score at a time."""
+        return max(1, self.tile_values // max(self.store.n_train, len(self.rows)))
+
+    def evaluate(self, tiles: Iterable[Tile], intervals: bool = True) -> Evaluation:
+        """Score the weights of consecutive targets, some at a time; without `intervals`, and quicker, on request."""
+        store, options = self.store, self.store.setting.eval
+        bootstrap = None
+        if intervals and options.replicates:
+            bootstrap = Bootstrap(len(self.runs), options.replicates, options.level, store.setting.seed)
+        parts = [self._score(*tile, bootstrap) for tile in tiles]
+        totals = [part.pop("resampled") for part in parts] if bootstrap else []  # sums over targets
+        values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+        lds, correlation = np.nan_to_num(values["spearman"]), np.nan_to_num(values["pearson"])
+        resampled = interval = None
+        if bootstrap:
+            resampled = np.sum(totals, axis=0) / len(lds)
+            interval = Interval.of(float(lds.mean()), resampled, bootstrap.level, bootstrap.replicates)
+        ceiling = values.get("ceiling")
+        sample = f"{store.row_stamp(self.rows)} {self.split} {store.setting.seed} {options}"
+        return Evaluation(
+            lds=float(lds.mean()),
+            lds_interval=interval,
+            undefined=int(np.isnan(values["spearman"]).sum()),
+            pearson=float(correlation.mean()),
+            mse=float(values["mse"].mean()),
+            r2=float(values["r2"].mean()),
+            targets=len(lds),
+            models=len(self.rows),
+            masks=len(self.runs),
+            ceiling=None if ceiling is None else float(ceiling.mean()),
+            target_lds=lds,
+            target_lds_low=values.get("low"),
+            target_lds_high=values.get("high"),
+            target_pearson=correlation,
+            target_mse=values["mse"],
+            target_r2=values["r2"],
+            target_ceiling=ceiling,
+            lds_resampled=resampled,
+            sample=hashlib.sha256(sample.encode()).hexdigest(),
+        )
+
+    def _score(
         self,
-        columns: Columns,
+        targets: slice | NDArray[np.int64],
         weight: NDArray[np.float64],
         bias: NDArray[np.float64],
-        bootstrap: Bootstrap | None = None,
-    ) -> Scores:
-        """Score weight [N_train, t] and bias [t] on the targets at `columns`; with intervals, given resamples."""
-        margins = self._margins(columns)
+        bootstrap: Bootstrap | None,
+    ) -> dict[str, NDArray[np.float64]]:
+        """Values [t] of some targets by name, nan where a correlation is undefined."""
+        margins = np.concatenate(
+            [read_margins(self.store, self.split, block, targets, True) for block in blocks(self.store, self.rows)]
+        )
         predicted = self._predict(weight) + bias
-        squares = (margins - predicted[self.group]) ** 2
+
+        errors = (margins - predicted[self.group]) ** 2
         spread = ((margins - margins.mean(axis=0)) ** 2).sum(axis=0)
-        r2 = 1 - np.divide(squares.sum(axis=0), spread, out=np.ones_like(spread), where=spread > 0)
-        means = self._means(margins)
+        r2 = 1 - np.divide(errors.sum(axis=0), spread, out=np.ones_like(spread), where=spread > 0)
+
+        by_group = np.argsort(self.group, kind="stable")
+        sums = np.add.reduceat(margins[by_group], np.cumsum(self.runs) - self.runs, axis=0)
+        means = sums / self.runs[:, None]
         rho = spearman(predicted, means)
-        intervals = bootstrap.targets(np.nan_to_num(rho), predicted, means) if bootstrap else ()
-        return Scores(rho, pearson(predicted, means), squares.mean(axis=0), r2, self._ceiling(margins), *intervals)
-
-    def _means(self, margins: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Margins [rows, t] averaged over the runs of each mask: [masks, t]."""
-        sums = np.add.reduceat(margins[self.by_group], np.cumsum(self.runs) - self.runs, axis=0)
-        return sums / self.runs[:, None]
-
-    def _margins(self, columns: Columns) -> NDArray[np.float64]:
-        """[rows, t]"""
-        parts = [read_margins(self.store, self.split, block, columns, True) for block in blocks(self.store, self.rows)]
-        return np.concatenate(parts)
+        found = {"spearman": rho, "pearson": pearson(predicted, means), "mse": errors.mean(axis=0), "r2": r2}
+        if (ceiling := self._ceiling(margins)) is not None:
+            found["ceiling"] = ceiling
+        if bootstrap:
+            found["low"], found["high"], found["resampled"] = bootstrap.targets(np.nan_to_num(rho), predicted, means)
+        return found
 
     def _predict(self, weight: NDArray[np.float64]) -> NDArray[np.float64]:
         """mask @ weight for one row of every group: [masks, t]."""
-        order = np.argsort(self.first)
+        order = np.argsort(self.first)  # rows are read in ascending order
         product = product_with(weight)
         parts = [
             product(read_masks(self.store, block, True).astype(np.float64))
@@ -116,10 +151,10 @@ class Holdout:
     def _ceiling(self, margins: NDArray[np.float64]) -> NDArray[np.float64] | None:
         """Per target [t], from the masks that have all their runs; None where fewer than three have several."""
         runs = self.store.setting.runs_per_mask
-        whole = np.flatnonzero(self.runs == runs)
-        if runs < 2 or len(whole) < 3:
+        complete = np.flatnonzero(self.runs == runs)
+        if runs < 2 or len(complete) < 3:
             return None
-        members = np.stack([np.flatnonzero(self.group == group) for group in whole])
+        members = np.stack([np.flatnonzero(self.group == group) for group in complete])
         between = [
             np.nan_to_num(spearman(margins[members[:, a]], margins[members[:, b]]))
             for a, b in combinations(range(runs), 2)

@@ -1,8 +1,18 @@
-"""Sums over rows: counts X'X of the masks and X'Y with the margins, kept on disk between fits."""
+"""Sums over rows: counts X'X of the masks and sums X'Y with the margins, kept on disk between fits."""
 
-from datamodels.lasso.gram.cache import Statistics, disk_bytes, slabs
+from datamodels.lasso.gram.cache import GramCache, disk_bytes, target_batches
+from datamodels.lasso.gram.counts import Counts
 from datamodels.lasso.gram.matrices import Matrices
-from datamodels.lasso.gram.moments import Cross
-from datamodels.lasso.gram.nested import Prefix, prefixes
+from datamodels.lasso.gram.nested import curve_disk_bytes, nested_subsets
+from datamodels.lasso.gram.sums import Cross
 
-__all__ = ["Cross", "Matrices", "Prefix", "Statistics", "disk_bytes", "prefixes", "slabs"]
+__all__ = [
+    "Counts",
+    "Cross",
+    "GramCache",
+    "Matrices",
+    "curve_disk_bytes",
+    "disk_bytes",
+    "nested_subsets",
+    "target_batches",
+]

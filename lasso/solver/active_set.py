@@ -1,34 +1,34 @@
-"""Compiled kernels: the minimum of the objective where the signs of the weights are given.
+"""Compiled kernels: a step towards the minimum over the nonzero weights, their signs kept.
 
-Coordinate descent soon finds which weights are 0, but then crawls where the other masks are strongly correlated: rows
-that hold few examples or none make all masks alike, so that one eigenvalue of their correlations is hundreds of times
-the others. With the signs s of the nonzero weights A the objective is quadratic, its minimum that of
-(R_AA + I) w_A = c_A - lam s_A, and conjugate gradients deal with a few large eigenvalues in a few steps.
+Coordinate descent soon finds which weights are 0, but is slow at the others where their masks are strongly correlated:
+rows that hold few examples or none make all masks alike, so that one eigenvalue of the correlations is hundreds of
+times the others. With the signs s of the nonzero weights A, the active set, the objective is quadratic, its minimum
+that of (R_AA + I) w_A = c_A - lam s_A, and conjugate gradients deal with a few large eigenvalues in a few steps.
 
-Steps between faces as in Lee, Battle, Raina & Ng, "Efficient sparse coding algorithms" (NIPS 2006).
+Steps between active sets as in Lee, Battle, Raina & Ng, "Efficient sparse coding algorithms" (NIPS 2006).
 """
 
 from datamodels.lasso.compiled import compiled
-from datamodels.lasso.solver.buffers import Matrix, Workspace, add_rows
+from datamodels.lasso.solver.buffers import Buffers, Matrix, add_rows
 from datamodels.lasso.solver.gap import Vector
 
 _FALL = 1e-6
-"""Fall of the squared gradient on the face that is enough."""
+"""Fall of the squared gradient over the active set that is enough."""
 _FLAT = 1e-7
-"""Curvature, of 1 on average, below which rounding R to float32 decides."""
+"""Curvature, of 1 on average, below which the rounding of R to float32 decides."""
 
 
 @compiled
-def descend_face(corr: Matrix, cov: Vector, work: Workspace, lam: float, most: int) -> bool:
+def step_on_active_set(corr: Matrix, cov: Vector, buffers: Buffers, lam: float, most: int) -> bool:
     """Move towards the minimum with the signs of the nonzero weights, with at most so many products with R.
 
     Weights that would change their sign stop at 0, all of them where that makes the objective smaller, else all
-    weights stop where the first one does. Returns whether any did, which leaves a smaller face.
+    weights stop where the first one does. Returns whether any did, which leaves a smaller active set.
     """
-    w, h = work.w, work.h
-    step, step_h, old_w, old_h = work.face[0], work.face[1], work.face[2], work.face[3]
-    _solve(corr, cov, work, lam, most)
-    before = _objective(cov, work, lam)
+    w, h = buffers.w, buffers.h
+    step, step_h, old_w, old_h = buffers.active[0], buffers.active[1], buffers.active[2], buffers.active[3]
+    _solve(corr, cov, buffers, lam, most)
+    before = _objective(cov, buffers, lam)
     old_w[:], old_h[:] = w, h
     count, least = 0, 1.0
     for j in range(w.shape[0]):
@@ -36,12 +36,12 @@ def descend_face(corr: Matrix, cov: Vector, work: Workspace, lam: float, most: i
         h[j] += step_h[j]
         if w[j] * old_w[j] < 0.0:
             least = min(least, old_w[j] / (old_w[j] - w[j]))
-            work.picked[count] = j
-            work.excess[j] = -w[j]
+            buffers.picked[count] = j
+            buffers.change[j] = -w[j]
             w[j] = 0.0
             count += 1
-    add_rows(corr, work.picked, count, work.excess, h)
-    if _objective(cov, work, lam) <= before:
+    add_rows(corr, buffers.picked, count, buffers.change, h)
+    if _objective(cov, buffers, lam) <= before:
         return count > 0
     if count == 0:  # rounding allows no better
         least = 0.0
@@ -54,10 +54,10 @@ def descend_face(corr: Matrix, cov: Vector, work: Workspace, lam: float, most: i
 
 
 @compiled
-def _solve(corr: Matrix, cov: Vector, work: Workspace, lam: float, most: int) -> None:
-    """Write the way to the minimum of the face into face[0], and R times it into face[1]."""
-    w, h, index, direction = work.w, work.h, work.picked, work.excess
-    step, step_h, residual, product = work.face[0], work.face[1], work.face[2], work.face[3]
+def _solve(corr: Matrix, cov: Vector, buffers: Buffers, lam: float, most: int) -> None:
+    """Write the step to the minimum into active[0], and R times the step into active[1]."""
+    w, h, index, direction = buffers.w, buffers.h, buffers.picked, buffers.change
+    step, step_h, residual, product = buffers.active[0], buffers.active[1], buffers.active[2], buffers.active[3]
     step[:], step_h[:] = 0.0, 0.0
     count, squares = 0, 0.0
     for j in range(w.shape[0]):
@@ -96,9 +96,9 @@ def _solve(corr: Matrix, cov: Vector, work: Workspace, lam: float, most: int) ->
 
 
 @compiled
-def _objective(cov: Vector, work: Workspace, lam: float) -> float:
+def _objective(cov: Vector, buffers: Buffers, lam: float) -> float:
     """P(w) - P(0)."""
-    w, h = work.w, work.h
+    w, h = buffers.w, buffers.h
     found = 0.0
     for j in range(w.shape[0]):
         found += w[j] * (0.5 * (h[j] + w[j]) - cov[j]) + lam * abs(w[j])

@@ -1,4 +1,4 @@
-"""What the compiled kernels of the solver share: memory, and the addition of rows."""
+"""Memory of the compiled kernels, and the addition of matrix rows."""
 
 from typing import NamedTuple
 
@@ -14,42 +14,44 @@ PAST = 16
 """Lambdas whose weights are remembered."""
 
 
-class Workspace(NamedTuple):
-    """Memory that one thread uses for target after target, [N] if nothing else is said."""
+class Buffers(NamedTuple):
+    """Memory that one thread uses for target after target; [N] where no shape is given."""
 
     w: Vector
     """standardised weights"""
     h: Vector
     """R w, with R = Z'Z/n - I"""
-    foreseen: Vector
-    """the weights that `held` belongs to"""
-    excess: Vector
+    predicted: Vector
+    """[64 words] validation masks times predicted_w / deviation, or [N] validation moments times predicted_w"""
+    predicted_w: Vector
+    """the weights that `predicted` belongs to"""
+    change: Vector
+    """of weights, or any other temporary values"""
     picked: NDArray[np.int64]
-    """[N + 1]: coordinates picked"""
-    face: NDArray[np.float64]
-    """[5, N]"""
-    held: Vector
-    """[N] held-out moments times w, or [64 words] held-out masks times w / deviation"""
-    ws: NDArray[np.float64]
-    """[PAST, N]: the last lambdas' w, lambda i in place i % PAST"""
-    hs: NDArray[np.float64]
+    """[N + 1]: indices of coordinates"""
+    active: NDArray[np.float64]
+    """[4, N]: temporary values of a step on the active set"""
+    past_w: NDArray[np.float64]
+    """[PAST, N]: w at the last lambdas, lambda i in place i % PAST"""
+    past_h: NDArray[np.float64]
     """[PAST, N]"""
-    helds: NDArray[np.float64]
+    past_predicted: NDArray[np.float64]
     """[PAST, ...]"""
 
     @classmethod
-    def empty(cls, n_train: int, held: int = 0) -> "Workspace":
-        """held: length of `held`, N where nothing else is said."""
-        w, h, foreseen, excess = np.zeros((4, n_train))
-        picked, face = np.zeros(n_train + 1, np.int64), np.zeros((5, n_train))
-        (ws, hs), helds = np.zeros((2, PAST, n_train)), np.zeros((PAST, held or n_train))
-        return cls(w, h, foreseen, excess, picked, face, np.zeros(held or n_train), ws, hs, helds)
+    def empty(cls, n_train: int, predicted: int = 0) -> "Buffers":
+        """predicted: length of `predicted`; 0 for N."""
+        w, h, predicted_w, change = np.zeros((4, n_train))
+        picked, active = np.zeros(n_train + 1, np.int64), np.zeros((4, n_train))
+        past_w, past_h = np.zeros((2, PAST, n_train))
+        width = predicted or n_train
+        return cls(w, h, np.zeros(width), predicted_w, change, picked, active, past_w, past_h, np.zeros((PAST, width)))
 
 
 @compiled
-def start(work: Workspace) -> None:
-    """Weights of 0."""
-    work.w[:], work.h[:], work.held[:], work.foreseen[:] = 0.0, 0.0, 0.0, 0.0
+def clear(buffers: Buffers) -> None:
+    """Set the weights to 0."""
+    buffers.w[:], buffers.h[:], buffers.predicted[:], buffers.predicted_w[:] = 0.0, 0.0, 0.0, 0.0
 
 
 @compiled

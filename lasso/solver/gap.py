@@ -4,12 +4,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.lasso.compiled import compiled
-from datamodels.lasso.design import Counts
+from datamodels.lasso.design import Scale
+from datamodels.lasso.gram import Counts
 
 Vector = NDArray[np.float64]
 
-_GATHERED = 128
-"""Rows of the counts that are fetched at a time: results must not depend on where they are kept."""
+_AT_ONCE = 128
+"""Rows of the counts that are added at a time; fixed, so that results do not depend on where the counts are kept."""
 
 
 @compiled
@@ -30,7 +31,38 @@ def relative_gap(var: float, lam: float, steepest: float, weight_cov: float, wei
 
 
 @compiled
-def add_counts(counts: NDArray[np.int32], places: NDArray[np.int64], values: Vector, out: Vector) -> None:
+def check_optimality(cov: Vector, var: float, lam: float, w: Vector, grad: Vector) -> tuple[float, float]:
+    """Relative duality gap, and the largest violation of the optimality (KKT) conditions over lam."""
+    steepest, weight_cov, weight_grad, norm, residual = 0.0, 0.0, 0.0, 0.0, 0.0
+    for j in range(w.shape[0]):
+        steepest = max(steepest, abs(grad[j]))
+        weight_cov += w[j] * cov[j]
+        weight_grad += w[j] * grad[j]
+        norm += abs(w[j])
+        off = abs(grad[j]) - lam if w[j] == 0.0 else abs(grad[j] - (lam if w[j] > 0.0 else -lam))
+        residual = max(residual, off)
+    return relative_gap(var, lam, steepest, weight_cov, weight_grad, norm), residual / lam
+
+
+def exact_gradient(counts: Counts, scale: Scale, cov: Vector, w: Vector, grad: Vector) -> None:
+    """Write the gradient of any standardised weights from the counts K = X'X of all rows alone, in float64.
+
+    With v = w / s in mask units: g_j = c_j - ((K v)_j / n - m_j * (m . v)) / s_j.
+    """
+    support = np.flatnonzero(w)
+    v = w[support] * scale.inv[support]
+    grad[:] = 0.0
+    for at in range(0, len(support), _AT_ONCE):
+        part = slice(at, at + _AT_ONCE)
+        _add_counts(*counts.lookup(support[part]), v[part], grad)
+    grad /= scale.rows
+    grad -= scale.mean * (scale.mean[support] @ v)
+    grad *= -scale.inv
+    grad += cov
+
+
+@compiled
+def _add_counts(counts: NDArray[np.int32], places: NDArray[np.int64], values: Vector, out: Vector) -> None:
     """out += sum over k of values[k] * counts[places[k]]; four rows share each pass over out."""
     done = len(places) - len(places) % 4
     for at in range(0, done, 4):
@@ -43,36 +75,3 @@ def add_counts(counts: NDArray[np.int32], places: NDArray[np.int64], values: Vec
         a, row_a = values[at], counts[places[at]]
         for j in range(out.shape[0]):
             out[j] += a * row_a[j]
-
-
-def exact_gradient(
-    counts: Counts, rows: float, mean: Vector, inv: Vector, cov: Vector, w: Vector, grad: Vector
-) -> None:
-    """Write the gradient of any standardised weights from the counts K = X'X of all rows alone, in float64.
-
-    With v = w / s in mask units: g_j = c_j - ((K v)_j / n - m_j * (m . v)) / s_j. inv = 1 / s, 0 for a constant column.
-    """
-    support = np.flatnonzero(w)
-    v = w[support] * inv[support]
-    grad[:] = 0.0
-    for at in range(0, len(support), _GATHERED):
-        part = slice(at, at + _GATHERED)
-        add_counts(*counts.whole(support[part]), v[part], grad)
-    grad /= rows
-    grad -= mean * (mean[support] @ v)
-    grad *= -inv
-    grad += cov
-
-
-@compiled
-def certify(cov: Vector, var: float, lam: float, w: Vector, grad: Vector) -> tuple[float, float]:
-    """Relative duality gap, and the largest violation of the optimality (KKT) conditions over lam."""
-    steepest, weight_cov, weight_grad, norm, residual = 0.0, 0.0, 0.0, 0.0, 0.0
-    for j in range(w.shape[0]):
-        steepest = max(steepest, abs(grad[j]))
-        weight_cov += w[j] * cov[j]
-        weight_grad += w[j] * grad[j]
-        norm += abs(w[j])
-        off = abs(grad[j]) - lam if w[j] == 0.0 else abs(grad[j] - (lam if w[j] > 0.0 else -lam))
-        residual = max(residual, off)
-    return relative_gap(var, lam, steepest, weight_cov, weight_grad, norm), residual / lam

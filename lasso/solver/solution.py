@@ -11,37 +11,29 @@ class Solution:
     """Fits of T targets."""
 
     weight: NDArray[np.float32]
-    """[T, N_train], in the units that `fit.weight_units` asks for"""
+    """[T, N_train], in the units of `fit.weight_units`; between path and refit, standardised by the training rows"""
     bias: NDArray[np.float32]
     """[T]: of mask @ weight + bias, or of ((mask - mean) / deviation) @ weight + bias"""
     lam: NDArray[np.float32]
-    """[T]: exactly the lambda of the refit, in units of the margin."""
+    """[T]: lambda of the refit, in units of the margin; 0 for a target without variance"""
     chosen: NDArray[np.int32]
-    """[T]: index of the chosen lambda on the path; -1 for a target without variance."""
+    """[T]: index of the chosen lambda on the path; -1 for a target without variance"""
     tried: NDArray[np.int32]
-    """[T]: lambdas tried before the path ended."""
+    """[T]: lambdas tried before the path ended"""
     validation_mse: NDArray[np.float64]
-    """[T]: mean squared error on the held-out rows at the chosen lambda, before the refit."""
+    """[T]: mean squared error on the validation rows at the chosen lambda, before the refit"""
     variance: NDArray[np.float64]
-    """[T]: variance of the margins over the rows of the refit."""
+    """[T]: variance of the margins over the rows of the refit"""
     gap: NDArray[np.float64]
-    """[T]: relative gap of the float32 weights, recomputed from the counts; at most tol where they allow it."""
+    """[T]: relative duality gap of the float32 weights, from the counts in float64"""
     kkt: NDArray[np.float64]
-    """[T]: largest violation of the optimality conditions by the float32 weights, over lambda."""
+    """[T]: largest violation of the optimality conditions by the float32 weights, over lambda"""
     path_gap: NDArray[np.float64]
-    """[T]: largest relative gap along the path."""
+    """[T]: largest relative duality gap along the path"""
 
     @classmethod
     def empty(cls, targets: int, n_train: int) -> "Solution":
-        return cls(
-            weight=np.zeros((targets, n_train), np.float32),
-            bias=np.zeros(targets, np.float32),
-            lam=np.zeros(targets, np.float32),
-            chosen=np.full(targets, -1, np.int32),
-            tried=np.zeros(targets, np.int32),
-            validation_mse=np.zeros(targets),
-            variance=np.zeros(targets),
-            gap=np.zeros(targets),
-            kkt=np.zeros(targets),
-            path_gap=np.zeros(targets),
-        )
+        """A solution of zeros, in which no lambda is chosen yet."""
+        bias, lam = np.zeros((2, targets), np.float32)
+        chosen, tried = np.full(targets, -1, np.int32), np.zeros(targets, np.int32)
+        return cls(np.zeros((targets, n_train), np.float32), bias, lam, chosen, tried, *np.zeros((5, targets)))

@@ -1,93 +1,214 @@
-"""The LASSO of every target: choose lambda on held-out rows, refit on all rows, certify.
+"""The LASSO of every target: choose lambda on validation rows, refit on all rows, compute the duality gap.
 
-Objective of target j (contract section 4):
+Objective of target j (docs/format.md):
 
     P(w) = 1/(2n) ||y_j - b_j - Z w_j||^2 + lam_j ||w_j||_1
 
 with Z the masks standardised by mean and standard deviation (ddof 0) of the n rows being fitted, and b_j the mean.
 The path has k geometric lambdas from lambda_max = max|Z'(y - mean)|/n of the training rows down to eps times it; it
-ends once `min_lambdas` were tried and the last `patience` of them brought no smaller held-out error. A tie goes to the
-larger lambda. The relative gap is the duality gap over P(0) = var(y)/2.
+ends once `min_lambdas` were tried and the last `patience` of them brought no smaller validation error. A tie goes to
+the larger lambda. The relative gap is the duality gap over P(0) = var(y)/2.
 """
 
-import logging
-from typing import TYPE_CHECKING
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodels.lasso.design import divide
 from datamodels.lasso.gram import Cross, Matrices
 from datamodels.lasso.rows import Progress, silent
-from datamodels.lasso.solver.batch import Lot
 from datamodels.lasso.solver.solution import Solution
-from datamodels.train import Fit, UserError
+from datamodels.train import Fit, WorkError
 
-if TYPE_CHECKING:
-    import torch
+Vector = NDArray[np.float64]
 
-_LARGE, _MANY = 4096, 128
-"""Examples, and targets, from which a GPU is worth its while."""
-
-
-def suits_gpu(fit: Fit, n_train: int, targets: int) -> bool:
-    """Whether a fit of so many targets takes a GPU where there is one."""
-    return fit.solver == "fista" or (fit.solver == "auto" and n_train >= _LARGE and targets >= _MANY)
+_PER_CALL = 8
+"""Targets that a thread solves between two reports of progress."""
+_PATH_SWEEPS, _REFIT_SWEEPS = 200, 200
+"""Sweeps that may go into a gap far below the promised one, so that the choice of lambda and the weights are exact."""
+_ROUNDS = 20
+"""Exact gradients of a refit at most; two or three are enough unless examples outnumber rows by far."""
+_STORED = 1e-6
+"""Relative gap that weights meet after they are rounded to float32, however small the tolerance."""
 
 
 def solve(
     matrices: Matrices,
     training: Cross,
-    heldout: Cross,
+    validation: Cross,
     fit: Fit,
     first: int = 0,
     progress: Progress = silent,
     threads: int | None = None,
-    device: "torch.device | None" = None,
 ) -> Solution:
-    """Fit every target of the sums.
+    """Fit every target of the sums with the margins of training rows and of validation rows.
 
-    first: absolute index of the first target, for messages; device: as `device_for` gives it. Each target is computed
-    by itself, so that a result does not depend on which others are solved with it. Raises WorkError where a target
-    misses its gap: `fit.tol` at the refit, 100 times that along the path.
+    first: absolute index of the first target, for messages. A target's result does not depend on the others. Raises
+    WorkError where a target misses its gap: `fit.tol` at the refit, 100 times that along the path.
     """
-    lot = Lot(matrices, training, heldout, fit, first, threads, device=device)
+    batch = TargetBatch(matrices, training, validation, fit, first, threads)
     targets = len(training.sums)
-    lot.follow_paths(lambda done: progress("path", done, targets))
-    lot.refit(lambda done: progress("refit", done, targets))
-    lot.check()
-    return lot.solution
+    batch.choose_lambdas(lambda done: progress("path", done, targets))
+    batch.refit(lambda done: progress("refit", done, targets))
+    batch.check()
+    return batch.solution
 
 
-def device_for(fit: Fit, n_train: int, targets: int) -> "torch.device | None":
-    """Where FISTA runs: on a GPU, or wherever torch can if that is asked for; None for descent.
+class TargetBatch:
+    """Targets that are solved together: `choose_lambdas`, then `refit`, then `check`.
 
-    targets: of the whole fit, so that all its pieces go the same way. Where a GPU has too little free memory, `auto`
-    falls back to descent and says so; raises UserError where FISTA is asked for.
+    Of several batches, first choose the lambdas of all, then refit all: each step computes large correlations once.
     """
-    if not suits_gpu(fit, n_train, targets):
-        return None
-    import torch
 
-    if not torch.cuda.is_available():
-        return torch.device("cpu") if fit.solver == "fista" else None
-    from datamodels.lasso.solver.fista import bytes_needed
+    def __init__(
+        self,
+        matrices: Matrices,
+        training: Cross,
+        validation: Cross,
+        fit: Fit,
+        first: int = 0,
+        threads: int | None = None,
+        solution: Solution | None = None,
+    ) -> None:
+        """first: absolute index of the first target; solution: what an earlier `choose_lambdas` left."""
+        self.matrices, self.training, self.validation, self.fit = matrices, training, validation, fit
+        self.first, self.threads = first, threads or len(os.sched_getaffinity(0))
+        targets = len(training.sums)
+        self.solution = solution or Solution.empty(targets, matrices.n_train)
+        self.refit_gap = np.zeros(targets)
+        """[targets]: relative gap before weights are rounded to float32"""
 
-    torch.cuda.empty_cache()  # what torch keeps for itself counts as used
-    device = torch.device("cuda", torch.cuda.current_device())
-    needed, free = bytes_needed(n_train, fit.k), torch.cuda.mem_get_info(device)[0]
-    if needed <= free:
-        return device
-    short = f"{device} has {free} bytes free, expected {needed} for {n_train} examples"
-    if fit.solver == "fista":
-        raise UserError(f"{short}: free its memory, or set fit.solver to descent")
-    logging.getLogger(__name__).warning("%s: the fit takes the CPU, which may take days", short)
-    return None
+    def choose_lambdas(self, progress: Callable[[int], None]) -> None:
+        """Choose every target's lambda, with the correlations of the training rows."""
+        _ = self.matrices.corr  # computed before threads ask for it
+        self._each(self._choose, progress)
 
+    def refit(self, progress: Callable[[int], None]) -> None:
+        """Refit every target at its lambda, with the correlations of all rows."""
+        _ = self.matrices.whole_corr, self.matrices.counts.lookup(np.zeros(1, np.int64))
+        self._each(self._refit, progress)
 
-def sums_device(device: "torch.device | None") -> "torch.device | None":
-    """Where sums are made: population count is the quicker way for a CPU, whatever the solver."""
-    return device if device is not None and device.type == "cuda" else None
+    def _each(self, work: Callable[[int, Any], None], progress: Callable[[int], None]) -> None:
+        """Call work(target, buffers) for every target, in threads that have buffers each."""
+        from datamodels.lasso.solver.buffers import Buffers
 
+        matrices, own = self.matrices, threading.local()
+        predicted = len(matrices.moments) or 64 * matrices.bits.shape[1]
 
-def device_name(device: "torch.device | None") -> str:
-    """What the fit ran on, for the report."""
-    import torch
+        def run(start: int) -> None:
+            if not hasattr(own, "buffers"):
+                own.buffers = Buffers.empty(matrices.n_train, predicted)
+            for target in range(start, min(start + _PER_CALL, targets)):
+                work(target, own.buffers)
 
-    return torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else "cpu"
+        targets = len(self.solution.lam)
+        pool = ThreadPoolExecutor(self.threads)
+        try:
+            starts = range(0, targets, _PER_CALL)
+            for start, _ in zip(starts, pool.map(run, starts), strict=True):
+                progress(min(start + _PER_CALL, targets))
+        finally:
+            pool.shutdown(cancel_futures=True)  # an interruption waits only for the targets that are being solved
+
+    def _choose(self, target: int, buffers: Any) -> None:
+        """Record a target's lambda of least validation error, and its weights on the training rows.
+
+        A target that does not vary with any example over the training rows keeps lambda 0 and weights 0.
+        """
+        from datamodels.lasso.solver.path import choose
+
+        found, at, fit, sums = self.solution, self.matrices, self.fit, self.training
+        mean, var, cov = at.scale.target(sums.cross[target], float(sums.sums[target]), float(sums.squares[target]))
+        validation = self._validation(target, mean)
+        found.validation_mse[target] = validation.squares / at.validation_rows
+        if var == 0.0 or not np.any(cov):
+            return
+        lambda_max = np.max(
+            np.abs(cov * divide(np.ones_like(cov), at.scale.inv) if fit.lambda_max == "upstream" else cov)
+        )
+        lams, weights = lambda_max * np.geomspace(1.0, fit.eps, fit.k), np.zeros(at.n_train)
+        chosen, tried, squares, gap = choose(
+            at.corr, cov, var, validation, lams, 100 * fit.tol, fit.patience, fit.min_lambdas, _PATH_SWEEPS, buffers,
+            weights,
+        )  # fmt: skip
+        found.chosen[target], found.tried[target], found.lam[target] = chosen, tried, lams[chosen]
+        found.path_gap[target], found.validation_mse[target] = gap, squares / at.validation_rows
+        found.weight[target] = weights
+
+    def _validation(self, target: int, mean: float) -> Any:
+        """One target on the validation rows, standardised by the training rows, `mean` being its mean over these."""
+        from datamodels.lasso.solver.validation import Validation
+
+        at, sums = self.matrices, self.validation
+        total, squares = float(sums.sums[target]), float(sums.squares[target])
+        centred = at.validation_ones - at.validation_rows * at.scale.mean
+        cross = (sums.cross[target] - at.scale.mean * total - mean * centred) * at.scale.inv
+        squares += mean * (at.validation_rows * mean - 2 * total)
+        bits = at.bits[:, :0] if len(at.moments) else at.bits
+        return Validation(bits, at.moments, at.validation_rows, at.scale.mean, at.scale.inv, cross, squares)
+
+    def _refit(self, target: int, buffers: Any) -> None:
+        """Refit a target at its lambda on all rows, and compute the duality gap of the weights as they are stored."""
+        from datamodels.lasso.solver.gap import check_optimality, exact_gradient
+
+        found, at, scale = self.solution, self.matrices, self.matrices.whole_scale
+        table = self.training.table[target] + self.validation.table[target]
+        mean, var, cov = scale.target(table[:-2], float(table[-2]), float(table[-1]))
+        found.bias[target], found.variance[target] = mean, var
+        lam = float(found.lam[target])
+        if lam == 0.0:
+            return
+
+        start = found.weight[target] * divide(at.scale.inv, scale.inv)  # standardised by all rows
+        weights, self.refit_gap[target] = self._minimise(cov, var, lam, buffers, start)
+        if self.fit.weight_units == "standardised":
+            found.weight[target] = weights
+            weights = found.weight[target].astype(np.float64)
+        else:
+            found.weight[target] = weights * scale.inv
+            stored = found.weight[target].astype(np.float64)
+            found.bias[target] = mean - scale.mean @ stored
+            weights = divide(stored, scale.inv)
+        grad = buffers.predicted_w
+        exact_gradient(at.counts, scale, cov, weights, grad)
+        found.gap[target], found.kkt[target] = check_optimality(cov, var, lam, weights, grad)
+
+    def _minimise(self, cov: Vector, var: float, lam: float, buffers: Any, weights: Vector) -> tuple[Vector, float]:
+        """Weights minimised at lam on all rows, and their gap, from rounds that each begin with an exact gradient."""
+        from datamodels.lasso.solver.descent import refine
+        from datamodels.lasso.solver.gap import check_optimality, exact_gradient
+
+        at, tol, grad = self.matrices, self.fit.tol, buffers.predicted_w
+        buffers.w[:] = weights
+        best = np.inf
+        for _ in range(_ROUNDS):
+            exact_gradient(at.counts, at.whole_scale, cov, buffers.w, grad)
+            gap, _ = check_optimality(cov, var, lam, buffers.w, grad)
+            halved = gap <= 0.5 * best
+            if gap < best:
+                weights[:], best = buffers.w, gap
+            if best <= 1e-6 * tol or (best <= tol and not halved):  # done, or rounding allows no better
+                break
+            refine(at.whole_corr, cov, var, lam, tol, _REFIT_SWEEPS, buffers, grad)
+        return weights, best
+
+    def check(self) -> None:
+        """Raise WorkError for the worst target that misses its gap."""
+        tol = self.fit.tol
+        for gaps, allowed, where in (
+            (self.solution.path_gap, 100 * tol, "along its path"),
+            (self.refit_gap, tol, "at the refit"),
+            (self.solution.gap, max(tol, _STORED), "as it is stored"),
+        ):
+            worst = int(np.argmax(gaps))
+            if not gaps[worst] <= allowed:
+                raise WorkError(
+                    f"target {self.first + worst} has a relative duality gap of {gaps[worst]:.3g} {where}, expected at "
+                    f"most {allowed:.3g} (fit.tol {tol:g}): the solver did not converge; raise fit.tol (what meets it "
+                    "already is kept) or fit.eps"
+                )

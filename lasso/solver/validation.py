@@ -1,8 +1,7 @@
-"""Compiled kernels: the squared error of one target's weights on the held-out rows.
+"""Compiled kernels: the squared error of one target's weights on the validation rows.
 
-It follows from the held-out rows' masks times the weights, kept as bits: like R w in descent, their product is brought
-up to date where weights move. Where there are many more held-out rows than examples, their second moments are the
-shorter way.
+It follows from the product of the validation rows' masks, kept as bits, with the weights. The product is updated where
+weights change, as R w is in descent. With many more validation rows than examples, their second moments take less time.
 """
 
 from typing import NamedTuple
@@ -11,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.lasso.compiled import compiled
-from datamodels.lasso.solver.buffers import Matrix, Workspace, add_rows
+from datamodels.lasso.solver.buffers import Buffers, Matrix, add_rows
 from datamodels.lasso.solver.gap import Vector
 
 
-class Heldout(NamedTuple):
-    """One target on the held-out rows, standardised by the training rows."""
+class Validation(NamedTuple):
+    """One target on the validation rows, standardised by the training rows."""
 
     bits: NDArray[np.uint64]
     """[N, words]: the rows that hold each example, 64 to a word; or [N, 0], and then there are moments"""
@@ -26,11 +25,39 @@ class Heldout(NamedTuple):
     mean: Vector
     """[N]: of the masks over the training rows"""
     inv: Vector
-    """[N]: 1 / deviation of the masks over the training rows"""
+    """[N]: 1 / standard deviation of the masks over the training rows"""
     cross: Vector
     """Z'(y - mean) [N]"""
     squares: float
     """||y - mean||^2"""
+
+
+@compiled
+def validation_squares(validation: Validation, buffers: Buffers) -> float:
+    """Sum of the squared errors on the validation rows; updates `predicted` to the weights."""
+    w, change = buffers.w, buffers.change
+    count, linear, quadratic, shift = 0, 0.0, 0.0, 0.0
+    for j in range(w.shape[0]):
+        change[j] = w[j] - buffers.predicted_w[j]
+        buffers.predicted_w[j] = w[j]
+        buffers.picked[count] = j
+        count += change[j] != 0.0
+        linear += w[j] * validation.cross[j]
+    if validation.bits.shape[1] > 0:
+        for j in range(w.shape[0]):
+            change[j] *= validation.inv[j]
+            shift += w[j] * validation.inv[j] * validation.mean[j]
+        _add_columns(validation.bits, buffers.picked, count, change, buffers.predicted)
+        total = 0.0
+        for row in range(buffers.predicted.shape[0]):  # rows that only fill up words are 0
+            total += buffers.predicted[row]
+            quadratic += buffers.predicted[row] * buffers.predicted[row]
+        quadratic += shift * (validation.rows * shift - 2.0 * total)
+    else:
+        add_rows(validation.moments, buffers.picked, count, change, buffers.predicted)
+        for j in range(w.shape[0]):
+            quadratic += w[j] * buffers.predicted[j]
+    return validation.squares - 2.0 * linear + quadratic
 
 
 @compiled
@@ -53,32 +80,3 @@ def _add_columns(bits: NDArray[np.uint64], index: NDArray[np.int64], count: int,
             first = bits[i, word]
             for place in range(64):
                 out[64 * word + place] += steps[i] if first & (one << np.uint64(place)) != zero else 0.0
-
-
-@compiled
-def heldout_squares(heldout: Heldout, work: Workspace) -> float:
-    """Sum of the squared errors on the held-out rows; brings `held` up to date with the weights."""
-    w = work.w
-    by_bits = heldout.bits.shape[1] > 0
-    count, linear, quadratic, shift = 0, 0.0, 0.0, 0.0
-    for j in range(w.shape[0]):
-        work.excess[j] = w[j] - work.foreseen[j]
-        work.foreseen[j] = w[j]
-        work.picked[count] = j
-        count += work.excess[j] != 0.0
-        linear += w[j] * heldout.cross[j]
-    if by_bits:
-        for j in range(w.shape[0]):
-            work.excess[j] *= heldout.inv[j]
-            shift += w[j] * heldout.inv[j] * heldout.mean[j]
-        _add_columns(heldout.bits, work.picked, count, work.excess, work.held)
-        total = 0.0
-        for row in range(work.held.shape[0]):  # those that only fill up words are 0
-            total += work.held[row]
-            quadratic += work.held[row] * work.held[row]
-        quadratic += shift * (heldout.rows * shift - 2.0 * total)
-    else:
-        add_rows(heldout.moments, work.picked, count, work.excess, work.held)
-        for j in range(w.shape[0]):
-            quadratic += w[j] * work.held[j]
-    return heldout.squares - 2.0 * linear + quadratic

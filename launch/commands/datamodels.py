@@ -37,8 +37,8 @@ def evaluate(request: Request) -> int:
         return _curve(request)
     weights, units = request.options["weights"], request.options["weight_units"]
     with Stages() as progress:
-        path = Path(weights) if weights else None
-        result = judge(request.store(), request.options["split"], path, progress, units)
+        split = request.options["split"]
+        result = judge(request.store(), weights, split=split, weight_units=units, progress=progress)
     for text in result.notices:
         notice(text)
     if request.options["json"]:
@@ -57,7 +57,7 @@ def _curve(request: Request) -> int:
             raise UserError(f"--curve fits datamodels of its own, expected no --{option} beside it")
     store, split = request.store(), request.options["split"]
     with Stages() as progress:
-        found = curve(store, split, progress=progress)
+        found = curve(store, split=split, progress=progress)
     keep(store, split, found)
     if request.options["json"]:
         print(json.dumps({**found.to_json(), **protocol(store, split)}))

@@ -27,16 +27,16 @@ T = TypeVar("T")
 
 def run(request: Request) -> int:
     """init, train, fit, eval, report; each step only where something is left to do."""
-    from datamodels.lasso import foresee, is_current
+    from datamodels.lasso import is_current, preflight_check
     from datamodels.lasso.evaluation import evaluate as judge
     from datamodels.launch.report import is_up_to_date
 
     timings: dict[str, float] = {}
     dataset = load(request.setting)
     if not request.layout.manifest.exists():
-        foresee(request.setting)
+        preflight_check(request.setting)
     store = _timed(timings, "init", lambda: create(request, dataset))
-    foresee(store.setting, store.eras)
+    preflight_check(store.setting, store.eras)
     done_before = int(store.completed().sum())
     stop = Stop()
     code = _timed(timings, "train", lambda: train_missing(request, store, range(store.rows), stop))
@@ -46,7 +46,7 @@ def run(request: Request) -> int:
         notice("nothing to fit: the datamodels are up to date")
     else:
         _timed(timings, "fit", lambda: fit_split(store, "test", None))
-    quality = _timed(timings, "eval", lambda: judge(store, "test")) if store.eval_models else None
+    quality = _timed(timings, "eval", lambda: judge(store)) if store.eval_models else None
     if is_up_to_date(store, "test", dataset):
         notice("nothing to report: the page is up to date")
     else:
@@ -69,7 +69,7 @@ def plan(request: Request) -> int:
 
 def submit(request: Request) -> int:
     """The same as `run` on SLURM: one stage after the other, each as an array with a gate behind it."""
-    from datamodels.lasso import foresee
+    from datamodels.lasso import preflight_check
     from datamodels.launch.slurm import cancel, dry_run, require_path, require_sbatch, slurm_from
     from datamodels.launch.slurm import submit as slurm_submit
 
@@ -86,7 +86,7 @@ def submit(request: Request) -> int:
         return slurm_submit.pass_gate(request.own_store(), layout, cluster, Path(plan))
     store = request.own_store() if layout.manifest.exists() else create(request, load(request.setting))
     try:
-        foresee(store.setting, store.eras)
+        preflight_check(store.setting, store.eras)
     except UserError as error:
         notice(f"the rows will be trained, but that is all: {error}")
     if options["retry_failed"]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from datamodels.lasso import Progress, margin_array
+from datamodels.lasso import Progress
 from datamodels.launch.export import dattri, parquet, quanda, sparse, trak
 from datamodels.launch.export.folder import new_folder
 from datamodels.launch.export.job import Job, Options
@@ -43,7 +43,7 @@ def write_export(store: ReadableStore, to: str, given: dict[str, Any], progress:
         raise UserError(f"--{key} is not for --to {to}, which takes {', '.join(f'--{name}' for name in target.takes)}")
     options = replace(Options(), **given)
     if "split" in target.takes:
-        margin_array(store, options.split)
+        store.margins(options.split)
     name = f"{to}_{options.split}" if "split" in target.takes else to
     path = store.derived / "export" / f"{name}_{store.setting.pct}pct"
     about = {"to": to, "dataset": store.setting.dataset, "alpha": store.setting.alpha}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from datamodels.lasso import aside, remove_orphans, sync, writing
+from datamodels.lasso import sync, temporary_beside, writing
 from datamodels.train import UserError, WorkError
 
 ABOUT = "export.json"
@@ -28,8 +28,7 @@ def new_folder(path: Path, about: dict[str, Any]) -> Iterator[Path]:
         _settle(path)
         _refuse_foreign(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_orphans(path.parent)
-        folder = aside(path)
+        folder = temporary_beside(path)
         folder.mkdir()
     except OSError as error:
         raise UserError(f"cannot write to {path.parent}: {error.strerror}; --out names another folder") from None

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from datamodels.lasso import file_name, margin_array, read_rows
+from datamodels.lasso import read_rows
 from datamodels.train import UserError, WorkError
 from datamodels.train.store import ReadableStore as Store
 
@@ -44,7 +44,7 @@ class TrakMargins:
         np.put_along_axis(logits_RTC, index, -np.inf, axis=2)
         margins: NDArray[np.float64] = correct - logsumexp(logits_RTC, axis=2)
         if not np.isfinite(margins).all():
-            raise WorkError(f"{file_name(self.store, self.name)}: rows {rows[0]} to {rows[-1]} hold infinite margins")
+            raise WorkError(f"{self.store.layout.array(self.name)}: rows {rows[0]} to {rows[-1]} hold infinite margins")
         return margins
 
 
@@ -62,8 +62,8 @@ def _labels(store: Store, split: str) -> NDArray[np.int64]:
             return fits.argmax(axis=1)
     target = int(np.flatnonzero(fits.sum(axis=1) != 1)[0])
     raise WorkError(
-        f"target {target} of {file_name(store, f'{split}_logits')} has {fits[target].sum()} classes whose margins are "
-        f"those of {file_name(store, f'{split}_margins')}, expected one"
+        f"target {target} of {store.layout.array(f'{split}_logits')} has {fits[target].sum()} classes whose margins "
+        f"are those of {store.layout.array(f'{split}_margins')}, expected one"
     )
 
 
@@ -71,7 +71,7 @@ def _rows(store: Store, split: str) -> Iterator[tuple[NDArray[np.float32], NDArr
     """Logits [T, C] and margins [T] of some completed rows."""
     for row in np.flatnonzero(store.completed())[:_MOST_ROWS, None]:
         logits = read_rows(store, f"{split}_logits", row)[0].astype(np.float32)
-        yield logits, read_rows(store, margin_array(store, split), row)[0].astype(np.float32)
+        yield logits, read_rows(store, f"{split}_margins", row)[0].astype(np.float32)
 
 
 def _margins(logits_TC: NDArray[np.float32]) -> NDArray[np.float32]:

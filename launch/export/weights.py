@@ -34,8 +34,7 @@ class Weights:
         path = find(store, split)
         datamodels, shape = load(path), (store.n_train, target_count(store, split))
         if datamodels.stored_weight.shape != shape:
-            found = tuple(datamodels.stored_weight.shape)
-            raise UserError(f"{path} has shape {found}, expected {shape}: [N_train, targets]")
+            raise UserError(f"{path} has shape {datamodels.stored_weight.shape}, expected {shape}: [N_train, targets]")
         if not is_fresh(store, path):
             notice(f"{path} was fitted on other rows or with other options than today's: run `datamodels fit`")
         return cls(datamodels, progress)

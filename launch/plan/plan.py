@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from datamodels.lasso import path_of, read_report
-from datamodels.lasso.gram import cache as statistics
-from datamodels.lasso.gram import nested as prefixes
+from datamodels.lasso import fit_bytes, path_of, read_report
+from datamodels.lasso.gram import curve_disk_bytes, disk_bytes
 from datamodels.launch.lds_curve import kept
 from datamodels.launch.plan.benchmarks import RESULTS, read_tables
 from datamodels.launch.plan.rates import Rate, choose, maker_of, of_store, of_tables, probe
-from datamodels.launch.plan.sizes import arrays_of, fit_bytes, store_as_it_is
+from datamodels.launch.plan.sizes import arrays_of, store_as_it_is
 from datamodels.launch.progress import notice
 from datamodels.train import Setting, UserError, from_dict, identity
 from datamodels.train.data import load
@@ -147,18 +146,15 @@ class Plan:
     def fit(self) -> dict[str, Any]:
         """What a fit of the test examples takes in bytes, and the seconds that one of this store took.
 
-        On disk that is `bytes`, its .pt, and `statistics_bytes`, beside the store's own; `meanwhile_bytes` end with it,
-        and `curve_bytes` with an `eval --curve` after it.
+        On disk that is `bytes`, its .pt, and `statistics_bytes`, sums that are kept, beside the store's own, and
+        `curve_bytes` while an `eval --curve` runs.
         """
         report = read_report(path_of(self.store, "test")) if self.store else None
-        sizes = self.models, self.n_train, self.n_test
-        sums, meanwhile = statistics.disk_bytes(*sizes, targets=self.n_test)
         return {
             "matrix_bytes": 4 * self.n_train**2,
             "bytes": fit_bytes(self.n_train, self.n_test),
-            "statistics_bytes": sums,
-            "meanwhile_bytes": meanwhile,
-            "curve_bytes": prefixes.disk_bytes(*sizes),
+            "statistics_bytes": disk_bytes(self.models, self.n_train, self.n_test),
+            "curve_bytes": curve_disk_bytes(self.n_train),
             "seconds": sum(report["seconds"].values()) if report else None,
         }
 

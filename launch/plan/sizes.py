@@ -2,9 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from datamodels.lasso import EXAMPLES, VECTORS
 from datamodels.train import Setting, UserError, subset_size
 from datamodels.train.data import load
 from datamodels.train.store import (
@@ -52,9 +49,3 @@ def arrays_of(setting: Setting, notices: list[str]) -> Sequence[Array]:
     if setting.mask == "exact":
         subset_size(setting.alpha, sizes[0])
     return array_list(setting, setting.rows, *sizes)
-
-
-def fit_bytes(n_train: int, targets: int) -> int:
-    """What the .pt of a fit takes: weights, and what it holds of each target and of each training example."""
-    vectors = sum(np.dtype(kind).itemsize for kind in VECTORS.values())
-    return 4 * n_train * targets + vectors * targets + 8 * len(EXAMPLES) * n_train

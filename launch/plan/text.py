@@ -40,10 +40,9 @@ def _of(rate: dict[str, Any]) -> str:
 def _fit(fit: dict[str, Any]) -> str:
     took = f"; the last one took {duration(fit['seconds'])}" if fit["seconds"] is not None else ""
     matrix, kept, sums = (_amount(fit[key]) for key in ("matrix_bytes", "bytes", "statistics_bytes"))
-    meanwhile = f" and {_amount(fit['meanwhile_bytes'])} meanwhile" if fit["meanwhile_bytes"] else ""
     curve = f"; `eval --curve` takes {_amount(fit['curve_bytes'])} of disk meanwhile" if fit["curve_bytes"] else ""
     return (
-        f"{kept} of disk for datamodels of the test examples, {sums} for sums{meanwhile}; {matrix} of memory for a "
+        f"{kept} of disk for datamodels of the test examples, {sums} for sums; {matrix} of memory for a "
         f"matrix and up to 2 GB beside it{curve}{took}"
     )
 

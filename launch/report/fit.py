@@ -72,7 +72,7 @@ def _rows(subject: Subject, report: dict[str, Any], vectors: dict[str, NDArray[A
         ("Relative duality gap", f"{gap.max():.2g} at most, median {np.median(gap):.2g}; tolerance {tolerance:g}"),
         ("KKT violation over lambda", f"{kkt.max():.2g} at most, median {np.median(kkt):.2g}"),
         ("Units of weights", "of a mask" if report["weight_units"] == "mask" else "of a standardised mask"),
-        ("Solved by", f"{report['solver']} on {report['device']}, {duration(seconds)}"),
+        ("Took", duration(seconds)),
         ("Versions", ", ".join(f"{name} {version}" for name, version in report["versions"].items())),
     ]
 

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.lasso import divide
-
 DEPTH = 4
 """Training examples that may stand out together."""
 ALLOWED = 0.1
@@ -70,7 +68,8 @@ class Leads:
         rest = np.sqrt(np.maximum(0, squares - above) / below)
         gaps = np.where(largest[:-1] > 0, largest[:-1] - largest[1:], 0)
         usual = np.median(rest[0][rest[0] > 0]) if rest[0].any() else 0.0
-        found = divide(gaps, np.maximum(rest, usual))
+        below = np.maximum(rest, usual)
+        found = np.divide(gaps, below, out=np.zeros_like(gaps), where=below > 0)
         return cls(found.max(axis=0), found.argmax(axis=0) + 1)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.lasso import Split, read_margins, read_masks
+from datamodels.lasso import FitRows, read_margins, read_masks
 from datamodels.launch.report import html, plots
 from datamodels.launch.report.report_data import Subject, spread
 from datamodels.launch.report.weights import Fitted
@@ -53,28 +53,28 @@ def path_plot(subject: Subject, vectors: dict[str, NDArray]) -> list[str]:
 
 def paths_of(store: ReadableStore, split: str, fitted: Fitted, vectors: dict[str, NDArray]) -> Paths | None:
     """None where it would take long, or the rows are others than those fitted. Raises WorkError for damaged rows."""
-    rows = Split.of(store.setting, np.flatnonzero(store.completed()[: store.models]))
+    rows = FitRows.of(store.setting, np.flatnonzero(store.completed()[: store.models]))
     some = np.flatnonzero(vectors["chosen"] >= 0)
     small = store.n_train <= _EXAMPLES and store.n_train * len(rows.rows) <= _ENTRIES
     if not (small and len(some) and _are_those_of(rows, fitted)):
         return None
     places = some[spread(len(some), _TARGETS)]
-    masks = _standardised(read_masks(store, rows.rows), rows.heldout)
+    masks = _standardised(read_masks(store, rows.rows), rows.validation)
     margins = read_margins(store, split, rows.rows, fitted.targets[places])
-    margins -= margins[~rows.heldout].mean(axis=0)
-    variance = margins[rows.heldout].var(axis=0)
+    margins -= margins[~rows.validation].mean(axis=0)
+    variance = margins[rows.validation].var(axis=0)
     scale = np.where(variance > 0, variance, 1)
     ratios = np.geomspace(1, fitted.report["path"]["eps"], fitted.report["path"]["k"])
     chosen = vectors["chosen"][places]
     lams = (vectors["lam"][places] / ratios[chosen])[:, None] * ratios
-    errors = np.stack([_errors(masks, *pair, rows.heldout) for pair in zip(margins.T, lams, strict=True)])
+    errors = np.stack([_errors(masks, *pair, rows.validation) for pair in zip(margins.T, lams, strict=True)])
     return Paths(fitted.targets[places], errors / scale[:, None], chosen, vectors["validation_mse"][places] / scale)
 
 
-def _are_those_of(rows: Split, fitted: Fitted) -> bool:
+def _are_those_of(rows: FitRows, fitted: Fitted) -> bool:
     """Whether the rows are as many as the fit used, of either kind."""
     used = fitted.report["rows"]
-    heldout = int(rows.heldout.sum())
+    heldout = int(rows.validation.sum())
     return (len(rows.rows) - heldout, heldout) == (used["training"], used["validation"])
 
 

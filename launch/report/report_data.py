@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.lasso import Curve, Evaluation, Progress
-from datamodels.lasso.evaluation import Bootstrap, Holdout, Scores, evaluate, summarise
+from datamodels.lasso.evaluation import EvaluationRows, Tile, evaluate
 from datamodels.launch.lds_curve import growth_of
 from datamodels.launch.report.weights import Fitted, Survey, survey
 from datamodels.train import UserError
@@ -18,8 +18,6 @@ SHOWN = 10
 """Targets shown with their training images."""
 _PLOTTED = 40
 """Targets whose predictions are plotted."""
-_TILE_VALUES = 2**22
-"""Entries of the largest matrix while pieces are scored: 32 MiB as float64."""
 
 
 @dataclass(frozen=True)
@@ -85,22 +83,16 @@ def _judge(store: ReadableStore, split: str, fitted: Fitted, progress: Progress)
         return None, "The setting has no evaluation models (eval_models is 0), so nothing here was held out."
     try:
         if fitted.whole:
-            return evaluate(store, split, progress=progress), ""
-        holdout = Holdout(store, split, progress)
+            return evaluate(store, split=split, progress=progress), ""
+        rows = EvaluationRows(store, split, progress)
     except UserError as error:
         return None, f"Not evaluated: {error}."
-    options = store.setting.eval
-    bootstrap = None
-    if options.replicates:
-        bootstrap = Bootstrap(len(holdout.runs), options.replicates, options.level, store.setting.seed)
-    return summarise(holdout, Scores.join(list(_score_pieces(holdout, fitted, bootstrap))), bootstrap), ""
+    return rows.evaluate(_tiles(fitted, rows.width)), ""
 
 
-def _score_pieces(holdout: Holdout, fitted: Fitted, bootstrap: Bootstrap | None) -> Iterator[Scores]:
-    """Scores of tile after tile of the fitted targets."""
-    width = max(1, _TILE_VALUES // max(fitted.n_train, len(holdout.rows)))
+def _tiles(fitted: Fitted, width: int) -> Iterator[Tile]:
+    """The fitted targets and their weights, `width` at a time."""
     for part in fitted.parts:
         for start in range(part.first, part.last, width):
             targets = np.arange(start, min(start + width, part.last))
-            weight, bias = part.datamodels.columns(targets - part.first + part.skip)
-            yield holdout.score(targets, weight, bias, bootstrap)
+            yield targets, *part.datamodels.columns(targets - part.first + part.skip)

@@ -55,7 +55,7 @@ class Part:
 
     def weight(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
         """Weights [rows, targets] of some training examples, in mask units."""
-        found = self.datamodels.stored_weight.numpy()[rows, self.columns].astype(np.float32)
+        found = self.datamodels.stored_weight[rows, self.columns].astype(np.float32)
         if self.datamodels.units == "mask":
             return found
         return found * self.datamodels.scale.inv.astype(np.float32)[rows, None]
@@ -97,17 +97,16 @@ class Fitted:
 
     def vectors(self) -> dict[str, NDArray[Any]]:
         """What a fit keeps of each target [t] beside its weights, by name; nothing where the files are not of a fit."""
-        if not all(VECTORS.keys() <= part.datamodels.tensors.keys() for part in self.parts):
+        if not all(VECTORS.keys() <= part.datamodels.arrays.keys() for part in self.parts):
             return {}
         return {
-            name: np.concatenate([part.datamodels.tensors[name].numpy()[part.columns] for part in self.parts])
+            name: np.concatenate([part.datamodels.arrays[name][part.columns] for part in self.parts])
             for name in VECTORS
         }
 
     def example(self, name: str) -> NDArray[Any] | None:
         """A value a training example [N_train], or None."""
-        tensor = self.parts[0].datamodels.tensors.get(name)
-        return None if tensor is None else tensor.numpy()
+        return self.parts[0].datamodels.arrays.get(name)
 
     def rows(self, examples: NDArray[np.int64]) -> NDArray[np.float32]:
         """Weights [examples, t] of some training examples, in mask units."""
@@ -116,7 +115,7 @@ class Fitted:
     @cached_property
     def bias(self) -> NDArray[np.float64]:
         """[t] in mask units"""
-        return np.concatenate([part.datamodels.bias.numpy()[part.columns] for part in self.parts]).astype(np.float64)
+        return np.concatenate([part.datamodels.bias[part.columns] for part in self.parts]).astype(np.float64)
 
 
 def _parts(store: ReadableStore, split: str) -> tuple[list[Part], bool]:

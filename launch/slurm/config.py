@@ -63,26 +63,22 @@ class After:
     memory: str | None = None
     """Memory of each; null leaves it to the cluster."""
     gpus: int | None = None
-    """GPUs of fit, eval and report; null for 1 of the fit alone, where recipe.device is cuda and fit.solver takes a
-    problem of this size to a GPU, and none otherwise. A gate gets none."""
+    """GPUs of fit, eval and report, which need none; for clusters whose partitions demand one. A gate gets none."""
     extra: list[str] = field(default_factory=list)
     """More options of sbatch for each."""
     targets: int = 2560
-    """Targets that one element of the fit's array fits, best a multiple of the 256 that a GPU takes at a time. Each
-    reads all masks."""
+    """Targets that one element of the fit's array fits, best a multiple of 512, as sums are kept for 512 targets at a
+    time. Each element reads all masks."""
 
     def __post_init__(self) -> None:
         _check_job("after.", self)
         _require(self.targets >= 1, "after.targets", self.targets, "at least 1")
         _require(self.gpus is None or self.gpus >= 0, "after.gpus", self.gpus, "at least 0, or null")
 
-    def gpus_for_fit(self, setting: Setting, n_train: int, targets: int) -> int:
-        """GPUs that an element of the fit asks for, of a split with so many targets."""
-        if self.gpus is not None:
-            return self.gpus
-        from datamodels.lasso.solver import suits_gpu
-
-        return int(setting.recipe.device == "cuda" and suits_gpu(setting.fit, n_train, targets))
+    @property
+    def gpus_for_fit(self) -> int:
+        """GPUs that an element of the fit asks for."""
+        return self.gpus or 0
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from datamodels.launch.plan import arrays_of, fit_bytes, store_as_it_is
+from datamodels.launch.plan import arrays_of, store_as_it_is
 from datamodels.launch.progress import duration, notice
 from datamodels.launch.slurm import queue as slurm_queue
 from datamodels.launch.slurm.config import Slurm, seconds_of
@@ -28,7 +28,7 @@ def dry_run(setting: Setting, layout: Layout, cluster: Slurm, split: str, retry_
     tasks = rows.tasks(cluster, queued)
     n_train, targets = (_shapes(rows)[name][1] for name in ("train_masks", "test_margins"))
     targets = targets if split == "test" else n_train
-    fit_gpus = cluster.after.gpus_for_fit(setting, n_train, targets)
+    fit_gpus = cluster.after.gpus_for_fit
     stages = {"train": tasks, "fit": pieces(targets, cluster.after.targets), "eval": [(0, targets)]}
     limit = slurm_queue.limits().array
     path = next_folder(folder_of(layout))
@@ -79,17 +79,16 @@ def _summary(rows: Rows, tasks: Sequence[Range], queued: Sequence[Range], cluste
 
 
 def _fit_disk(rows: Rows, split: str) -> str:
-    """What fitting a split writes beside the store: statistics and datamodels, and what is removed at its end."""
+    """What fitting a split writes beside the store: sums and datamodels, and what is removed at its end."""
+    from datamodels.lasso import fit_bytes
     from datamodels.lasso.gram import disk_bytes
 
     shapes = _shapes(rows)
-    (_, n_train), (_, n_test) = shapes["train_masks"], shapes["test_margins"]
-    targets = n_test if split == "test" else n_train
-    statistics, passing = disk_bytes(rows.setting.models, n_train, n_test, targets)
-    weights = fit_bytes(n_train, targets)
-    kept = statistics + weights
-    passing += weights  # of the pieces that are joined
-    return f"{kept} bytes ({kept / 1e9:.3g} GB), and meanwhile {passing} more ({passing / 1e9:.3g} GB)"
+    n_train = shapes["train_masks"][1]
+    targets = shapes["test_margins"][1] if split == "test" else n_train
+    weights = fit_bytes(n_train, targets)  # twice while pieces are joined
+    kept = disk_bytes(rows.setting.models, n_train, targets) + weights
+    return f"{kept} bytes ({kept / 1e9:.3g} GB), and meanwhile {weights} more ({weights / 1e9:.3g} GB)"
 
 
 def _tasks(tasks: Sequence[Range]) -> str:

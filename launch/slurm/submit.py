@@ -147,10 +147,6 @@ class _Step:
         self._results.append(f"{path}: {work.left}; {shown}: {', '.join(arrays)}")
         return path, arrays
 
-    def _fit_gpus(self) -> int:
-        targets = self.store.n_test if self.split == "test" else self.store.n_train
-        return self.cluster.after.gpus_for_fit(self.store.setting, self.store.n_train, targets)
-
     def _freeze(self, work: Work, tasks: Sequence[Range], array: int, round: int = 0) -> tuple[Path, Plan]:
         plan = Plan(
             store=self.store.manifest.id,
@@ -162,7 +158,7 @@ class _Step:
             array=array,
             setting=portable(self.store.setting),
             cluster=dataclasses.asdict(self.cluster),
-            fit_gpus=self._fit_gpus(),
+            fit_gpus=self.cluster.after.gpus_for_fit,
         )
         path = next_folder(self.folder)
         freeze(plan, path, files(plan, path, self.layout))

@@ -6,24 +6,26 @@ import numpy as np
 import pytest
 import torch
 
+from datamodels.lasso import path_of
 from datamodels.launch.report import weights
 from datamodels.launch.report.outliers import DEPTH, believed
 from datamodels.launch.report.weights import Fitted, survey
 from datamodels.train.errors import UserError
-from tests.lasso.fake_store import FakeStore
+from datamodels.train.store import PublishedStore
+from tests.stores import published_store
 
 
-def _store(folder: Path, n_train: int, targets: int, split: str) -> FakeStore:
-    masks = np.zeros((4, n_train), bool)
-    margins = np.zeros((4, targets), np.float16)
-    return FakeStore(folder, masks, margins, train_margins=margins if split == "train" else None)
+def _store(folder: Path, n_train: int, targets: int, split: str) -> PublishedStore:
+    masks, margins = np.zeros((4, n_train), bool), np.zeros((4, targets))
+    return published_store(folder, masks, margins, train_margins=margins if split == "train" else None)
 
 
 def _fitted(folder: Path, weight: np.ndarray, split: str = "test") -> Fitted:
-    (folder / "datamodels").mkdir()
-    tensors = {"weight": torch.from_numpy(weight), "bias": torch.zeros(weight.shape[1])}
-    torch.save(tensors, folder / "datamodels" / f"{split}_50pct.pt")
-    return Fitted(_store(folder, *weight.shape, split), split)  # type: ignore[arg-type]
+    store = _store(folder, *weight.shape, split)
+    path = path_of(store, split)
+    path.parent.mkdir()
+    torch.save({"weight": torch.from_numpy(weight), "bias": torch.zeros(weight.shape[1])}, path)
+    return Fitted(store, split)
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -110,4 +112,4 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -
 def test_datamodels_of_another_shape_are_refused(tmp_path: Path) -> None:
     _fitted(tmp_path, np.ones((3, 2), np.float32))
     with pytest.raises(UserError, match="3 training examples and 2 targets, expected 4 and 2"):
-        Fitted(_store(tmp_path, 4, 2, "test"), "test")  # type: ignore[arg-type]
+        Fitted(_store(tmp_path, 4, 2, "test"), "test")

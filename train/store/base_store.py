@@ -14,6 +14,7 @@ from datamodels.train.masks import Era, mask_index
 from datamodels.train.npy_file import HEADER_BYTES
 from datamodels.train.store.layout import Layout
 from datamodels.train.store.manifest import Array
+from datamodels.train.summary import Summary
 
 if TYPE_CHECKING:  # reads images of many kinds
     from datamodels.train.data import Dataset
@@ -31,7 +32,7 @@ class Records:
     """What it was trained on."""
 
 
-class ReadableStore:
+class ReadableStore(Summary):
     """What fitting and evaluation need of a setting's rows, whoever wrote them.
 
     Rows [0, models) are for estimation, rows [models, rows) for evaluation.
@@ -146,6 +147,15 @@ class ReadableStore:
         seed gives; none of published files, whose seed is not known.
         """
         return np.zeros(len(masks), bool)
+
+    def _summary(self) -> dict[str, str]:
+        return {
+            "setting": f"{self.setting.dataset}, alpha {self.setting.alpha:g}",
+            "rows": f"{self.models:,} and {self.eval_models:,} for evaluation, {self.completed().sum():,} completed",
+            "examples": f"{self.n_train:,} for training, {self.n_test:,} for testing",
+            "arrays": ", ".join(self.arrays),
+            "folder": str(self.layout.folder),
+        }
 
     def row_stamp(self, rows: NDArray[np.int64]) -> str:
         """A digest of which rows these are and which time they were made, to see whether a fit is stale."""

@@ -1,4 +1,4 @@
-from dataclasses import replace
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,30 +7,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Lasso
 
-from datamodels.lasso.design import GramCounts
+from datamodels.lasso import compiled
+from datamodels.lasso.gram.counts import MemoryCounts
 from datamodels.lasso.gram.matrices import Matrices
-from datamodels.lasso.gram.moments import Cross, Gram
 from datamodels.lasso.gram.popcount import pack
-from datamodels.lasso.solver.active_set import descend_face
-from datamodels.lasso.solver.batch import Lot
-from datamodels.lasso.solver.buffers import Workspace
+from datamodels.lasso.gram.sums import Cross, Gram
+from datamodels.lasso.solver import TargetBatch, descent, solve
+from datamodels.lasso.solver.active_set import step_on_active_set
+from datamodels.lasso.solver.buffers import Buffers
 from datamodels.lasso.solver.path import path
-from datamodels.lasso.solver.solve import solve
-from datamodels.train.config import Fit
-from datamodels.train.errors import WorkError
-from tests.lasso.fake_store import linear_data
+from datamodels.train import Fit, WorkError
+from tests.stores import linear_data
 
 
-def sums_of(masks, margins, held):
-    """What `solve` takes: matrices, sums of the training rows, sums of the held-out rows."""
+def sums_of(masks, margins, validation):
+    """What `solve` takes: matrices, sums of the training rows, sums of the validation rows."""
     grams, crosses = [], []
-    for group in (~held, held):
+    for group in (~validation, validation):
         gram, cross = Gram(masks.shape[1]), Cross(masks.shape[1], margins.shape[1])
         gram.add(masks[group])
         cross.add(masks[group].astype(np.float64), margins[group].astype(np.float64))
         grams.append(gram.finish())
         crosses.append(cross)
-    return Matrices(GramCounts(*grams), pack(masks[held].view(np.uint8))), *crosses
+    return Matrices(MemoryCounts(*grams), pack(masks[validation].view(np.uint8))), *crosses
 
 
 def standardise(masks, y):
@@ -48,15 +47,15 @@ def sklearn_lasso(masks, y, lam):
     return fitted, y.astype(np.float64).mean() - mean @ fitted
 
 
-def reference(masks, y, held, fit):
+def reference(masks, y, validation, fit):
     """The whole procedure for one target, slow and plain: (index, lambda, validation error, lambdas tried)."""
     y = y.astype(np.float64)
-    z, _, _, centred = standardise(masks[~held], y[~held])
+    z, _, _, centred = standardise(masks[~validation], y[~validation])
     path = np.max(np.abs(z.T @ centred)) / len(z) * np.geomspace(1, fit.eps, fit.k)
     errors = []
     for lam in path:
-        weights, bias = sklearn_lasso(masks[~held], y[~held], lam)
-        errors.append(np.mean((y[held] - masks[held] @ weights - bias) ** 2))
+        weights, bias = sklearn_lasso(masks[~validation], y[~validation], lam)
+        errors.append(np.mean((y[validation] - masks[validation] @ weights - bias) ** 2))
         since_best = len(errors) - 1 - int(np.argmin(errors))
         if len(errors) >= fit.min_lambdas and since_best >= fit.patience:
             break
@@ -93,12 +92,12 @@ def make(rows=240, n_train=20, targets=3, seed=0, alpha=0.5, share=0.2, **option
     st.integers(0, 10**6),
 )
 def test_weights_lambda_and_validation_error_agree_with_scikit_learn(rows, n_train, alpha, sparse, seed):
-    masks, margins, held = make(rows, n_train, 2, seed, alpha, sparse=sparse)
+    masks, margins, validation = make(rows, n_train, 2, seed, alpha, sparse=sparse)
     fit = Fit(k=30, eps=1e-2)
-    found = solve(*sums_of(masks, margins, held), fit)
+    found = solve(*sums_of(masks, margins, validation), fit)
     for target in range(2):
         y = margins[:, target]
-        chosen, lam, error, tried = reference(masks, y, held, fit)
+        chosen, lam, error, tried = reference(masks, y, validation, fit)
         assert (found.chosen[target], found.tried[target]) == (chosen, tried)
         assert found.lam[target] == pytest.approx(lam, rel=1e-6)
         assert found.validation_mse[target] == pytest.approx(error, rel=1e-4)
@@ -107,9 +106,9 @@ def test_weights_lambda_and_validation_error_agree_with_scikit_learn(rows, n_tra
         assert found.bias[target] == pytest.approx(bias, abs=2e-6)
 
 
-def test_fewer_rows_than_examples_still_certifies():
-    masks, margins, held = make(rows=60, n_train=80, targets=4, seed=3, sparse=40)
-    found = solve(*sums_of(masks, margins, held), Fit())
+def test_fewer_rows_than_examples_meet_their_gap():
+    masks, margins, validation = make(rows=60, n_train=80, targets=4, seed=3, sparse=40)
+    found = solve(*sums_of(masks, margins, validation), Fit())
     assert found.gap.max() <= 1e-6
     assert found.path_gap.max() <= 1e-4
 
@@ -117,8 +116,8 @@ def test_fewer_rows_than_examples_still_certifies():
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.05, 0.5, 0.9]), st.integers(1, 40))
 def test_stored_gap_is_that_of_the_stored_weights(seed, alpha, n_train):
-    masks, margins, held = make(200, n_train, 3, seed, alpha, sparse=8)
-    found = solve(*sums_of(masks, margins, held), Fit(k=40))
+    masks, margins, validation = make(200, n_train, 3, seed, alpha, sparse=8)
+    found = solve(*sums_of(masks, margins, validation), Fit(k=40))
     for target in np.flatnonzero(found.lam):
         weights, lam = found.weight[target].astype(np.float64), float(found.lam[target])
         gap = dense_relative_gap(masks, margins[:, target], weights, lam)
@@ -154,64 +153,64 @@ def dense_data(rows, n_train, targets, alpha, small, exact):
     ],
 )
 def test_lambda_and_end_of_the_path_are_those_of_paths_solved_sharply(rows, n_train, alpha, small, exact):
-    masks, margins, held = dense_data(rows, n_train, 20, alpha, small, exact)
-    sums = sums_of(masks, margins, held)
+    masks, margins, validation = dense_data(rows, n_train, 20, alpha, small, exact)
+    sums = sums_of(masks, margins, validation)
     fit = Fit()
     found = solve(*sums, fit)
-    z_held = (masks[held] - masks[~held].mean(axis=0)) / masks[~held].std(axis=0)
-    work, weights = Workspace.empty(n_train), np.zeros((fit.k, n_train))
+    z_validation = (masks[validation] - masks[~validation].mean(axis=0)) / masks[~validation].std(axis=0)
+    buffers, weights = Buffers.empty(n_train), np.zeros((fit.k, n_train))
     for target in range(20):
         y = margins[:, target].astype(np.float64)
         cross = sums[1]
         mean, var, cov = sums[0].scale.target(cross.cross[target], cross.sums[target], cross.squares[target])
         lams = np.abs(cov).max() * np.geomspace(1, fit.eps, fit.k)[: found.tried[target] + 5]
-        path(sums[0].corr, cov, var, lams, 1e-11, work, weights)
-        errors = ((y[held] - mean - weights[: len(lams)] @ z_held.T) ** 2).sum(axis=1)
+        path(sums[0].corr, cov, var, lams, 1e-11, buffers, weights)
+        errors = ((y[validation] - mean - weights[: len(lams)] @ z_validation.T) ** 2).sum(axis=1)
         ends = (i for i in range(9, len(lams)) if i - np.argmin(errors[: i + 1]) >= 5 or i == fit.k - 1)
         end = next(ends)
         assert (found.chosen[target], found.tried[target]) == (np.argmin(errors[: end + 1]), end + 1), target
-        assert found.validation_mse[target] * held.sum() == pytest.approx(errors[: end + 1].min(), rel=1e-4)
+        assert found.validation_mse[target] * validation.sum() == pytest.approx(errors[: end + 1].min(), rel=1e-4)
 
 
 def test_early_stopping_waits_for_patience_and_for_the_least_number_of_lambdas():
-    masks, margins, held = make(rows=300, n_train=30, targets=5, noise=2.0)
+    masks, margins, validation = make(rows=300, n_train=30, targets=5, noise=2.0)
     for fit in (Fit(k=60, patience=2, min_lambdas=1), Fit(k=60, patience=3, min_lambdas=40), Fit(k=5, patience=50)):
-        found = solve(*sums_of(masks, margins, held), fit)
+        found = solve(*sums_of(masks, margins, validation), fit)
         for target in range(5):
-            chosen, _, _, tried = reference(masks, margins[:, target], held, fit)
+            chosen, _, _, tried = reference(masks, margins[:, target], validation, fit)
             assert (found.chosen[target], found.tried[target]) == (chosen, tried)
 
 
 def test_a_path_of_one_lambda_is_lambda_max():
-    masks, margins, held = make()
-    found = solve(*sums_of(masks, margins, held), Fit(k=1))
+    masks, margins, validation = make()
+    found = solve(*sums_of(masks, margins, validation), Fit(k=1))
     assert (found.chosen == 0).all()
     assert (found.lam > 0).all()
 
 
 def test_examples_always_or_never_in_get_weight_zero_and_change_nothing():
-    masks, margins, held = make()
-    plain = solve(*sums_of(masks, margins, held), Fit())
+    masks, margins, validation = make()
+    plain = solve(*sums_of(masks, margins, validation), Fit())
     wide = np.column_stack([np.ones(len(masks), bool), masks, np.zeros(len(masks), bool)])
-    found = solve(*sums_of(wide, margins, held), Fit())
+    found = solve(*sums_of(wide, margins, validation), Fit())
     assert not found.weight[:, [0, -1]].any()
     np.testing.assert_allclose(found.weight[:, 1:-1], plain.weight, atol=1e-7)
     np.testing.assert_allclose(found.bias, plain.bias, atol=1e-6)
 
 
 def test_an_example_without_variance_among_the_training_rows_alone_is_fitted_in_the_refit():
-    masks, margins, held = make()
-    masks[:, 4] = held
-    found = solve(*sums_of(masks, margins, held), Fit())
+    masks, margins, validation = make()
+    masks[:, 4] = validation
+    found = solve(*sums_of(masks, margins, validation), Fit())
     for target in range(3):
         weights, _ = sklearn_lasso(masks, margins[:, target], float(found.lam[target]))
         np.testing.assert_allclose(found.weight[target], weights, atol=1e-6)
 
 
 def test_a_target_without_variance_gets_its_mean():
-    masks, margins, held = make()
+    masks, margins, validation = make()
     margins[:, 1] = 3.14
-    found = solve(*sums_of(masks, margins, held), Fit())
+    found = solve(*sums_of(masks, margins, validation), Fit())
     assert not found.weight[1].any()
     assert (found.lam[1], found.chosen[1], found.gap[1]) == (0, -1, 0)
     assert found.bias[1] == np.float16(3.14)
@@ -219,49 +218,48 @@ def test_a_target_without_variance_gets_its_mean():
 
 
 def test_masks_without_any_variance_leave_the_means():
-    _, margins, held = make()
-    found = solve(*sums_of(np.ones((240, 4), bool), margins, held), Fit())
+    _, margins, validation = make()
+    found = solve(*sums_of(np.ones((240, 4), bool), margins, validation), Fit())
     assert not found.weight.any()
     np.testing.assert_allclose(found.bias, margins.astype(np.float64).mean(axis=0), rtol=1e-6)
 
 
-def test_identical_examples_share_a_certified_fit():
-    masks, margins, held = make()
+def test_identical_examples_share_a_weight_within_the_gap():
+    masks, margins, validation = make()
     doubled = np.column_stack([masks, masks])
-    found = solve(*sums_of(doubled, margins, held), Fit())
+    found = solve(*sums_of(doubled, margins, validation), Fit())
     assert found.gap.max() <= 1e-6
-    plain = solve(*sums_of(masks, margins, held), Fit())
+    plain = solve(*sums_of(masks, margins, validation), Fit())
     np.testing.assert_allclose(found.weight[:, :20] + found.weight[:, 20:], plain.weight, atol=1e-4)
 
 
 def test_a_small_spread_on_a_large_mean_survives_float16_sums():
-    masks, _, held = make(rows=2000, n_train=10)
+    masks, _, validation = make(rows=2000, n_train=10)
     margins = (1000 + masks[:, :3] * [1.0, -2.0, 0.5]).astype(np.float16)
-    found = solve(*sums_of(masks, margins, held), Fit(eps=1e-4))
+    found = solve(*sums_of(masks, margins, validation), Fit(eps=1e-4))
     np.testing.assert_allclose(np.diagonal(found.weight[:, :3]), [1.0, -2.0, 0.5], rtol=2e-2)
     assert found.gap.max() <= 1e-6
 
 
 def test_results_do_not_depend_on_threads_or_company():
-    masks, margins, held = make(targets=40)
-    sums = sums_of(masks, margins, held)
+    masks, margins, validation = make(targets=40)
+    sums = sums_of(masks, margins, validation)
     whole = solve(*sums, Fit(), threads=2)
     for name in ("weight", "bias", "lam", "gap"):
         np.testing.assert_array_equal(getattr(solve(*sums, Fit(), threads=1), name), getattr(whole, name))
-    alone = solve(*sums_of(masks, margins[:, [33]], held), Fit())
+    alone = solve(*sums_of(masks, margins[:, [33]], validation), Fit())
     np.testing.assert_array_equal(alone.weight[0], whole.weight[33])
 
 
-def test_a_fit_that_misses_its_gap_is_an_error_that_names_the_target(monkeypatch):
-    masks, margins, held = make(targets=4)
-    monkeypatch.setattr("datamodels.lasso.solver.batch.Lot._refined", lambda *args: (args[-1], 0.5))
-    with pytest.raises(WorkError, match=r"target 10 has a relative duality gap of 0\.5 at the refit"):
-        solve(*sums_of(masks, margins, held), Fit(), first=10)
+def test_a_fit_that_misses_its_gap_is_an_error_that_names_the_target():
+    sums = sums_of(*make(targets=4))
+    with pytest.raises(
+        WorkError, match=r"target 1\d has a relative duality gap of .* along its path, expected at most"
+    ):
+        solve(*sums, Fit(tol=1e-19), first=10)
 
 
 def test_kernels_compile_without_a_cache_folder(monkeypatch):
-    from datamodels.lasso import compiled
-
     def njit(**options):
         if options.get("cache"):
             raise RuntimeError("cannot cache function: no locator available")
@@ -271,15 +269,23 @@ def test_kernels_compile_without_a_cache_folder(monkeypatch):
     assert compiled.compiled(abs) is abs
 
 
+def test_kept_code_is_out_of_date_when_any_module_with_kernels_changed(tmp_path):
+    folder = Path(descent.__file__).parent
+    assert descent.minimise._cache._cache_file._source_stamp == compiled.sources_stamp(folder)
+    shutil.copytree(folder, tmp_path / "copy")
+    with open(tmp_path / "copy" / "gap.py", "a") as file:
+        file.write("# changed\n")
+    assert compiled.sources_stamp(tmp_path / "copy") != compiled.sources_stamp(folder)
+
+
 def test_a_looser_tolerance_is_still_met():
-    masks, margins, held = make(rows=100, n_train=60, sparse=30)
-    fit = replace(Fit(), tol=1e-3)
-    assert solve(*sums_of(masks, margins, held), fit).gap.max() <= 1e-3
+    masks, margins, validation = make(rows=100, n_train=60, sparse=30)
+    assert solve(*sums_of(masks, margins, validation), Fit(tol=1e-3)).gap.max() <= 1e-3
 
 
 @pytest.mark.parametrize("seed", [22, 25])
-def test_many_more_examples_than_rows_are_certified_too(seed):
-    """Ten rows of a hundred examples: nearly all masks on a face are linearly dependent, without noise."""
+def test_many_more_examples_than_rows_meet_their_gap_too(seed):
+    """Ten rows of a hundred examples: nearly all masks of an active set are linearly dependent, without noise."""
     rng = np.random.default_rng(seed)
     masks = np.argsort(rng.random((10, 100)), axis=1) < 50
     margins = (masks @ rng.normal(0, 1, (100, 200))).astype(np.float16)
@@ -290,20 +296,20 @@ def test_many_more_examples_than_rows_are_certified_too(seed):
 
 def with_empty_rows(rows, n_train, targets):
     """`make`, after which rows without examples follow, ten times as many: they make all masks alike."""
-    masks, margins, held = make(rows, n_train, targets, sparse=n_train // 4)
+    masks, margins, validation = make(rows, n_train, targets, sparse=n_train // 4)
     none = np.random.default_rng(2).normal(2, 0.3, size=(10 * rows, targets)).astype(np.float16)
     masks = np.concatenate([masks, np.zeros((10 * rows, n_train), bool)])
-    return masks, np.concatenate([margins, none]), np.concatenate([held, np.arange(10 * rows) % 5 == 0])
+    return masks, np.concatenate([margins, none]), np.concatenate([validation, np.arange(10 * rows) % 5 == 0])
 
 
 def test_masks_that_are_much_alike_are_fitted_as_sharply_as_others():
-    masks, margins, held = with_empty_rows(rows=600, n_train=100, targets=3)
+    masks, margins, validation = with_empty_rows(rows=600, n_train=100, targets=3)
     fit = Fit(k=30, eps=1e-2)
-    lot = Lot(*sums_of(masks, margins, held), fit)
-    lot.follow_paths(lambda done: None)
-    lot.refit(lambda done: None)
-    assert lot.refit_gap.max() <= 1e-11
-    found = lot.solution
+    batch = TargetBatch(*sums_of(masks, margins, validation), fit)
+    batch.choose_lambdas(lambda done: None)
+    batch.refit(lambda done: None)
+    assert batch.refit_gap.max() <= 1e-11
+    found = batch.solution
     assert found.gap.max() <= 1e-6
     for target in range(3):
         weights, _ = sklearn_lasso(masks, margins[:, target], float(found.lam[target]))
@@ -311,30 +317,23 @@ def test_masks_that_are_much_alike_are_fitted_as_sharply_as_others():
 
 
 @pytest.mark.parametrize("near", [True, False])
-def test_a_step_on_a_face_lowers_the_objective_and_ends_at_the_minimum_where_signs_stay(near):
-    masks, margins, held = with_empty_rows(rows=400, n_train=60, targets=10)
-    matrices, cross, _ = sums_of(masks, margins, held)
+def test_a_step_on_the_active_set_lowers_the_objective_and_ends_at_the_minimum_where_signs_stay(near):
+    masks, margins, validation = with_empty_rows(rows=400, n_train=60, targets=10)
+    matrices, cross, _ = sums_of(masks, margins, validation)
     rng, hessian = np.random.default_rng(0), matrices.corr.astype(np.float64) + np.eye(60)
     for target in range(10):
         _, var, cov = matrices.scale.target(cross.cross[target], cross.sums[target], cross.squares[target])
-        lam, work, weights = 0.1 * np.abs(cov).max(), Workspace.empty(60), np.zeros((1, 60))
-        path(matrices.corr, cov, var, np.array([lam]), 1e-9, work, weights)
+        lam, buffers, weights = 0.1 * np.abs(cov).max(), Buffers.empty(60), np.zeros((1, 60))
+        path(matrices.corr, cov, var, np.array([lam]), 1e-9, buffers, weights)
         w = weights[0] * (1 + 0.2 * rng.normal(size=60)) if near else rng.normal(size=60) * (rng.random(60) < 0.5)
 
         def objective(w, cov=cov, lam=lam):
             return w @ hessian @ w / 2 - cov @ w + lam * np.abs(w).sum()
 
-        work.w[:], work.h[:] = w, matrices.corr @ w
-        descend_face(matrices.corr, cov, work, lam, 100)
-        assert objective(work.w) < objective(w)
-        assert (work.w * w >= 0).all()
-        np.testing.assert_allclose(work.h, matrices.corr @ work.w, atol=1e-6)
+        buffers.w[:], buffers.h[:] = w, matrices.corr @ w
+        step_on_active_set(matrices.corr, cov, buffers, lam, 100)
+        assert objective(buffers.w) < objective(w)
+        assert (buffers.w * w >= 0).all()
+        np.testing.assert_allclose(buffers.h, matrices.corr @ buffers.w, atol=1e-6)
         if near:
-            np.testing.assert_allclose(work.w, weights[0], atol=2e-3 * np.abs(weights).max())
-
-
-def test_kept_code_is_taken_as_old_when_any_module_with_kernels_changed():
-    from datamodels.lasso import compiled
-    from datamodels.lasso.solver import descent
-
-    assert descent.minimise._cache._cache_file._source_stamp == compiled._sources(Path(descent.__file__).parent)
+            np.testing.assert_allclose(buffers.w, weights[0], atol=2e-3 * np.abs(weights).max())

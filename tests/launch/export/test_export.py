@@ -18,7 +18,7 @@ import pytest
 import scipy.sparse
 import torch
 
-from datamodels.lasso.files import aside
+from datamodels.lasso.atomic import temporary_beside
 from datamodels.lasso.rows import silent
 from datamodels.launch.cli import main
 from datamodels.launch.export import TARGETS, parquet, rows, sparse, weights, write_export
@@ -27,10 +27,11 @@ from datamodels.launch.export.network import build as plain_network
 from datamodels.launch.export.network import load as plain_load
 from datamodels.train.data.sources import load
 from datamodels.train.errors import UserError, WorkError
+from datamodels.train.store import ReadableStore
 from datamodels.train.trainer.models import build
 from datamodels.train.trainer.trainer import margin
 from tests.conftest import DIGITS, PROJECT, TINY, in_process, run_command, tiny
-from tests.lasso.fake_store import FakeStore, linear_data
+from tests.stores import created_store, damage, invalidate, linear_data, published_store, seeded_masks
 
 DOCS = (PROJECT / "docs" / "export.md").read_text()
 LOGITS = ["--outputs.test_logits=true"]
@@ -306,16 +307,15 @@ def test_the_command_offers_every_target() -> None:
     assert f"{{{','.join(TARGETS)}}}" in help_text
 
 
-def fake(folder: Path, rows: int = 12, eval_models: int = 6, fitted: bool = True, **options) -> FakeStore:
-    """A store of 20 training examples and 8 targets, with weights that a fit might have given."""
-    masks, margins = linear_data(rows, 20, 8)
-    store = FakeStore(folder, masks, margins, eval_models, **options)
-    if fitted:
-        write_weights(store, 20, 8)
+def small(folder: Path, make: Callable[..., Any] = created_store, **options: Any) -> Any:
+    """A store of 6 + 6 rows, 20 training examples and 8 targets, with weights that a fit might have given."""
+    masks, margins = linear_data(12, 20, 8)
+    store = make(folder, masks, options.pop("margins", margins), 6, **options)
+    write_weights(store, 20, 8)
     return store
 
 
-def write_weights(store: FakeStore, n_train: int, targets: int) -> None:
+def write_weights(store: ReadableStore, n_train: int, targets: int) -> None:
     weight = torch.arange(n_train * targets).reshape(n_train, targets) % 5 - 2.0
     path = store.layout.folder / "datamodels" / "test_50pct.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -323,20 +323,20 @@ def write_weights(store: FakeStore, n_train: int, targets: int) -> None:
 
 
 def test_a_store_without_datamodels_says_what_to_run(tmp_path: Path) -> None:
+    store = published_store(tmp_path, *linear_data(12, 20, 8), 6)
     for to in ("dattri", "sparse", "parquet"):
         with pytest.raises(UserError, match="run `datamodels fit`"):
-            write_export(fake(tmp_path, fitted=False), to, {}, silent)
+            write_export(store, to, {}, silent)
     assert not list(tmp_path.rglob("*.pt"))
 
 
 def test_missing_rows_are_left_out_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = fake(tmp_path)
-    store.done[[7, 9]] = False
+    store = small(tmp_path, missing=[7, 9])
     made = write_export(store, "trak", {}, silent)
     assert "2 of the rows 6 to 11 are missing or failed and are left out" in capsys.readouterr().err
     assert json.loads((made / "export.json").read_text())["rows"] == [6, 8, 10, 11]
-    assert np.array_equal(np.load(made / "mask.npy"), store.arrays["train_masks"][[6, 8, 10, 11]])
-    store.done[6:] = False
+    assert np.array_equal(np.load(made / "mask.npy"), store.masks[[6, 8, 10, 11]])
+    invalidate(store, range(6, 12))
     for given, named in (({}, "run `datamodels train`"), ({"rows": (7, 9)}, "rows 7 to 8 is completed")):
         with pytest.raises(UserError, match=named):
             write_export(store, "trak", given, silent)
@@ -344,10 +344,8 @@ def test_missing_rows_are_left_out_and_told(tmp_path: Path, capsys: pytest.Captu
 
 def test_a_mask_with_a_run_missing_is_the_mean_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "_BLOCK_VALUES", 40)  # rows of 20 values: two at a time, and runs are never parted
-    masks, margins = linear_data(15, 20, 8)
-    masks[6:] = masks[6::3].repeat(3, axis=0)
-    store = FakeStore(tmp_path, masks, margins, eval_models=9, runs=3)
-    store.done[[7, 12, 13]] = False
+    masks, (_, margins) = seeded_masks(15, 20, 9, 3), linear_data(15, 20, 8)
+    store = created_store(tmp_path, masks, margins, eval_models=9, runs=3, missing=[7, 12, 13])
     found = np.load(write_export(store, "trak", {}, silent) / "val_margins.npy")
     wide = margins.astype(np.float64)
     expected = [wide[[6, 8]].mean(0), wide[9:12].mean(0), wide[14]]
@@ -356,45 +354,40 @@ def test_a_mask_with_a_run_missing_is_the_mean_of_the_others(tmp_path: Path, mon
 
 def test_masks_of_several_sizes_are_refused_for_dattri(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"masks hold .* training examples, but dattri takes subsets of one size"):
-        write_export(fake(tmp_path), "dattri", {}, silent)
-    store = fake(tmp_path)
-    store.setting = replace(store.setting, mask="bernoulli")
+        write_export(small(tmp_path, published_store), "dattri", {}, silent)
     with pytest.raises(UserError, match="mask is 'bernoulli'"):
-        write_export(store, "dattri", {}, silent)
-    assert not (tmp_path / "export" / "dattri_test_50pct").exists()
+        write_export(small(tmp_path / "bernoulli"), "dattri", {}, silent)
+    assert not list(tmp_path.rglob("dattri_test_50pct"))
 
 
 def test_logits_of_other_margins_are_refused(tmp_path: Path) -> None:
-    store = fake(tmp_path)
-    store.arrays["test_logits"] = np.random.default_rng(0).normal(size=(12, 8, 5)).astype(np.float16)
+    store = small(tmp_path, published_store, test_logits=np.random.default_rng(0).normal(size=(12, 8, 5)))
     with pytest.raises(WorkError, match="has 0 classes"):
         write_export(store, "trak", {"margin": "trak"}, silent)
 
 
 def test_classes_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
-    store = fake(tmp_path)
-    store.arrays["test_logits"] = np.zeros((12, 8, 5), np.float16)
-    store.arrays["test_margins"] = np.zeros((12, 8), np.float16)
+    store = small(tmp_path, published_store, margins=np.zeros((12, 8)), test_logits=np.zeros((12, 8, 5)))
     with pytest.raises(WorkError, match="has 5 classes"):
         write_export(store, "trak", {"margin": "trak"}, silent)
 
 
 def test_a_former_export_is_replaced_and_kept_where_the_new_one_fails(tmp_path: Path) -> None:
-    store = fake(tmp_path)
+    store = small(tmp_path)
     first = write_export(store, "trak", {}, silent)
     before = (first / "mask.npy").read_bytes()
-    store.bad[8] = True
+    damage(store, "train_masks", [8])
     with pytest.raises(WorkError, match="repair"):
         write_export(store, "trak", {}, silent)
     assert (first / "mask.npy").read_bytes() == before
-    store.bad[8] = False
+    damage(store, "train_masks", [8])
     assert write_export(store, "trak", {"rows": (6, 10)}, silent) == first
     assert np.load(first / "mask.npy").shape == (4, 20)
     assert [path.name for path in first.parent.iterdir()] == ["trak_test_50pct"]
 
 
 def test_what_is_no_export_is_never_replaced(tmp_path: Path) -> None:
-    store = fake(tmp_path)
+    store = small(tmp_path)
     made = write_export(store, "trak", {}, silent)
     (made / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"notes\.txt is no part of the export"):
@@ -406,11 +399,11 @@ def test_what_is_no_export_is_never_replaced(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_export_left_is_cleared(tmp_path: Path) -> None:
-    store = fake(tmp_path)
+    store = small(tmp_path)
     made = write_export(store, "trak", {}, silent)
     ended = subprocess.Popen(["true"])
     ended.wait()
-    left = Path(str(aside(made)).replace(f".{os.getpid()}.", f".{ended.pid}."))
+    left = Path(str(temporary_beside(made)).replace(f".{os.getpid()}.", f".{ended.pid}."))
     left.mkdir()
     (left / "mask.npy").write_bytes(b"half")
     write_export(store, "trak", {}, silent)
@@ -422,7 +415,7 @@ def test_a_former_export_outlives_a_kill_at_every_step_of_its_replacement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int
 ) -> None:
     """Killed in the rename (or removal of the former) with this number, and then once more by an export that fails."""
-    store, done = fake(tmp_path), iter(range(calls))
+    store, done = small(tmp_path), iter(range(calls))
     first = write_export(store, "trak", {}, silent)
     before = (first / "mask.npy").read_bytes()
 
@@ -439,7 +432,7 @@ def test_a_former_export_outlives_a_kill_at_every_step_of_its_replacement(
         patched.setattr("datamodels.launch.export.folder.shutil.rmtree", dying(shutil.rmtree))
         with pytest.raises(Killed):
             write_export(store, "trak", {"rows": (6, 10)}, silent)
-    store.bad[8] = True
+    damage(store, "train_masks", [8])
     with pytest.raises(WorkError, match="repair"):
         write_export(store, "trak", {}, silent)
     rows = json.loads((first / "export.json").read_text())["rows"]
@@ -451,7 +444,7 @@ def test_a_former_export_outlives_a_kill_at_every_step_of_its_replacement(
 def test_a_replacement_that_fails_half_way_brings_the_former_back_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, rename, failed = fake(tmp_path), Path.rename, []
+    store, rename, failed = small(tmp_path), Path.rename, []
     made = write_export(store, "trak", {}, silent)
 
     def once(path: Path, target: Path) -> Path:
@@ -477,8 +470,8 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("datamodels.launch.export.trak.write_npy", full)
     with pytest.raises(WorkError, match="No space left"):
-        write_export(fake(tmp_path), "trak", {}, silent)
-    assert not list((tmp_path / "export").iterdir())
+        write_export(small(tmp_path), "trak", {}, silent)
+    assert not list((tmp_path / "made-up" / "export").iterdir())
 
 
 def test_memory_grows_neither_with_rows_nor_with_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -486,7 +479,7 @@ def test_memory_grows_neither_with_rows_nor_with_weights(tmp_path: Path, monkeyp
     monkeypatch.setattr(rows, "_BLOCK_VALUES", 2**13)
     monkeypatch.setattr(sparse, "_COPY_BYTES", 2**13)
     masks = np.random.default_rng(0).permuted(np.arange(700 * 1024).reshape(700, 1024) % 2 == 0, axis=1)
-    store = FakeStore(tmp_path, masks, np.zeros((700, 512)), eval_models=600)
+    store = published_store(tmp_path, masks, np.zeros((700, 512)), eval_models=600)
     write_weights(store, 1024, 512)  # 2 MB; margins are 1.2 MB, indices 2.4 MB
     for to in TARGETS:
         if to == "parquet":
@@ -524,7 +517,7 @@ def test_published_files_are_exported_and_nothing_is_written_beside_them(
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = fake(tmp_path)
+    store = small(tmp_path)
     store.derived = Path("/proc/nowhere")
     with pytest.raises(UserError, match="--out names another folder"):
         write_export(store, "trak", {}, silent)
@@ -535,7 +528,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatc
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match="run `pip install pyarrow`"):
-        write_export(fake(tmp_path), "parquet", {}, silent)
+        write_export(small(tmp_path), "parquet", {}, silent)
 
 
 def test_every_table_of_the_docs_names_the_options_that_a_target_takes() -> None:

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datamodels.lasso import files
+from datamodels.lasso import files, fit_bytes
 from datamodels.lasso.evaluation.curve import Curve, Law, Point
 from datamodels.launch.lds_curve import keep
 from datamodels.launch.plan.plan import Plan, Terms
 from datamodels.launch.plan.rates import Rate, choose, line
-from datamodels.launch.plan.sizes import fit_bytes
 from datamodels.launch.plan.text import describe
 from datamodels.train.config import Setting
 from datamodels.train.store.layout import Layout

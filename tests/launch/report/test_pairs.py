@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bench.pairs import Chosen, differences, near_duplicates, similarity, verdict
-from tests.lasso.fake_store import linear_data
+from tests.stores import linear_data
 
 
 @pytest.fixture

@@ -329,7 +329,7 @@ def test_a_curve_that_cannot_be_computed_or_kept_does_not_cost_the_page(
 ) -> None:
     store = published(tmp_path)
     fit(store)
-    monkeypatch.setattr("datamodels.lasso.solver.batch.Lot.check", _misses)
+    monkeypatch.setattr("datamodels.lasso.solver.TargetBatch.check", _misses)
     page = write_report(store, "test", None).read_text()
     assert "No curve of LDS against the number of models: target 3 misses" in page
     monkeypatch.undo()

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from datamodels.lasso.solver import fista
+from datamodels.lasso.gram.cache import TARGETS_PER_FILE
 from datamodels.launch.slurm.config import After, Slurm, seconds_of
 from datamodels.launch.slurm.plan import Plan, freeze
 from datamodels.launch.slurm.script import files, lanes, portable, sbatch_quoted
-from datamodels.train.config import Fit
 from datamodels.train.errors import UserError
 from datamodels.train.store.layout import Layout
 from tests.conftest import tiny
@@ -36,7 +35,7 @@ def rendered(root: Path, stage: str = "train", cluster: Slurm | None = None, arr
     """The files of a plan of two tasks, as they lie in ROOT/digits/_slurm_50pct/plan_0001."""
     layout = Layout(root, "digits", "50")
     cluster = cluster or Slurm()
-    content = portable(tiny()), dataclasses.asdict(cluster), cluster.after.gpus_for_fit(tiny(), 64, 32)
+    content = portable(tiny()), dataclasses.asdict(cluster), cluster.after.gpus_for_fit
     plan = Plan("abc", stage, "test", 0, 32, ((0, 16), (16, 32)), array, *content)
     path = layout.folder / "_slurm_50pct" / "plan_0001"
     made = files(plan, path, layout)
@@ -95,17 +94,12 @@ def test_gpus_are_asked_for_where_the_recipe_wants_them() -> None:
     assert Slurm(gpus=0).gpus_for(tiny(recipe=recipe)) == 0
 
 
-def test_the_fit_takes_a_gpu_where_training_does_and_the_problem_is_large() -> None:
-    fast = tiny(recipe=dataclasses.replace(tiny().recipe, device="cuda"))
-    slow = dataclasses.replace(fast, fit=Fit(solver="descent"))
-    assert After().gpus_for_fit(fast, 50_000, 10_000) == 1
-    assert [After().gpus_for_fit(fast, *size) for size in ((4095, 10_000), (50_000, 127))] == [0, 0]
-    assert [After().gpus_for_fit(setting, 50_000, 10_000) for setting in (tiny(), slow)] == [0, 0]
-    assert [After(gpus=asked).gpus_for_fit(fast, 50_000, 10_000) for asked in (0, 2)] == [0, 2]
+def test_a_fit_takes_a_gpu_only_where_the_cluster_demands_one() -> None:
+    assert [After(gpus=asked).gpus_for_fit for asked in (None, 0, 2)] == [0, 0, 2]
 
 
-def test_lots_of_the_fit_cut_no_tile_of_a_gpu() -> None:
-    assert After().targets % fista.TILE == 0
+def test_pieces_of_the_fit_end_where_files_of_sums_do() -> None:
+    assert After().targets % TARGETS_PER_FILE == 0
 
 
 def test_long_arrays_are_split_and_share_what_may_run_at_once() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from datamodels.launch.plan.sizes import fit_bytes
+from datamodels.lasso import fit_bytes
 from datamodels.launch.slurm.config import Slurm
 from tests.conftest import DIGITS, PROJECT, TINY, Outcome, run_command
 
@@ -47,16 +47,16 @@ def test_cifar_is_planned_without_its_data(tmp_path: Path) -> None:
     assert found["tasks"] == "606 of up to 512 rows, from 0:512 to 309760:310000"
     assert found["disk"] == "424700020480 bytes (425 GB)"
     weights = fit_bytes(50_000, 10_000)
-    kept, passing = 300_000 * 6250 + 8 * 50_000**2 + 16 * 10_000 * 50_002 + weights, 6 * 10**9 + weights
-    assert found["fit-disk"].startswith(f"{kept} bytes (31.9 GB), and meanwhile {passing} more")
+    kept = 300_000 * 6250 + 8 * 50_000**2 + 16 * 10_000 * 50_002 + weights
+    assert found["fit-disk"].startswith(f"{kept} bytes (31.9 GB), and meanwhile {weights} more")
     assert found["GPU-hours"] == "about 516.7"
     assert found["money"] == "about 1,291.67"
     scripts = dict(zip(*[iter(re.split(r"^----- (.*)$", done.out, flags=re.MULTILINE)[1:])] * 2, strict=True))
-    for name, gpus in (("train_0.sh", 2), ("fit_0.sh", 1), ("eval_0.sh", 0), ("gate.sh", 0)):
+    for name, gpus in (("train_0.sh", 2), ("fit_0.sh", 0), ("eval_0.sh", 0), ("gate.sh", 0)):
         assert re.findall("--gres=gpu:(.)", scripts[name]) == [str(gpus)][: gpus > 0], name
     assert "#SBATCH --array=0-3%100" in scripts["fit_0.sh"]  # 10,000 targets by 2,560
-    own = run_command("submit", config, *asked, "--slurm.after.gpus=0", env=NOWHERE)
-    assert own.out.count("--gres=gpu") == 1
+    own = run_command("submit", config, *asked, "--slurm.after.gpus=1", env=NOWHERE)
+    assert own.out.count("--gres=gpu") == 3
     assert not list(tmp_path.iterdir())
 
 

@@ -8,7 +8,7 @@ from datamodels.train.config import Eval, Fit, Setting
 from datamodels.train.data.sources import Dataset, Split
 from datamodels.train.store.layout import Layout
 from datamodels.train.store.store import PublishedStore
-from tests.lasso.fake_store import linear_data
+from tests.stores import linear_data
 
 
 def published(
