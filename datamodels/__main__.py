@@ -1,5 +1,6 @@
 """`python -m datamodels` is the `datamodels` command."""
 
-from datamodels.launch.cli import script
+from datamodels.launch import script
 
-script()
+if __name__ == "__main__":
+    script()

@@ -94,19 +94,12 @@ def _price(parser: Any) -> None:
 
 
 def _plan(parser: Any) -> None:
-    probe = "train K groups of rows (on a GPU, K for each of the workers), in a store that is not kept"
+    probe = "train K groups of rows (on a GPU, K for each worker) in a temporary store, to measure their seconds"
     parser.add_argument("--probe", type=int, metavar="K", help=probe)
-    parser.add_argument(
-        "--device", metavar="NAME", help="device to plan for; default what made the rows, else this one"
-    )
-    workers = "groups of rows in training at once on a GPU, default 1: seconds are those measured so, if there are any"
+    workers = "groups of rows in training at a time on a GPU, default 1; counts rows that were trained so, if any"
     parser.add_argument("--workers", type=int, metavar="W", help=workers)
-    parser.add_argument(
-        "--watts", type=float, help="power that a GPU (or CPU core) draws, with what it needs beside it"
-    )
-    parser.add_argument("--budget", type=float, metavar="HOURS", help="tell what so many such hours buy at each alpha")
+    parser.add_argument("--budget", type=float, metavar="HOURS", help="print what so many hours buy at each alpha")
     parser.add_argument("--money", type=float, help="the same for so much money, at --price")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="tables of benchmarks; default bench/results")
 
 
 def _submit(parser: Any) -> None:

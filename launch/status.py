@@ -97,6 +97,11 @@ def _job(made: dict[str, Any]) -> str:
     return "_".join(str(made[key]) for key in ("job", "task") if made.get(key)) or "local"
 
 
+def device_of(made: dict[str, Any]) -> tuple[str, bool]:
+    """Name of the device that an attempt trained on, and whether it is a GPU, by the attempt's record."""
+    return str(made.get("device")), str(made.get("on")).startswith("cuda")
+
+
 def done_by(
     store: Store, maker: Callable[[dict[str, Any]], Maker], rows: NDArray[np.bool_] | None = None
 ) -> dict[Maker, int]:

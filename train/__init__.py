@@ -10,6 +10,7 @@ from datamodels.train.masks import Era, batch_size, mask_index, subset_size
 from datamodels.train.npy_file import mapped, write_file
 from datamodels.train.rng import Stream, raw, validation_rows
 from datamodels.train.summary import Summary
+from datamodels.train.user_code import function_of
 
 __all__ = [
     "READ_ONLY",
@@ -26,6 +27,7 @@ __all__ = [
     "batch_size",
     "flatten",
     "from_dict",
+    "function_of",
     "identity",
     "load_yaml",
     "mapped",

@@ -58,11 +58,12 @@ def run(request: Request) -> int:
 
 def plan(request: Request) -> int:
     """What a setting takes before it is started, and what a budget buys."""
-    from datamodels.launch.plan import Plan, Terms, describe
+    from datamodels.launch.plan import Terms, describe
+    from datamodels.launch.plan import plan as plan_of
 
-    given = {field.name: request.options.get(field.name) for field in fields(Terms)}
+    given = {field.name: request.options[field.name] for field in fields(Terms)}
     terms = Terms(**{key: value for key, value in given.items() if value is not None})
-    found = Plan(request.setting, request.layout, terms).to_json()
+    found = plan_of(request.setting, request.layout, terms)
     print(json.dumps(found) if request.options["json"] else describe(found))
     return 0
 

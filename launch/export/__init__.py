@@ -1,53 +1,55 @@
-"""Files that other libraries read, made from a store's rows and its datamodels: `datamodels export`."""
+"""Files that other libraries read, made from a store's rows and its datamodels: `datamodels export --to TARGET`.
 
+To add a target: write a module with a function `write(store, folder, progress, *, option=default, ...)` that writes its
+files into the folder and returns what export.json says of them; add the function to TARGETS; add its name, and options
+that are new, to `_export` in launch/parser.py; describe it in docs/export.md, whose examples the tests run. `Subsets`
+reads masks and margins block by block, `Weights` reads datamodels in mask units, and `write_npy` writes arrays.
+"""
+
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from datamodels.lasso import Progress
 from datamodels.launch.export import dattri, parquet, quanda, sparse, trak
 from datamodels.launch.export.folder import new_folder
-from datamodels.launch.export.job import Job, Options
 from datamodels.train import UserError
 from datamodels.train.store import ReadableStore
 
-__all__ = ["TARGETS", "Target", "write_export"]
+__all__ = ["TARGETS", "options_of", "write_export"]
 
-
-@dataclass(frozen=True)
-class Target:
-    write: Callable[[Job, Path], dict[str, Any]]
-    """Writes the files into a folder and returns what export.json says of them."""
-    takes: tuple[str, ...]
-    """The options that it takes."""
-
-
-TARGETS = {
-    "trak": Target(trak.write, ("split", "rows", "margin")),
-    "dattri": Target(dattri.write, ("split", "rows", "margin")),
-    "quanda": Target(quanda.write, ("rows", "checkpoints")),
-    "sparse": Target(sparse.write, ("split", "threshold")),
-    "parquet": Target(parquet.write, ("split", "k")),
+TARGETS: dict[str, Callable[..., dict[str, Any]]] = {
+    "trak": trak.write,
+    "dattri": dattri.write,
+    "quanda": quanda.write,
+    "sparse": sparse.write,
+    "parquet": parquet.write,
 }
 
 
-def write_export(store: ReadableStore, to: str, given: dict[str, Any], progress: Progress) -> Path:
-    """Write the files of a target, given some of its options; returns their folder.
+def options_of(to: str) -> dict[str, Any]:
+    """The options that a target takes, with their defaults: its function's keyword-only parameters."""
+    parameters = inspect.signature(TARGETS[to]).parameters.values()
+    return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
 
-    {store.derived}/export/{to}_{split}_{pct}pct, without the split where it does not matter; a former export there is
-    replaced. Raises UserError, WorkError; then a former export is left as it was.
+
+def write_export(store: ReadableStore, to: str, given: dict[str, Any], progress: Progress) -> Path:
+    """Write the files of a target and return their folder, {store.derived}/export/{to}_{split}_{pct}pct.
+
+    `given` holds the options that are not at their defaults. The folder's name has no split if the target takes none.
+    An earlier export there is replaced, or left as it was if this one fails. Raises UserError, WorkError.
     """
-    target = TARGETS[to]
-    for key in given.keys() - target.takes:
-        raise UserError(f"--{key} is not for --to {to}, which takes {', '.join(f'--{name}' for name in target.takes)}")
-    options = replace(Options(), **given)
-    if "split" in target.takes:
-        store.margins(options.split)
-    name = f"{to}_{options.split}" if "split" in target.takes else to
+    defaults = options_of(to)
+    for key in given.keys() - defaults.keys():
+        raise UserError(f"--{key} is not for --to {to}, which takes {', '.join(f'--{name}' for name in defaults)}")
+    options = {**defaults, **given}
+    name = to
+    if "split" in options:
+        store.margins(options["split"])
+        name = f"{to}_{options['split']}"
     path = store.derived / "export" / f"{name}_{store.setting.pct}pct"
-    about = {"to": to, "dataset": store.setting.dataset, "alpha": store.setting.alpha}
-    about |= {field.name: getattr(options, field.name) for field in fields(options) if field.name in target.takes}
+    about = {"to": to, "dataset": store.setting.dataset, "alpha": store.setting.alpha, **options}
     with new_folder(path, about) as folder:
-        about |= target.write(Job(store, options, progress), folder)
+        about |= TARGETS[to](store, folder, progress, **options)
     return path

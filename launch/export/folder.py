@@ -1,4 +1,4 @@
-"""The folder of an export: written aside and put in place as a whole, in place of an earlier export alone."""
+"""The folder of an export: written under a temporary name, then put in place as a whole, over an earlier export."""
 
 import contextlib
 import json
@@ -15,17 +15,19 @@ from datamodels.lasso import sync, temporary_beside, writing
 from datamodels.train import UserError, WorkError
 
 ABOUT = "export.json"
-"""What an export is made of and which files it consists of; what carries it was written by `datamodels export`."""
+"""What an export is made of, and the names of its files. A folder that holds it was written by `datamodels export`."""
 
 
 @contextlib.contextmanager
 def new_folder(path: Path, about: dict[str, Any]) -> Iterator[Path]:
-    """A folder to write files into, which takes its place at `path` once they are durable, with `about` beside them.
+    """Yield a temporary folder to write files into; then make it durable, with `about`, and rename it to `path`.
 
-    Raises UserError where something that is no export lies there or nothing can be written, WorkError.
+    An earlier export there is replaced by two renames. If the process is killed between them, the next call brings the
+    earlier export back. Raises UserError if `path` is no export or nothing can be written there, WorkError.
     """
+    former = path.with_name(f".{path.name}.former")
     try:
-        _settle(path)
+        _settle(path, former)
         _refuse_foreign(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = temporary_beside(path)
@@ -35,17 +37,32 @@ def new_folder(path: Path, about: dict[str, Any]) -> Iterator[Path]:
     try:
         with writing(path):
             yield folder
-            names = [str(file.relative_to(folder)) for file in _files(folder)]
-            (folder / ABOUT).write_text(json.dumps({**about, "files": sorted(names)}, indent=1) + "\n")
-            _put_in_place(folder, path)
+            names = sorted(str(file.relative_to(folder)) for file in _files(folder))
+            (folder / ABOUT).write_text(json.dumps({**about, "files": names}, indent=1) + "\n")
+            for entry in (*folder.rglob("*"), folder):
+                sync(entry)
+            if path.exists():
+                path.rename(former)
+            folder.rename(path)
+            sync(path.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
-            _settle(path)
+            _settle(path, former)
+
+
+def _settle(path: Path, former: Path) -> None:
+    """Remove the former export if another is in its place, or else bring it back."""
+    if not former.exists():
+        return
+    if os.path.lexists(path):
+        shutil.rmtree(former)
+    else:
+        former.rename(path)
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Raises UserError unless nothing lies at `path`, or an export with nothing added to it."""
+    """Raises UserError unless nothing is at `path`, or an export with no file added to it."""
     if not os.path.lexists(path):
         return
     try:
@@ -63,44 +80,21 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
 
 
-def _put_in_place(folder: Path, path: Path) -> None:
-    for entry in (*folder.rglob("*"), folder):
-        sync(entry)
-    if path.exists():
-        path.rename(_former(path))
-    folder.rename(path)
-    sync(path.parent)
-
-
-def _former(path: Path) -> Path:
-    """Where a former export lies while another takes its place."""
-    return path.with_name(f".{path.name}.former")
-
-
-def _settle(path: Path) -> None:
-    """Remove a former export that was replaced, or bring it back where the one to replace it failed or was killed."""
-    former = _former(path)
-    if not former.exists():
-        return
-    if os.path.lexists(path):
-        shutil.rmtree(former)
-    else:
-        former.rename(path)
-
-
 def write_npy(path: Path, shape: tuple[int, ...], dtype: DTypeLike, blocks: Iterable[NDArray[Any]]) -> None:
-    """Write an .npy file from blocks of its rows.
-
-    Not through a memory map: there a full disk ends the process.
-    """
-    described = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    """Write an .npy file from blocks of its rows; not through a memory map, where a full disk ends the process."""
     with open(path, "xb") as file:
-        np.lib.format.write_array_header_1_0(file, described)
-        append(file, dtype, blocks, int(np.prod(shape)))
+        write_array(file, shape, dtype, blocks)
+
+
+def write_array(file: Any, shape: tuple[int, ...], dtype: DTypeLike, blocks: Iterable[NDArray[Any]]) -> None:
+    """Write the content of an .npy file to an open file."""
+    described = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, described)
+    append(file, dtype, blocks, int(np.prod(shape)))
 
 
 def append(file: Any, dtype: DTypeLike, blocks: Iterable[NDArray[Any]], values: int) -> None:
-    """Write blocks one after the other. Raises WorkError unless they have so many values in all."""
+    """Write blocks one after the other. Raises WorkError unless they hold `values` values in all."""
     written = 0
     for block in blocks:
         file.write(np.ascontiguousarray(block, dtype).data)

@@ -1,19 +1,20 @@
 """The networks of exported checkpoints, as plain modules that need nothing but PyTorch (ResNet-18: and torchvision).
 
-A copy of this file lies beside the checkpoints, with `network.json`, which says what was trained:
+A copy of this file lies beside the checkpoints, with `network.json`, which describes the network:
 
     model = load(folder)
     model.load_state_dict(torch.load(checkpoint, weights_only=True))
 
-A model maps images [B, C, H, W], uint8 or floats from 0 to 1, to logits [B, classes]. It takes out the data set's mean
-and deviation and averages over the test-time views, so that these are the logits that the rows' margins come from.
-`datamodels.train.trainer.models` has the same networks as they are trained.
+A model maps images [B, C, H, W], uint8 or floats from 0 to 1, to logits [B, classes]. It normalises images by the data
+set's mean and standard deviation and averages logits over the test-time views, so the rows' margins come from these
+logits. The trainer's networks (train/trainer/models.py) have the same parameters, and kernels and groups of their own.
 """
 
 import importlib.util
 import itertools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+MakeNetwork = Callable[[tuple[int, int, int], int], nn.Module]
+"""A user's function `network(shape, classes)`, shape being (C, H, W)."""
+
 
 class Network(nn.Module):
-    """What surrounds any of the networks. `about` is the content of network.json."""
+    """Normalisation and views around any of the networks. `about` is the content of network.json."""
 
     mean: Tensor
     std: Tensor
@@ -37,11 +41,11 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         values = images * 255 if images.is_floating_point() else images.float()
-        shown = (values - self.mean) / self.std
+        view = (values - self.mean) / self.std
         if self.tta == "none":
-            return self.logits(shown)
-        other = shown.flip(3 if self.tta == "mirror" else 1)
-        return (self.logits(shown) + self.logits(other)) / 2
+            return self.logits(view)
+        other = view.flip(3 if self.tta == "mirror" else 1)
+        return (self.logits(view) + self.logits(other)) / 2
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits [B, classes] of normalised images [B, C, H, W]."""
@@ -104,33 +108,37 @@ class ResNet18(Network):
         return self.head(self.body(images))
 
 
-class OwnNetwork(Network):
-    """What the function `network(shape, classes)` in `own_network.py`, in the same folder, makes."""
+class CustomNetwork(Network):
+    """The module that a user's function makes."""
 
-    def __init__(self, about: dict[str, Any]) -> None:
+    def __init__(self, about: dict[str, Any], make: MakeNetwork) -> None:
         super().__init__(about)
-        spec = importlib.util.spec_from_file_location("own_network", Path(about["folder"]) / "own_network.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules["own_network"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
         height, breadth, channels = about["image"]
-        self.body = module.network((channels, height, breadth), about["classes"])
+        self.body = make((channels, height, breadth), about["classes"])
 
     def logits(self, images: Tensor) -> Tensor:
-        return self.body(images)
+        return self.body(images.contiguous())
 
 
-NETWORKS = {"convnet": ConvNet, "resnet9": ResNet9, "resnet18": ResNet18, "own": OwnNetwork}
+NETWORKS = {"convnet": ConvNet, "resnet9": ResNet9, "resnet18": ResNet18}
 
 
-def build(about: dict[str, Any]) -> Network:
-    """The model that `network.json` (and `folder`, where it lies) describes, in evaluation mode, its parameters yet to
-    be loaded.
+def build(about: dict[str, Any], make: MakeNetwork | None = None) -> Network:
+    """The model that network.json describes, in evaluation mode, with parameters yet to be loaded.
+
+    make: the user's function, if about["network"] is "own".
     """
-    return NETWORKS[about["network"]](about).eval()
+    return (CustomNetwork(about, make) if make else NETWORKS[about["network"]](about)).eval()
 
 
 def load(folder: str | Path) -> Network:
-    """The model of an export's folder."""
-    return build({**json.loads((Path(folder) / "network.json").read_text()), "folder": str(folder)})
+    """The model of an export's folder. Runs own_network.py, the user's file, if there is one."""
+    about = json.loads((Path(folder) / "network.json").read_text())
+    if about["network"] != "own":
+        return build(about)
+    spec = importlib.util.spec_from_file_location("own_network", Path(folder) / "own_network.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["own_network"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return build(about, module.network)

@@ -1,42 +1,37 @@
-"""What quanda's LinearDatamodelingMetric takes (quanda 0.5.0), each row a subset with a model of its own.
+"""The arguments of quanda's LinearDatamodelingMetric (quanda 0.5.0), each row a subset with a model of its own.
 
 subset_ids.json           the training examples that each row's model saw, a list of lists (JSON is YAML too)
 network.py, network.json, checkpoints/row_R.pt      with --checkpoints: see launch/export/checkpoints.py
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from datamodels.lasso import blocks, read_masks
+from datamodels.lasso import Progress, blocks, read_masks
 from datamodels.launch.export.checkpoints import write_checkpoints
-from datamodels.launch.export.job import Job
+from datamodels.launch.export.rows import Span, choose
 from datamodels.train import UserError
-from datamodels.train.store import ReadableStore as Store
+from datamodels.train.store import ReadableStore
 
 
-def write(job: Job, folder: Path) -> dict[str, Any]:
-    """Raises UserError where rows or what their training needs are not there, WorkError for damaged rows."""
-    again = job.options.checkpoints
-    if again and job.options.rows:
+def write(
+    store: ReadableStore, folder: Path, progress: Progress, *, rows: Span | None = None, checkpoints: Span | None = None
+) -> dict[str, Any]:
+    """Raises UserError if rows or what their training needs are missing, WorkError for damaged rows."""
+    if checkpoints and rows:
         raise UserError("--checkpoints names the rows already, expected no --rows beside it")
-    rows = job.rows(again or job.options.rows)
+    chosen = choose(store, checkpoints or rows)
     with open(folder / "subset_ids.json", "x") as file:
-        lists = (json.dumps(np.flatnonzero(mask).tolist()) for mask in _masks(job.store, rows))
-        file.write("[")
-        for number, text in enumerate(lists):
-            file.write(f"{',' if number else ''}\n{text}")
+        separator = "["
+        for block in blocks(store, chosen):
+            for mask in read_masks(store, block):
+                file.write(f"{separator}\n{json.dumps(np.flatnonzero(mask).tolist())}")
+                separator = ","
         file.write("\n]\n")
-    found: dict[str, Any] = {"rows": rows.tolist()}
-    if again:
-        found["checkpoints"] = write_checkpoints(job.store, rows, folder, job.progress)
-    return found
-
-
-def _masks(store: Store, rows: NDArray[np.int64]) -> Iterator[NDArray[np.bool_]]:
-    for block in blocks(store, rows):
-        yield from read_masks(store, block)
+    about: dict[str, Any] = {"rows": chosen.tolist()}
+    if checkpoints:
+        about["checkpoints"] = write_checkpoints(store, chosen, folder, progress)
+    return about

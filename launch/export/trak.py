@@ -9,15 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from datamodels.lasso import target_count
+from datamodels.lasso import Progress, target_count
 from datamodels.launch.export.folder import write_npy
-from datamodels.launch.export.job import Job
+from datamodels.launch.export.rows import Span, Subsets
+from datamodels.train.store import ReadableStore
 
 
-def write(job: Job, folder: Path) -> dict[str, Any]:
-    """Raises UserError where rows or logits are not there, WorkError for damaged rows."""
-    subsets, targets = job.subsets(), target_count(job.store, job.options.split)
-    margins = subsets.margins(job.options.split, job.options.margin)
-    write_npy(folder / "mask.npy", (subsets.count, job.store.n_train), np.bool_, subsets.masks())
-    write_npy(folder / "val_margins.npy", (subsets.count, targets), np.float32, margins)
+def write(
+    store: ReadableStore,
+    folder: Path,
+    progress: Progress,
+    *,
+    split: str = "test",
+    rows: Span | None = None,
+    margin: str = "store",
+) -> dict[str, Any]:
+    """Raises UserError if rows or logits are missing, WorkError for damaged rows."""
+    subsets = Subsets(store, rows, progress)
+    margins = subsets.margins(split, margin)
+    write_npy(folder / "mask.npy", (subsets.count, store.n_train), np.bool_, subsets.masks())
+    write_npy(folder / "val_margins.npy", (subsets.count, target_count(store, split)), np.float32, margins)
     return {"masks": subsets.count, "rows": subsets.rows.tolist()}

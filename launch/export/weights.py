@@ -1,54 +1,44 @@
 """Fitted datamodels in mask units, in pieces: a file of weights may be larger than the memory.
 
-Shape letters: N training examples, T targets, t targets of one tile.
+Shape letters: N training examples, T targets, n or t those of one piece.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.lasso import Datamodels, Progress, find, is_fresh, load, target_count
+from datamodels.lasso import Progress, find, is_fresh, load, target_count
 from datamodels.launch.progress import notice
 from datamodels.train import UserError
-from datamodels.train.store import ReadableStore as Store
-
-_TILE_VALUES = 2**23
-"""Weights of one tile or band: 64 MiB as float64."""
+from datamodels.train.store import ReadableStore
 
 
-@dataclass(frozen=True)
 class Weights:
-    """Weights float32 [N, T] and bias float32 [T] of a split: mask @ weight + bias is the predicted margin."""
+    """Weights [N, T] and bias [T] of a split's datamodels: mask @ weight + bias is the predicted margin."""
 
-    datamodels: Datamodels
-    progress: Progress
+    piece_values = 2**23
+    """Weights in memory at a time: 64 MiB as float64."""
 
-    @classmethod
-    def of(cls, store: Store, split: str, progress: Progress) -> "Weights":
-        """Those fitted under --out or else in the store's root; tells where they are not up to date.
+    def __init__(self, store: ReadableStore, split: str, progress: Progress) -> None:
+        """Opens the datamodels under --out or else in the root, with a notice if they are stale.
 
-        Raises UserError where there are none.
+        Raises UserError if there are none.
         """
         path = find(store, split)
-        datamodels, shape = load(path), (store.n_train, target_count(store, split))
-        if datamodels.stored_weight.shape != shape:
-            raise UserError(f"{path} has shape {datamodels.stored_weight.shape}, expected {shape}: [N_train, targets]")
+        self.datamodels, self.progress = load(path), progress
+        self.shape = store.n_train, target_count(store, split)
+        """(N, T)"""
+        found = tuple(self.datamodels.stored_weight.shape)
+        if found != self.shape:
+            raise UserError(f"{path} has shape {found}, expected {self.shape}: [N_train, targets]")
         if not is_fresh(store, path):
             notice(f"{path} was fitted on other rows or with other options than today's: run `datamodels fit`")
-        return cls(datamodels, progress)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(N, T)"""
-        n_train, targets = self.datamodels.stored_weight.shape
-        return n_train, targets
 
     def tiles(self) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.float32]]]:
-        """(first target, weight [N, t], bias [t]) of tile after tile of targets. Raises UserError."""
+        """Yield (first target, weight [N, t], bias [t]) for one range of targets after the other. Raises UserError."""
         n_train, targets = self.shape
-        width = max(1, _TILE_VALUES // n_train)
+        width = max(1, self.piece_values // n_train)
         for start in range(0, targets, width):
             stop = min(start + width, targets)
             weight, bias = self.datamodels.columns(slice(start, stop))
@@ -56,13 +46,13 @@ class Weights:
             self.progress("weights", stop, targets)
 
     def bands(self) -> Iterator[NDArray[np.float32]]:
-        """Weights [n, T] of some training examples after the other. Raises UserError."""
+        """Yield weight [n, T] for one range of training examples after the other. Raises UserError."""
         n_train, targets = self.shape
-        height = max(1, _TILE_VALUES // targets)
+        height = max(1, self.piece_values // targets)
         for start in range(0, n_train, height):
-            examples = slice(start, min(start + height, n_train))
-            yield self._finite(self.datamodels.rows(examples))
-            self.progress("weights", examples.stop, n_train)
+            stop = min(start + height, n_train)
+            yield self._finite(self.datamodels.rows(slice(start, stop)))
+            self.progress("weights", stop, n_train)
 
     def _finite(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
         if not np.isfinite(values).all():

@@ -1,4 +1,4 @@
-"""What a setting takes in files, from its store as it is, or before there is one. Nothing on disk changes."""
+"""The arrays of a setting's store and the bytes of a fit, before there is a store. Nothing on disk changes."""
 
 from collections.abc import Sequence
 
@@ -16,13 +16,14 @@ from datamodels.train.store import (
 )
 
 _PUBLISHED = {"cifar": (50000, 10000, 10), "fmow": (21404, 3138, 62)}
-"""Training examples, test examples and classes of a data set that need not be at hand: FMoW's of the year 2012."""
+"""Training examples, test examples and classes of the published data sets (of FMoW, those of 2012), so that a plan
+does not need the images."""
 
 _PUBLISHED_SCHEMES = ("official", "time_after_2016")
 
 
 def store_as_it_is(setting: Setting, layout: Layout) -> Store | None:
-    """The store, without mending anything, or None where there is none. Raises UserError, WorkError."""
+    """The store, without any repair, or None if there is none. Raises UserError, WorkError."""
     if not layout.manifest.exists():
         refuse_orphans(layout)
         refuse_published(layout)
@@ -33,9 +34,9 @@ def store_as_it_is(setting: Setting, layout: Layout) -> Store | None:
 
 
 def arrays_of(setting: Setting, notices: list[str]) -> Sequence[Array]:
-    """The arrays of a store that is yet to be created. Raises UserError where that cannot be, or sizes are not known.
+    """The arrays that `init` would create. Adds a line to `notices` if their sizes are not those of data found here.
 
-    notices: where the sizes come from is added to it, if it is to be told.
+    Raises UserError if `init` would refuse the setting, or if its data set is missing and of unknown size.
     """
     try:
         dataset = load(setting)

@@ -1,4 +1,4 @@
-"""A plan for people: what `plan` prints without --json."""
+"""A plan as text: what `plan` prints without --json."""
 
 from typing import Any
 
@@ -6,53 +6,41 @@ from datamodels.launch.progress import duration
 
 
 def describe(found: dict[str, Any]) -> str:
-    """A plan as `Plan.to_json` has it."""
+    """A plan, as `plan()` returns it, as lines of text."""
+    rate, fit, law = found["seconds_per_row"], found["fit"], found["expected"]
     lines = [("rows", f"{found['missing']:,} of {found['rows']:,} missing")]
     lines += [(name, f"{size} bytes") for name, size in found["bytes"].items()]
-    lines += [("store", f"{found['total_bytes']} bytes ({_amount(found['total_bytes'])})")]
-    lines += [*_training(found), ("fit", _fit(found["fit"])), ("LDS", _lds(found))]
-    return "\n".join([*(f"{name:14} {value}" for name, value in lines), *_budget(found)])
-
-
-def _training(found: dict[str, Any]) -> list[tuple[str, str]]:
-    rate = found["seconds_per_row"]
+    lines.append(("store", f"{found['total_bytes']} bytes ({_amount(found['total_bytes'])})"))
     if rate is None:
-        tables = f", `--device NAME` takes a table's: {', '.join(found['tables_of'])}" if found["tables_of"] else ""
-        return [("seconds a row", f"not known here: `--probe 2` measures it{tables}")]
-    lines = [
-        ("seconds a row", f"{rate['seconds']:.3g} {_of(rate)} on {rate['device']}"),
-        ("measured by", rate["basis"]),
-        (
-            f"{found['hours_of']}-hours",
-            f"{found['hours']:,.3g} for the missing rows, {found['hours_in_all']:,.3g} in all",
-        ),
-    ]
-    lines += [("money", f"{found['money']:,.2f} for the missing rows")] if found["money"] is not None else []
-    return lines + ([("energy", f"{found['kwh']:,.3g} kWh for the missing rows")] if found["kwh"] is not None else [])
+        lines.append(("seconds a row", "not measured: `--probe 2` measures them"))
+    else:
+        at_a_time = f"with {rate['streams']} groups at a time" if rate["streams"] > 1 else "with one group at a time"
+        hours = f"{found['hours']:,.3g} for the missing rows, {found['hours_in_all']:,.3g} in all"
+        lines += [
+            (
+                "seconds a row",
+                f"{rate['seconds']:.3g} {at_a_time if rate['on_gpu'] else 'of one worker'} on {rate['device']}",
+            ),
+            ("measured by", rate["basis"]),
+            (f"{found['hours_of']}-hours", hours),
+        ]
+    if found["money"] is not None:
+        lines.append(("money", f"{found['money']:,.2f} for the missing rows"))
 
+    weights, sums, matrix = (_amount(fit[key]) for key in ("bytes", "statistics_bytes", "matrix_bytes"))
+    text = f"{weights} of disk for datamodels of the test examples, {sums} for sums"
+    text += f"; {matrix} of memory for a matrix and up to 2 GB beside it"
+    text += f"; `eval --curve` takes {_amount(fit['curve_bytes'])} of disk meanwhile" if fit["curve_bytes"] else ""
+    text += f"; the last one took {duration(fit['seconds'])}" if fit["seconds"] is not None else ""
+    lines.append(("fit", text))
 
-def _of(rate: dict[str, Any]) -> str:
-    if not rate["on_gpu"]:
-        return "of one worker"
-    return f"with {rate['streams']} groups at once" if rate["streams"] > 1 else "one group at a time"
-
-
-def _fit(fit: dict[str, Any]) -> str:
-    took = f"; the last one took {duration(fit['seconds'])}" if fit["seconds"] is not None else ""
-    matrix, kept, sums = (_amount(fit[key]) for key in ("matrix_bytes", "bytes", "statistics_bytes"))
-    curve = f"; `eval --curve` takes {_amount(fit['curve_bytes'])} of disk meanwhile" if fit["curve_bytes"] else ""
-    return (
-        f"{kept} of disk for datamodels of the test examples, {sums} for sums; {matrix} of memory for a "
-        f"matrix and up to 2 GB beside it{curve}{took}"
-    )
-
-
-def _lds(found: dict[str, Any]) -> str:
-    law = found["expected"]
     if law is None:
-        return "not known: `datamodels eval CONFIG --curve` tells it once some rows are done"
-    age = "" if law["current"] else ", of fewer rows or other options"
-    return f"{law['lds']:.3f} to be expected, by the curve up to {law['measured_to']:,} models{age}"
+        lines.append(("LDS", "not known: run `datamodels eval CONFIG --curve` once some rows are done"))
+    else:
+        age = "" if law["current"] else ", of fewer rows or other options"
+        text = f"{law['lds']:.3f} to be expected, by the curve up to {law['measured_to']:,} models{age}"
+        lines.append(("LDS", text))
+    return "\n".join([*(f"{name:14} {value}" for name, value in lines), *_budget(found)])
 
 
 def _budget(found: dict[str, Any]) -> list[str]:
@@ -66,10 +54,10 @@ def _budget(found: dict[str, Any]) -> list[str]:
         rate, law = one["seconds_per_row"], one["expected"]
         seconds, models = (f"{rate['seconds']:.3g}", f"{one['models']:,}") if rate else ("-", "-")
         lds = f"{law['lds']:.3f}" if law else "-"
-        why = rate["basis"] if rate else "not measured: `--probe 2` does"
-        lines.append(f"{one['alpha']:>6g} {seconds:>8} {models:>10} {lds:>6}  {why}")
-    lines.append("Fits, evaluation and the report come on top, and their time is not in it.")
-    return [*lines, "LDS as far as `eval --curve` has been run at that alpha; each is for masks of its own alpha."]
+        basis = rate["basis"] if rate else "not measured: `--probe 2` measures it"
+        lines.append(f"{one['alpha']:>6g} {seconds:>8} {models:>10} {lds:>6}  {basis}")
+    lines.append("The budget pays for training alone: fits, evaluation and the report are not in it.")
+    return [*lines, "LDS is known where `eval --curve` has run at that alpha; each is for masks of its own alpha."]
 
 
 def _amount(size: int) -> str:

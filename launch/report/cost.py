@@ -5,9 +5,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from datamodels.launch.plan import maker
 from datamodels.launch.progress import duration
-from datamodels.launch.status import begun
+from datamodels.launch.status import begun, device_of
 from datamodels.launch.text import counted
 from datamodels.train.store import ReadableStore, Store
 
@@ -85,7 +84,7 @@ def work_of(store: ReadableStore) -> Work | None:
         return None
     done, states = store.completed(), store.states
     seconds, times, journals = states.seconds[done].astype(np.float64), states.time[done], states.journal[done]
-    on_gpu = np.array([maker(reader.provenance)[1] for reader in states.readers])[journals]
+    on_gpu = np.array([device_of(reader.provenance)[1] for reader in states.readers])[journals]
     return Work(
         gpu=float(seconds[on_gpu].sum()),
         cpu=float(seconds[~on_gpu].sum()),

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.train.errors import UserError
 from datamodels.train.data.images import LazyImages, Split
+from datamodels.train.errors import UserError
 
 JPEG_QUALITY = 90
 """FFCV's default, which `beton-jpeg` is written with."""

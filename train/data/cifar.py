@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from datamodels.train.config import Data
-from datamodels.train.errors import UserError
 from datamodels.train.data.images import Split
+from datamodels.train.errors import UserError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FOLDER = "cifar-10-batches-py"

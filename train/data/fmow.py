@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datamodels.train.config import Data
-from datamodels.train.errors import UserError
 from datamodels.train.data.images import LazyImages, Split
+from datamodels.train.errors import UserError
 
 if TYPE_CHECKING:  # wilds is slow to import
     from fmow import Examples

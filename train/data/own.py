@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.train.config import Data
-from datamodels.train.errors import UserError
 from datamodels.train.data.images import Images, Split, chunks, nbytes
+from datamodels.train.errors import UserError
 from datamodels.train.npy_file import mapped
 from datamodels.train.user_code import function_of, telling
 

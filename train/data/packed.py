@@ -22,9 +22,18 @@ from typing import Any
 import numpy as np
 
 from datamodels.train.data import beton
-from datamodels.train.errors import UserError, WorkError
 from datamodels.train.data.images import Images, Split, cores, nbytes
-from datamodels.train.npy_file import HEADER_BYTES, file_bytes, header, mapped, reserve, sync_folder, write_all, write_file
+from datamodels.train.errors import UserError, WorkError
+from datamodels.train.npy_file import (
+    HEADER_BYTES,
+    file_bytes,
+    header,
+    mapped,
+    reserve,
+    sync_folder,
+    write_all,
+    write_file,
+)
 
 FORMAT = "datamodels-pack-1"
 SUFFIXES = {"npy": ".npy", "beton-raw": ".raw.beton", "beton-jpeg": ".jpeg.beton"}

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodels.train.data import beton, cifar, fmow as fmow_tree, own
 from datamodels.train.config import Data, Setting
-from datamodels.train.errors import UserError
+from datamodels.train.data import beton, cifar, own
+from datamodels.train.data import fmow as fmow_tree
 from datamodels.train.data.images import Split
 from datamodels.train.data.packed import SUFFIXES, Pack, Progress
+from datamodels.train.errors import UserError
 
 __all__ = ["Dataset", "Split", "fetch", "load", "pack"]
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import DIGITS, PROJECT, TINY, Outcome, in_process, tiny
-from datamodels.train.data import own
 from datamodels.train.config import Data, Setting, identity
+from datamodels.train.data import own
 from datamodels.train.data.sources import load
 from datamodels.train.errors import UserError
+from tests.conftest import DIGITS, PROJECT, TINY, Outcome, in_process, tiny
 
 
 def write(folder: Path, channels: int = 1, **changes: np.ndarray | None) -> Path:
@@ -247,7 +247,17 @@ def test_data_from_a_python_file_survive_kills_and_workers(
     assert [called(name, root).code for root in (calm, killed) for name in ("init",)] == [0, 0]
     trained = called("train", calm)
     assert (trained.code, trained.out) == (0, "")
-    command = [sys.executable, "-m", "datamodels.launch.cli", "train", DIGITS, *options, "--workers=2", "--root", killed]
+    command = [
+        sys.executable,
+        "-m",
+        "datamodels.launch.cli",
+        "train",
+        DIGITS,
+        *options,
+        "--workers=2",
+        "--root",
+        killed,
+    ]
     process = subprocess.Popen([*map(str, command)], cwd=PROJECT, stderr=subprocess.DEVNULL)
     flags = killed / "fashion" / "data" / "_completed_50pct.npy"
     while not np.load(flags).any():

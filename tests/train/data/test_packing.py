@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import PROJECT
-from datamodels.train.data import beton, cifar
 from datamodels.train.config import Data, Setting
-from datamodels.train.data.sources import load, pack
-from datamodels.train.errors import UserError, WorkError
+from datamodels.train.data import beton, cifar
 from datamodels.train.data.images import LazyImages, Split
 from datamodels.train.data.packed import BLOCK, Pack
+from datamodels.train.data.sources import load, pack
+from datamodels.train.errors import UserError, WorkError
+from tests.conftest import PROJECT
 
 COUNT = 3 * BLOCK + 10
 

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from datamodels.launch.cli import main
-from tests.conftest import PROJECT
-from datamodels.train.data import images
 from datamodels.train.config import Data, Setting, identity
+from datamodels.train.data import images
+from datamodels.train.data.images import LazyImages, Split
 from datamodels.train.data.sources import load
 from datamodels.train.errors import UserError
-from datamodels.train.data.images import LazyImages, Split
+from tests.conftest import PROJECT
 
 
 @pytest.fixture(scope="module")
