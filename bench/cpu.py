@@ -115,9 +115,7 @@ def command(options: argparse.Namespace, results: Results) -> None:
 def datamodels(*arguments: str) -> Reading:
     """Wall and CPU seconds of a command, with all processes that it starts."""
     began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(
-        [sys.executable, "-m", "datamodels.launch.cli", *arguments], check=True, capture_output=True, cwd=PROJECT
-    )
+    subprocess.run([sys.executable, "-m", "datamodels", *arguments], check=True, capture_output=True, cwd=PROJECT)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.perf_counter() - began, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 

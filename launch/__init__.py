@@ -4,13 +4,6 @@
 `worker` train rows on this machine, `slurm` has jobs do it.
 """
 
-from typing import NoReturn
+from datamodels.launch.cli import main, script
 
-__all__ = ["script"]
-
-
-def script() -> NoReturn:
-    """Run the command that this process was started for, and end the process with its exit code."""
-    from datamodels.launch.cli import script as run  # here, so that `python -m datamodels.launch.cli` loads it once
-
-    run()
+__all__ = ["main", "script"]

@@ -5,60 +5,50 @@ What takes long to import is imported once signals are handled.
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
-from datamodels.launch.stop import EXIT_INTERRUPTED, STOPPED, code_of, handle, handling, leave, raise_interrupt
-from datamodels.train import Interrupted, UserError, WorkError
+from datamodels.launch.stop import EXIT_INTERRUPTED, STOPPED, code_of, install, installed, leave, raise_interrupt
 
 
 def script() -> NoReturn:
-    """A process for one command; no signal ends it otherwise than a command may end, not even once all is done."""
-    handle(leave)
+    """A process for one command. A signal leads to a code and a line of our own even in its last moments."""
+    install(leave)
     sys.exit(main())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns its exit code."""
+    """Run one command; returns its exit code, with every error told in one line."""
     # Threads that spin while they wait halve the speed of a machine that others use too; torch reads this on import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.umask(os.umask(0o077) | 0o002)  # whatever the user's umask, nothing is writable by everyone
-    try:
-        with handling(leave):
-            from datamodels.launch.parser import run
+    with installed(leave):
+        from datamodels.launch.parser import run
+        from datamodels.train import Interrupted, UserError, WorkError
 
-            with handling(raise_interrupt):
-                return _told(lambda: run(list(sys.argv[1:] if arguments is None else arguments)))
-    except KeyboardInterrupt as error:
-        print(STOPPED, file=sys.stderr)
-        return code_of(error)
-
-
-def _told(command: Callable[[], int]) -> int:
-    """The exit code of a command, with an error told in one line."""
-    try:
-        code = command()
-        sys.stdout.flush()
-        return code
-    except UserError as error:
-        return _fail(error, 2)
-    except WorkError as error:
-        return _fail(error, 1)
-    except Interrupted as error:
-        return error.args[0] if error.args else EXIT_INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
-    except (RuntimeError, MemoryError) as error:  # what torch raises, such as for a GPU that has no memory left
-        return _fail(str(error) or type(error).__name__, 1)
+        try:
+            with installed(raise_interrupt):
+                code = run(list(sys.argv[1:] if arguments is None else arguments))
+                sys.stdout.flush()
+                return code
+        except UserError as error:
+            return _fail(error, 2)
+        except WorkError as error:
+            return _fail(error, 1)
+        except Interrupted as error:
+            return error.args[0] if error.args else EXIT_INTERRUPTED
+        except KeyboardInterrupt as error:
+            print(STOPPED, file=sys.stderr)
+            return code_of(error)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except OSError as error:
+            return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
+        except (RuntimeError, MemoryError) as error:  # what torch raises, such as for a GPU that has no memory left
+            return _fail(str(error) or type(error).__name__, 1)
 
 
 def _fail(error: object, code: int) -> int:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return code
-
-
-if __name__ == "__main__":
-    script()

@@ -1,13 +1,26 @@
-"""Progress on standard error: a bar on a terminal, a line now and then otherwise."""
+"""What is told to people: notices, and progress on standard error, as a bar on a terminal or a line now and then."""
 
 import sys
 import time
-from types import TracebackType
 
 
 def notice(text: str) -> None:
-    """One line for people; standard output is kept for results."""
+    """Print one line for people on standard error; standard output is kept for results."""
     print(text, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `42 s`, `3 min 20 s`, `5 h 12 min`, `3 d 4 h`."""
+    total = round(seconds)
+    for size, unit, smaller_size, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if total >= size:
+            return f"{total // size} {unit} {total % size // smaller_size} {smaller}"
+    return f"{total} s"
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 target`, `2,000 targets`."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
 class Progress:
@@ -23,6 +36,12 @@ class Progress:
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, desc=what, unit="", smoothing=0.1, dynamic_ncols=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def __call__(self, count: int) -> None:
         self.done += count
@@ -45,14 +64,6 @@ class Progress:
         shown = f"{rate:,.0f} a second" if rate >= 100 else f"{rate * 3600:,.0f} an hour"
         notice(f"{self.what}: {self.done} of {self.total}, {shown}{left}")
 
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
@@ -60,26 +71,22 @@ class Progress:
             self._tell()
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people: `42 s`, `3 min 20 s`, `5 h 12 min`, `3 d 4 h`."""
-    total = round(seconds)
-    for size, unit, smaller_size, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if total >= size:
-            return f"{total // size} {unit} {total % size // smaller_size} {smaller}"
-    return f"{total} s"
-
-
 class Stages:
     """Progress of work that reports (stage, done, total); one Progress a stage."""
 
     def __init__(self) -> None:
-        self._stage: str | None = None
         self._progress: Progress | None = None
 
+    def __enter__(self) -> "Stages":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage != self._stage or self._progress is None:
+        if self._progress is None or self._progress.what != stage:
             self.close()
-            self._stage, self._progress = stage, Progress(stage, total)
+            self._progress = Progress(stage, total)
         self._progress.expect(total)
         self._progress(done - self._progress.done)
 
@@ -87,11 +94,3 @@ class Stages:
         if self._progress is not None:
             self._progress.close()
             self._progress = None
-
-    def __enter__(self) -> "Stages":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -12,8 +12,8 @@ from datamodels.train.store import Layout, ReadableStore, Store, open_own, open_
 class Request:
     setting: Setting
     root: Path
-    config: Path
     options: dict[str, Any]
+    """The options that are no keys of a config, by name: `--retry-failed` is `retry_failed`."""
     explicit_models: bool
     """Whether --models was given on the command line."""
 
@@ -22,20 +22,21 @@ class Request:
         return Layout(self.root, self.setting.dataset, self.setting.pct)
 
     def store(self) -> ReadableStore:
+        """The store, or the published files, for reading. Raises UserError."""
         store = open_store(self.layout, self.setting, self.explicit_models)
         if out := self.options.get("out"):
             store.derive_below(out)
         return store
 
     def own_store(self) -> Store:
+        """The store, for training. Raises UserError where there is none, or published files alone."""
         return open_own(self.layout, self.setting)
 
     def span(self, key: str, stop: int) -> tuple[int, int] | None:
-        """The option `A:B` as numbers within [0, stop). Raises UserError."""
-        text = self.options.get(key)
-        if text is None:
+        """The option `A:B` as numbers within [0, stop), or None where it is not given. Raises UserError."""
+        if self.options.get(key) is None:
             return None
-        text = str(text)
+        text = str(self.options[key])
         first, colon, last = text.partition(":")
         numbers = text.isascii() and first.isdecimal() and last.isdecimal()
         if not (colon and numbers and int(first) < int(last) <= stop):

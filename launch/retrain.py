@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from datamodels.train.data import load
 from datamodels.train.store import Store, check_data
@@ -28,28 +27,19 @@ def retrain(store: Store, count: int, leave_out: set[int]) -> dict[str, Any]:
     trainer = Trainer(store.setting, dataset, device, store.eras)
     here = environment(store.setting.recipe, device)
     outcome: dict[str, Any] = {"equal": [], "different": [], "close": [], "min_correlation": MIN_CORRELATION}
-    for row in _choose(store, count, leave_out):
-        results = {result.row: result for result in trainer(row // store.group)}
-        again = results[row]
-        same = isinstance(again, RowResult)
-        if isinstance(again, RowResult):
-            made = store.states.readers[store.states.journal[row]].provenance
-            if all(made.get(key) == value for key, value in here.items()):
-                kind = "equal"
-                same = all(store.read(n, row, row + 1)[0].tobytes() == again.arrays[n].tobytes() for n in store.arrays)
-            else:
-                kind = "close"
-                same = _close(store, row, again.arrays["train_masks"], again.arrays["test_margins"])
+    done = [row for row in np.flatnonzero(store.completed()).tolist() if row not in leave_out]
+    for row in sorted(np.random.default_rng().choice(done, min(count, len(done)), replace=False).tolist()):
+        again = {result.row: result for result in trainer(row // store.group)}[row]
+        made = store.states.readers[store.states.journal[row]].provenance
+        kind = "equal" if all(made.get(key) == value for key, value in here.items()) else "close"
+        if not isinstance(again, RowResult):
+            same = False
+        elif kind == "equal":
+            same = all(store.read(n, row, row + 1)[0].tobytes() == again.arrays[n].tobytes() for n in store.arrays)
+        else:
+            stored, new = store.read("test_margins", row, row + 1)[0], again.arrays["test_margins"]
+            correlation = np.corrcoef(stored.astype(np.float64), new.astype(np.float64))[0, 1]
+            equal_masks = np.array_equal(store.read("train_masks", row, row + 1)[0], again.arrays["train_masks"])
+            same = equal_masks and correlation >= MIN_CORRELATION
         outcome[kind if same else "different"].append(row)
     return outcome
-
-
-def _choose(store: Store, count: int, leave_out: set[int]) -> list[int]:
-    done = [row for row in np.flatnonzero(store.completed()).tolist() if row not in leave_out]
-    return sorted(np.random.default_rng().choice(done, min(count, len(done)), replace=False).tolist())
-
-
-def _close(store: Store, row: int, mask: NDArray[np.bool_], margins: NDArray[np.float16]) -> bool:
-    recorded = store.read("test_margins", row, row + 1)[0].astype(np.float64)
-    equal_masks = np.array_equal(store.read("train_masks", row, row + 1)[0], mask)
-    return bool(equal_masks and np.corrcoef(recorded, margins.astype(np.float64))[0, 1] >= MIN_CORRELATION)

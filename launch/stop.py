@@ -1,4 +1,4 @@
-"""Signals that ask a process to stop, and the exit codes they lead to."""
+"""Signals that ask a process to stop, and the exit codes that they lead to."""
 
 import contextlib
 import os
@@ -7,58 +7,58 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import NoReturn
 
 EXIT_INTERRUPTED = 75
 EXIT_CTRL_C = 130
 
 LEAVE_SECONDS = 9.0
-"""Seconds after a signal at which a process ends, whatever it is at. Nothing that is committed depends on its end."""
+"""Seconds after a signal at which a process ends, whatever it does. What is committed does not depend on its end."""
 
 STOPPED = "stopped: the same command goes on"
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-Receiver = Callable[[int, FrameType | None], None]
-Handler = Callable[[int, FrameType | None], object] | int | None
+Handler = Callable[[int, FrameType | None], object]
 
 
-def handle(receive: Receiver) -> dict[signal.Signals, Handler]:
-    """Have `receive` told of signals; returns what was there before."""
-    return {number: signal.signal(number, receive) for number in _SIGNALS}
+def install(handler: Handler) -> dict[signal.Signals, Handler | int | None]:
+    """Let `handler` handle the signals; returns the former handlers."""
+    return {number: signal.signal(number, handler) for number in _SIGNALS}
 
 
 @contextlib.contextmanager
-def handling(receive: Receiver) -> Iterator[None]:
-    """Have `receive` told of signals, and put back at the end what was there; only the main thread can do so."""
+def installed(handler: Handler) -> Iterator[None]:
+    """Let `handler` handle the signals, and restore the former handlers at the end; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = handle(receive)
+    before = install(handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for number, former in before.items():
+            signal.signal(number, signal.SIG_DFL if former is None else former)
 
 
 def raise_interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    """A receiver for work that may end anywhere: KeyboardInterrupt carries the signal past every `except Exception`."""
+    """A handler for work that may end anywhere: KeyboardInterrupt carries the signal past every `except Exception`."""
     raise KeyboardInterrupt(number)
 
 
 def leave(number: int, frame: FrameType | None) -> NoReturn:
-    """A receiver for the time of imports, during which an exception can get lost."""
+    """A handler for the time of imports, during which an exception can get lost."""
     _end(exit_code(number))
 
 
 def exit_code(number: int | None) -> int:
+    """The exit code of a process that a signal has stopped."""
     return EXIT_CTRL_C if number == signal.SIGINT else EXIT_INTERRUPTED
 
 
 def code_of(error: KeyboardInterrupt) -> int:
-    """The exit code for an interrupt of `raise_interrupt`'s, or of Python's own."""
+    """The exit code for an interrupt of `raise_interrupt`, or for Python's own, which carries no signal."""
     return exit_code(error.args[0] if error.args else signal.SIGINT)
 
 
@@ -71,29 +71,28 @@ def _end(code: int) -> NoReturn:
 class Stop:
     """Called between training steps: whether to stop. While it is entered, signals are noted and interrupt nothing.
 
-    A second Ctrl-C stops at once, with KeyboardInterrupt. With `parent`, stops also once that process is no longer the
-    parent, so that no worker outlives its launcher.
+    A second Ctrl-C raises KeyboardInterrupt at once. A process that has not left `leave_after` seconds after a signal
+    is ended. With `parent`, training also stops once that process is no longer the parent, so that no worker outlives
+    its launcher.
     """
 
-    def __init__(self, parent: int | None = None) -> None:
+    def __init__(self, parent: int | None = None, leave_after: float = LEAVE_SECONDS) -> None:
         self.signal: int | None = None
-        self.parent = parent
+        self.parent, self.leave_after = parent, leave_after
         self._since = 0.0
         self._over = threading.Event()
-        self._handling = handling(self._receive)
+        self._installed = installed(self._note)
 
     def __enter__(self) -> "Stop":
         threading.Thread(target=self._watch, daemon=True).start()
-        self._handling.__enter__()
+        self._installed.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._handling.__exit__(None, None, None)
+    def __exit__(self, *exception: object) -> None:
+        self._installed.__exit__(None, None, None)
         self._over.set()
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         # No lock here: the thread that is interrupted may hold it.
         if number == signal.SIGINT and self.signal == signal.SIGINT:
             raise KeyboardInterrupt(number)
@@ -101,8 +100,8 @@ class Stop:
         self.signal = number
 
     def _watch(self) -> None:
-        while not self._over.wait(0.5):
-            if self.seconds > LEAVE_SECONDS:
+        while not self._over.wait(min(0.5, self.leave_after)):
+            if self.seconds > self.leave_after:
                 sys.stderr.flush()
                 _end(self.exit_code)
 

@@ -1,6 +1,5 @@
-"""Words of what is printed."""
+"""`counted` under its former name, until every caller imports it from `progress`."""
 
+from datamodels.launch.progress import counted
 
-def counted(number: int, thing: str) -> str:
-    """`1 target`, `2,000 targets`."""
-    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+__all__ = ["counted"]

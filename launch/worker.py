@@ -1,17 +1,17 @@
-"""One worker: trains missing rows of a store on one device. The launcher's own process, or one of several."""
+"""One worker: trains missing rows of a store on one device, in the launcher's own process or in one of several."""
 
-import contextlib
 import json
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodels.launch.stop import Stop, code_of, handling, raise_interrupt
-from datamodels.train import Interrupted, Setting, UserError, WorkError, from_dict
+from datamodels.launch.stop import Stop, code_of, installed, raise_interrupt
+from datamodels.train import Interrupted, UserError, WorkError, from_dict
 from datamodels.train.data import load
 from datamodels.train.store import Layout, check_data, open_own
 
@@ -25,56 +25,39 @@ class Task:
     rows: tuple[int, int]
     device: str
     """`cpu`, or `cuda:0`, `cuda:1`, ..."""
-    streams: int = 1
+    concurrent_groups: int = 1
     """Groups of rows that a GPU has in training at a time."""
-
-    @property
-    def setting(self) -> Setting:
-        return from_dict(self.config)
-
-    @property
-    def layout(self) -> Layout:
-        return Layout(Path(self.root), self.setting.dataset, self.setting.pct)
 
 
 def work(task: Task, stop: Stop, finished: Callable[[int], None] = lambda rows: None) -> None:
-    """Train the task's missing rows; `finished` hears how many at a time.
+    """Train the task's missing rows; calls `finished` with how many are done, some at a time.
 
     `stop` is entered for the training alone: what comes before it may end anywhere. Raises Interrupted, UserError,
     WorkError.
     """
-    with _told(task.device):
+    setting = from_dict(task.config)
+    try:
         import torch
 
         from datamodels.train.store import Writer
         from datamodels.train.trainer import Trainer, environment, train_rows
 
-        store = open_own(task.layout, task.setting)
+        store = open_own(Layout(Path(task.root), setting.dataset, setting.pct), setting)
         dataset = load(store.setting)
         check_data(store.manifest, dataset)
         device = torch.device(task.device)
-        trainer = Trainer(store.setting, dataset, device, store.eras, task.streams)
-        where = {**whereabouts(), "on": task.device, "streams": len(trainer.engines)}
-        writer = Writer(store, {**environment(store.setting.recipe, device), **where})
-        try:
-            with stop:
-                train_rows(store, writer, trainer, range(*task.rows), stop, lambda results: finished(len(results)))
-        finally:
-            writer.close()
-
-
-@contextlib.contextmanager
-def _told(device: str) -> Iterator[None]:
-    """Turn what torch raises, such as for a network that cannot take the images, into a WorkError of one line."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
+        trainer = Trainer(store.setting, dataset, device, store.eras, task.concurrent_groups)
+        made_by = {**environment(store.setting.recipe, device), **whereabouts()}
+        made_by |= {"on": task.device, "concurrent_groups": len(trainer.engines)}
+        with closing(Writer(store, made_by)) as writer, stop:
+            train_rows(store, writer, trainer, range(*task.rows), stop, lambda results: finished(len(results)))
+    except (RuntimeError, MemoryError) as error:  # what torch raises, as for a network that cannot take the images
         first = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise WorkError(f"training on {device} failed: {first}") from error
+        raise WorkError(f"training on {task.device} failed: {first}") from error
 
 
 def whereabouts() -> dict[str, Any]:
-    """Who writes a journal, for `status` and for people."""
+    """Host, process and SLURM job that write a journal, for `status` and for people."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -89,7 +72,7 @@ def main() -> int:
     content = json.loads(sys.argv[1])
     stop = Stop(parent=content.pop("parent"))
     try:
-        with handling(raise_interrupt):
+        with installed(raise_interrupt):
             work(Task(**content), stop)
     except Interrupted:
         return stop.exit_code

@@ -85,7 +85,7 @@ class Outcome:
 
 def run_command(*arguments: object, **options: Any) -> Outcome:
     """Run the command in a process of its own, as a user would."""
-    command = [sys.executable, "-m", "datamodels.launch.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "datamodels", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, timeout=600, **options)
     return Outcome(done.returncode, done.stdout, done.stderr)
 

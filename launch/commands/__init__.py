@@ -1,1 +1,122 @@
-"""What each command does. Heavy packages are imported by the command that needs them."""
+"""Every command of `datamodels`: its function, its help and its options.
+
+To add a command, write `def name(request: Request) -> int` in a file of this folder (it returns the exit code), and
+give it an entry in COMMANDS. To add an option to a command, add it to that entry: the value of `--retrain` is
+`request.options["retrain"]`. Heavy packages are imported inside the functions that need them, so that `--help` and
+`status` stay quick.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datamodels.launch.commands import datamodels, plan, run, store, submit, train
+from datamodels.launch.request import Request
+
+__all__ = ["COMMANDS", "Command"]
+
+Option = tuple[str, dict[str, Any]]
+
+
+def option(name: str, help: str, **details: Any) -> Option:
+    """An option as argparse takes it: `details` are type, metavar, choices, default, action."""
+    return name, {"help": help, **details}
+
+
+@dataclass(frozen=True)
+class Command:
+    run: Callable[[Request], int]
+    help: str
+    options: Sequence[Option] = ()
+    cluster: bool = False
+    """Whether it also takes --slurm FILE and --slurm.KEY VALUE."""
+
+
+ROWS = option("--rows", "only rows A to B-1", metavar="A:B")
+DEVICES = option("--devices", "GPUs to use; default all that are visible", metavar="0,1")
+WORKERS = option(
+    "--workers",
+    "groups of rows in training at once on each GPU, default 1; or processes on a CPU, default cores/threads",
+    type=int,
+)
+RETRY = option("--retry-failed", "also retry rows that failed for good", action="store_true")
+SPLIT = option("--split", "which examples are the targets", choices=["test", "train"], default="test")
+OUT = option("--out", "folder for datamodels and report, where the root is read-only", metavar="DIR")
+JSON = option("--json", "print the result as JSON", action="store_true")
+PRICE = option("--price", "price of a GPU for an hour (of a CPU core where no GPU trains)", type=float)
+
+EVAL = [
+    option("--weights", "evaluate these weights (.pt of ours, or .npy scores)", metavar="FILE"),
+    option("--weight_units", "default what the file says, else mask", choices=["mask", "standardised"]),
+    option("--curve", "LDS and MSE by number of models, and how many models are enough", action="store_true"),
+    option("--per_target", "with --json: also lists with one value per target", action="store_true"),
+]
+
+EXPORT = [
+    option("--to", "library or format to write for", choices=["trak", "dattri", "quanda", "sparse", "parquet"]),
+    option("--split", "which examples are the targets; default test", choices=["test", "train"]),
+    option("--rows", "trak, dattri, quanda: these rows; default the evaluation rows", metavar="A:B"),
+    option("--margin", "trak, dattri: margins as stored (default), or TRAK's, from logits", choices=["store", "trak"]),
+    option("--checkpoints", "quanda: these rows, with their networks trained again", metavar="A:B"),
+    option("--threshold", "sparse: leave out weights of at most this size; default 0", type=float),
+    option("--k", "parquet: training examples of each sign for a target; default 50", type=int),
+    option("--out", "folder for the export, where the root is read-only", metavar="DIR"),
+]
+
+PLAN = [
+    option(
+        "--probe",
+        "train K groups of rows (on a GPU, K for each worker) in a temporary store, to measure their seconds",
+        type=int,
+        metavar="K",
+    ),
+    option(
+        "--workers",
+        "groups of rows in training at a time on a GPU, default 1; counts rows that were trained so, if any",
+        type=int,
+        metavar="W",
+    ),
+    option("--budget", "print what so many hours buy at each alpha", type=float, metavar="HOURS"),
+    option("--money", "the same for so much money, at --price", type=float),
+]
+
+SUBMIT = [
+    option("--dry-run", "print scripts, bytes and GPU-hours, submit nothing", action="store_true"),
+    RETRY,
+    option("--cancel", "cancel what is queued for the setting instead", action="store_true"),
+    option("--gate", argparse.SUPPRESS, metavar="PLAN"),  # what a gate's script calls
+]
+
+COMMANDS = {
+    "init": Command(store.init, "create the store of a setting"),
+    "train": Command(train.train, "train the rows that are missing", [ROWS, DEVICES, WORKERS, RETRY]),
+    "status": Command(
+        store.status,
+        "say how many rows are done, missing and failed",
+        [JSON, option("--watch", "show it every few seconds until all is done", action="store_true")],
+    ),
+    "verify": Command(
+        store.verify,
+        "check every completed row against its checksums",
+        [JSON, option("--retrain", "also train K random done rows again", type=int, metavar="K", default=0)],
+    ),
+    "repair": Command(
+        store.repair,
+        "make rows that verify finds bad missing again",
+        [option("--rows", "also make rows A to B-1 missing, whether they look bad or not", metavar="A:B")],
+    ),
+    "grow": Command(store.grow, "lengthen a setting to --models rows"),
+    "fit": Command(
+        datamodels.fit,
+        "fit the datamodels",
+        [SPLIT, OUT, option("--targets", "only targets A to B-1, as a piece of the whole", metavar="A:B")],
+    ),
+    "eval": Command(datamodels.evaluate, "evaluate datamodels on the evaluation rows", [SPLIT, OUT, JSON, *EVAL]),
+    "report": Command(datamodels.report, "write an HTML page with plots and images", [SPLIT, OUT, PRICE]),
+    "export": Command(datamodels.export, "write files for other libraries: docs/export.md", EXPORT),
+    "run": Command(run.run, "init, train, fit, eval and report in one go", [DEVICES, WORKERS, RETRY]),
+    "submit": Command(submit.submit, "run a setting on SLURM, as arrays of tasks", [SPLIT, *SUBMIT], cluster=True),
+    "plan": Command(plan.plan, "tell what a setting takes: bytes, hours, money", [JSON, *PLAN, PRICE]),
+    "data": Command(store.data, "fetch or check the data set, and say where it lies"),
+}

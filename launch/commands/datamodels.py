@@ -3,12 +3,10 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 from datamodels.launch.progress import Stages, notice
 from datamodels.launch.request import Request
 from datamodels.train import UserError
-from datamodels.train.data import Dataset
 from datamodels.train.store import ReadableStore
 
 
@@ -20,6 +18,7 @@ def fit(request: Request) -> int:
 
 
 def fit_split(store: ReadableStore, split: str, targets: tuple[int, int] | None) -> Path:
+    """Fit a split, or only some of its targets; returns the path of the datamodels."""
     from datamodels.lasso import fit as fit_datamodels
 
     with Stages() as progress:
@@ -33,18 +32,20 @@ def evaluate(request: Request) -> int:
     from datamodels.lasso.evaluation import evaluate as judge
     from datamodels.launch.quality import aligned, everything
 
-    if request.options["curve"]:
+    options = request.options
+    if options["curve"]:
         return _curve(request)
-    weights, units = request.options["weights"], request.options["weight_units"]
     with Stages() as progress:
-        split = request.options["split"]
-        result = judge(request.store(), weights, split=split, weight_units=units, progress=progress)
-    for text in result.notices:
+        found = judge(
+            request.store(),
+            options["weights"],
+            split=options["split"],
+            weight_units=options["weight_units"],
+            progress=progress,
+        )
+    for text in found.notices:
         notice(text)
-    if request.options["json"]:
-        print(json.dumps(result.to_json(request.options["per_target"])))
-    else:
-        print(aligned(everything(result)))
+    print(json.dumps(found.to_json(options["per_target"])) if options["json"] else aligned(everything(found)))
     return 0
 
 
@@ -76,35 +77,28 @@ def report(request: Request) -> int:
     if price is not None and not 0 < price < math.inf:
         raise UserError(f"--price is {price}, expected a finite number above 0")
     refuse_unfitted(store, split)
-    dataset = _dataset_of(store)
+    try:
+        dataset = store.dataset()
+    except UserError as error:  # it is not here, or not what the store's columns stand for
+        notice(f"no images in the report: {error}")
+        dataset = None
     with Stages() as progress:
         path = write_report(store, split, dataset, progress=progress, price=price)
     print(path)
     return 0
 
 
-def _dataset_of(store: ReadableStore) -> Dataset | None:
-    """The data set that a store's columns stand for, or None (with a notice) where it is not at hand or another one."""
-    try:
-        return store.dataset()
-    except UserError as error:
-        notice(f"no images in the report: {error}")
-        return None
-
-
 def export(request: Request) -> int:
     from datamodels.launch.export import TARGETS, write_export
 
-    if request.options["to"] is None:
+    options = request.options
+    if options["to"] is None:
         raise UserError(f"--to is missing: expected one of {', '.join(TARGETS)}")
-    store, given = request.store(), _given(request, "split", "margin", "threshold", "k")
+    store = request.store()
+    given = {key: options[key] for key in ("split", "margin", "threshold", "k") if options[key] is not None}
     for key in ("rows", "checkpoints"):
         if span := request.span(key, store.rows):
             given[key] = span
     with Stages() as progress:
-        print(write_export(store, request.options["to"], given, progress))
+        print(write_export(store, options["to"], given, progress))
     return 0
-
-
-def _given(request: Request, *keys: str) -> dict[str, Any]:
-    return {key: request.options[key] for key in keys if request.options[key] is not None}

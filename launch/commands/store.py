@@ -3,41 +3,38 @@
 import json
 import sys
 import time
+from contextlib import closing
 from typing import Any
 
-from datamodels.launch.progress import Progress, Stages, notice
+from datamodels.launch.progress import Progress, Stages, counted, notice
 from datamodels.launch.request import Request
-from datamodels.launch.text import counted
-from datamodels.train import Setting, UserError
+from datamodels.train import UserError
 from datamodels.train.data import Dataset, fetch, load, pack
 from datamodels.train.store import Store
 
 
 def init(request: Request) -> int:
-    existed = request.layout.manifest.exists()
+    existed = " (it was there already)" if request.layout.manifest.exists() else ""
     store = create(request, load(request.setting))
     size = sum(array.bytes for array in store.arrays.values())
-    print(
-        f"{request.layout.data}: {store.rows} rows, {size / 1e9:.3g} GB{' (it was there already)' if existed else ''}"
-    )
+    print(f"{request.layout.data}: {store.rows} rows, {size / 1e9:.3g} GB{existed}")
     return 0
 
 
 def create(request: Request, dataset: Dataset) -> Store:
+    """The store of a setting, which may be there already. Raises UserError.
+
+    A new one is refused where the recipe cannot train on the data set's images.
+    """
     from datamodels.train.store import create_store
 
     if not request.layout.manifest.exists():
-        _refuse_recipe(request.setting, dataset)
+        from datamodels.train import batch_size
+        from datamodels.train.trainer import check
+
+        setting, images = request.setting, dataset.train.images
+        check(setting.recipe, images.shape[1:], len(dataset.classes), batch_size(setting, len(images)))
     return create_store(request.layout, request.setting, dataset, notice)
-
-
-def _refuse_recipe(setting: Setting, dataset: Dataset) -> None:
-    """Raises UserError where the recipe cannot train on the data set's images."""
-    from datamodels.train import batch_size
-    from datamodels.train.trainer import check
-
-    images = dataset.train.images
-    check(setting.recipe, images.shape[1:], len(dataset.classes), batch_size(setting, len(images)))
 
 
 def data(request: Request) -> int:
@@ -63,26 +60,21 @@ def grow(request: Request) -> int:
 
 
 def status(request: Request) -> int:
-    from datamodels.launch.slurm.status import describe as describe_queue
-    from datamodels.launch.slurm.status import queue
+    from datamodels.launch.slurm import describe_jobs, job_summary
     from datamodels.launch.status import describe, summary
 
-    store = request.store()
-    clear = "\x1b[H\x1b[2J" if request.options.get("watch") and sys.stdout.isatty() else ""
+    store, watch = request.store(), request.options["watch"]
+    clear = "\x1b[H\x1b[2J" if watch and sys.stdout.isatty() else ""
     while True:
-        found = summary(store) | (queue(store) if isinstance(store, Store) else {})
-        text = "\n".join([describe(found), *describe_queue(found)])
-        print(clear + (json.dumps(found) if request.options.get("json") else text), flush=True)
-        if not request.options.get("watch") or not _goes_on(found):
+        found = summary(store) | (job_summary(store) if isinstance(store, Store) else {})
+        text = json.dumps(found) if request.options["json"] else "\n".join([describe(found), *describe_jobs(found)])
+        print(clear + text, flush=True)
+        goes_on = found["missing"] or found.get("queue") or found.get("gate")
+        if not (watch and goes_on):
             return 0
         time.sleep(5)
         if isinstance(store, Store):
             store.refresh()
-
-
-def _goes_on(found: dict[str, Any]) -> bool:
-    """Whether rows are missing, or jobs queued that come after them."""
-    return bool(found["missing"] or found.get("queue") or found.get("gate"))
 
 
 def verify(request: Request) -> int:
@@ -100,28 +92,23 @@ def verify(request: Request) -> int:
     if request.options["retrain"]:
         from datamodels.launch.retrain import retrain
 
-        outcome = retrain(store, request.options["retrain"], set(finding.bad))
-        result["retrained"] = outcome
-        result["bad"] = sorted({*finding.bad, *outcome["different"]})
+        again = result["retrained"] = retrain(store, request.options["retrain"], set(finding.bad))
+        result["bad"] = sorted({*finding.bad, *again["different"]})
+
     if request.options["json"]:
         print(json.dumps(result))
     else:
-        _tell(finding.reasons, result)
+        for row in result["bad"]:
+            print(f"row {row}: {finding.reasons.get(row, 'trained again, it comes out different')}")
+        for text in result["damaged_files"]:
+            print(text)
+        if request.options["retrain"]:
+            print(
+                f"{counted(len(again['equal']), 'row')} trained again byte-equal, {len(again['different'])} different; "
+                f"{counted(len(again['close']), 'row')} of another environment within tolerance"
+            )
+        print(f"{counted(result['checked'], 'row')} checked, {len(result['bad'])} bad")
     return 1 if result["bad"] or result["damaged_files"] else 0
-
-
-def _tell(reasons: dict[int, str], result: dict[str, Any]) -> None:
-    for row in result["bad"]:
-        print(f"row {row}: {reasons.get(row, 'trained again, it comes out different')}")
-    for text in result["damaged_files"]:
-        print(text)
-    if "retrained" in result:
-        again = result["retrained"]
-        print(
-            f"{counted(len(again['equal']), 'row')} trained again byte-equal, {len(again['different'])} different; "
-            f"{counted(len(again['close']), 'row')} of another environment within tolerance"
-        )
-    print(f"{counted(result['checked'], 'row')} checked, {len(result['bad'])} bad")
 
 
 def repair(request: Request) -> int:
@@ -132,15 +119,12 @@ def repair(request: Request) -> int:
 
     store = request.own_store()
     span = request.span("rows", store.rows)
-    writer = Writer(store, whereabouts())
-    try:
+    with closing(Writer(store, whereabouts())) as writer:
         with Progress("rows checked", store.rows) as progress:
             finding = check(store, progress)
         if span:
             finding.reasons |= {row: "named by --rows" for row in range(*span) if store.completed()[row]}
         for text in mend(store, writer, finding):
             print(text)
-    finally:
-        writer.close()
     print(f"{counted(len(finding.bad), 'row')} missing again, for `datamodels train` to redo")
     return 0

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.launch.progress import Progress
-from datamodels.launch.status import device_of, done_by
+from datamodels.launch.progress import Progress, counted
+from datamodels.launch.status import concurrent_groups, device_of, done_by
 from datamodels.launch.stop import Stop
-from datamodels.launch.text import counted
 from datamodels.launch.worker import Task, work
 from datamodels.train import Setting, WorkError
 from datamodels.train.data import Dataset
@@ -48,13 +47,13 @@ def main_device(store: Store) -> Device:
 
 def rate_of(store: Store, device: Device, workers: int) -> Rate | None:
     """The mean over rows of the device, if any, that trained `workers` groups at a time if there are such rows."""
-    rows = done_by(store, lambda made: (device_of(made), int(made.get("streams", 1))))
+    rows = done_by(store, lambda made: (device_of(made), int(concurrent_groups(made))))
     by_streams = {streams: count for (made_on, streams), count in rows.items() if made_on == device}
     if not by_streams:
         return None
     streams = workers if workers in by_streams else max(by_streams, key=by_streams.__getitem__)
     made = [reader.provenance for reader in store.states.readers]
-    journals = [at for at, one in enumerate(made) if device_of(one) == device and one.get("streams", 1) == streams]
+    journals = [at for at, one in enumerate(made) if device_of(one) == device and concurrent_groups(one) == streams]
     seconds, basis = _mean(store, np.flatnonzero(store.completed() & np.isin(store.states.journal, journals)))
     basis += f", in {store.layout.data}"
     if device[1] and streams != workers:

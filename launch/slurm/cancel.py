@@ -5,17 +5,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from datamodels.launch.slurm import queue as slurm_queue
+from datamodels.launch.slurm.client import Busy, Job, jobs, scancel
 from datamodels.launch.slurm.plan import folder_of
-from datamodels.launch.slurm.queue import Busy, Job
-from datamodels.launch.slurm.script import GATE
 from datamodels.train import UserError
 from datamodels.train.store import Layout
 
 CANCEL_SECONDS = 60.0
-"""How long jobs are cancelled that turn up."""
-
-PAUSE_SECONDS = 0.3
+"""How long new jobs are cancelled as they turn up."""
 
 
 def cancel(layout: Layout) -> int:
@@ -32,25 +28,17 @@ def cancel_jobs(folder: Path, wanted: Callable[[Job], bool]) -> list[str]:
     """
     cancelled: dict[str, None] = {}
     deadline = time.monotonic() + CANCEL_SECONDS
-    while jobs := [job for job in slurm_queue.jobs(folder) if wanted(job) and _could_act(job)]:
+    # A task that is ending does nothing of its own any more; a gate that is ending may still submit.
+    while left := [job for job in jobs(folder) if wanted(job) and (job.is_gate or job.state != "COMPLETING")]:
         if time.monotonic() > deadline:
-            raise Busy(f"jobs {', '.join(sorted({job.array for job in jobs}))} are still queued: try again later")
-        jobs.sort(key=lambda job: job.script.name != GATE)
-        if numbers := list(dict.fromkeys(job.array for job in jobs if job.state != "COMPLETING")):
-            _cancel(numbers)
+            raise Busy(f"jobs {', '.join(sorted({job.array for job in left}))} are still queued: try again later")
+        left.sort(key=lambda job: not job.is_gate)
+        if numbers := list(dict.fromkeys(job.array for job in left if job.state != "COMPLETING")):
+            try:
+                scancel(numbers)
+            except UserError as error:
+                if not re.search("already complet|invalid job id", str(error), re.IGNORECASE):
+                    raise
             cancelled |= dict.fromkeys(numbers)
-        time.sleep(PAUSE_SECONDS)
+        time.sleep(0.3)
     return list(cancelled)
-
-
-def _cancel(numbers: list[str]) -> None:
-    try:
-        slurm_queue.cancel(numbers)
-    except UserError as error:
-        if not re.search("already complet|invalid job id", str(error), re.IGNORECASE):
-            raise
-
-
-def _could_act(job: Job) -> bool:
-    """Whether a job still does something of its own; a task that is ending does not."""
-    return job.state != "COMPLETING" or job.script.name == GATE

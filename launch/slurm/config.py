@@ -18,30 +18,23 @@ def _require_line(key: str, text: str | None) -> None:
     _require(not text or text.isprintable(), key, text, "one line of printable characters")
 
 
-_TIME = re.compile(r"(?:(?P<d>\d+)-)?(?P<a>\d+)(?::(?P<b>\d\d))?(?::(?P<c>\d\d))?")
-
-
 def seconds_of(time: str) -> int | None:
     """SLURM's `minutes`, `M:SS`, `H:MM:SS`, `D-H`, `D-H:MM` or `D-H:MM:SS` in seconds, None for anything else."""
-    match = _TIME.fullmatch(time)
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d\d))?(?::(\d\d))?", time)
     if not match:
         return None
-    first, *others = (int(match[name]) for name in "abc" if match[name])
-    if match["d"]:
-        hours, minutes, seconds = [first, *others, 0, 0][:3]
-        return 86400 * int(match["d"]) + 3600 * hours + 60 * minutes + seconds
-    if len(others) == 2:
-        return 3600 * first + 60 * others[0] + others[1]
-    return 60 * first + sum(others)
+    days, *numbers = (None if text is None else int(text) for text in match.groups())
+    given = [number for number in numbers if number is not None]
+    begins_with_minutes = days is None and len(given) < 3
+    hours, minutes, seconds = ([0, *given, 0] if begins_with_minutes else [*given, 0, 0])[:3]
+    return 86400 * (days or 0) + 3600 * hours + 60 * minutes + seconds
 
 
 def _check_job(prefix: str, job: "Slurm | After") -> None:
     _require(job.cpus >= 1, f"{prefix}cpus", job.cpus, "at least 1")
     _require(bool(seconds_of(job.time)), f"{prefix}time", job.time, "a time limit of SLURM's, such as '4:00:00'")
-    memory = job.memory
-    _require(
-        memory is None or bool(re.fullmatch(r"\d+[KMGT]?", memory)), f"{prefix}memory", memory, "a size such as 8G"
-    )
+    is_size = job.memory is None or bool(re.fullmatch(r"\d+[KMGT]?", job.memory))
+    _require(is_size, f"{prefix}memory", job.memory, "a size such as 8G")
     _require_line(f"{prefix}partition", job.partition)
     for line in job.extra:
         _require_line(f"{prefix}extra", line)
@@ -52,7 +45,7 @@ def _check_job(prefix: str, job: "Slurm | After") -> None:
 
 @dataclass
 class After:
-    """The jobs that do not train: gates, fit, eval and report."""
+    """The jobs that do not train: gates, fit, eval and report. They use CPUs alone."""
 
     partition: str | None = None
     """Partition; null for the one of the training."""
@@ -62,23 +55,14 @@ class After:
     """CPUs of each."""
     memory: str | None = None
     """Memory of each; null leaves it to the cluster."""
-    gpus: int | None = None
-    """GPUs of fit, eval and report, which need none; for clusters whose partitions demand one. A gate gets none."""
     extra: list[str] = field(default_factory=list)
     """More options of sbatch for each."""
     targets: int = 2560
-    """Targets that one element of the fit's array fits, best a multiple of 512, as sums are kept for 512 targets at a
-    time. Each element reads all masks."""
+    """Targets that one element of the fit's array fits. Each element reads all masks."""
 
     def __post_init__(self) -> None:
         _check_job("after.", self)
         _require(self.targets >= 1, "after.targets", self.targets, "at least 1")
-        _require(self.gpus is None or self.gpus >= 0, "after.gpus", self.gpus, "at least 0, or null")
-
-    @property
-    def gpus_for_fit(self) -> int:
-        """GPUs that an element of the fit asks for."""
-        return self.gpus or 0
 
 
 @dataclass
@@ -101,7 +85,7 @@ class Slurm:
     """Groups of rows in training at once on a GPU; null for 1. Without GPUs, cpus / recipe.threads processes train one
     each."""
     minutes: float = 30.0
-    """Duration that a task's rows are chosen for, where the rate is known."""
+    """Minutes of work that a task gets rows for, where the rate is known."""
     rows_per_hour: float | None = None
     """Rows that one task trains in an hour; null takes it from the rows that are done."""
     rows: int | None = None
@@ -151,10 +135,13 @@ class Slurm:
 
 
 def slurm_from(content: Mapping[str, Any]) -> Slurm:
-    """The settings that a parser, or `dataclasses.asdict`, made these values of. Raises UserError."""
+    """The Slurm that a parser, or `dataclasses.asdict`, made these values of. Raises UserError."""
     _require(isinstance(content["after"], dict), "after", content["after"], "keys and values")
     refuse_null(Slurm, content, "slurm.")
     refuse_null(After, content["after"], "slurm.after.")
-    values = {key: value for key, value in content.items() if key in {field.name for field in fields(Slurm)}}
-    after = {key: value for key, value in content["after"].items() if key in {field.name for field in fields(After)}}
-    return Slurm(**{**values, "after": After(**after)})
+    return Slurm(**{**_known(Slurm, content), "after": After(**_known(After, content["after"]))})
+
+
+def _known(kind: type[Slurm | After], content: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the keys that a parser adds of its own."""
+    return {field.name: content[field.name] for field in fields(kind) if field.name in content}

@@ -10,105 +10,88 @@ import numpy as np
 
 from datamodels.launch.plan import arrays_of, store_as_it_is
 from datamodels.launch.progress import duration, notice
-from datamodels.launch.slurm import queue as slurm_queue
+from datamodels.launch.slurm import client
 from datamodels.launch.slurm.config import Slurm, seconds_of
 from datamodels.launch.slurm.plan import Plan, Range, folder_of, next_folder, pieces
+from datamodels.launch.slurm.queue import Queue
 from datamodels.launch.slurm.script import files, portable, require_path
-from datamodels.launch.slurm.work import Queue, Rows, rows_of
+from datamodels.launch.slurm.work import Rows
 from datamodels.train import Setting, UserError
-from datamodels.train.store import Layout, Store
+from datamodels.train.store import Layout
 
 
 def dry_run(setting: Setting, layout: Layout, cluster: Slurm, split: str, retry_failed: bool) -> int:
     """Print the scripts of every stage and what the training takes. Raises UserError."""
     require_path(layout)
     store, notices = store_as_it_is(setting, layout), list[str]()
-    rows = rows_of(store, retry_failed) if store else _new_rows(setting, notices)
-    queued = _queued(layout, store, split, notices)
-    tasks = rows.tasks(cluster, queued)
-    n_train, targets = (_shapes(rows)[name][1] for name in ("train_masks", "test_margins"))
-    targets = targets if split == "test" else n_train
-    fit_gpus = cluster.after.gpus_for_fit
-    stages = {"train": tasks, "fit": pieces(targets, cluster.after.targets), "eval": [(0, targets)]}
-    limit = slurm_queue.limits().array
-    path = next_folder(folder_of(layout))
-    shown = dict[str, str]()
-    content = portable(rows.setting), dataclasses.asdict(cluster)
-    for stage, wanted in stages.items():
-        if wanted:
-            plan = Plan(
-                store.manifest.id if store else "ID", stage, split, 0, 0, tuple(wanted), limit, *content, fit_gpus
-            )
-            shown |= {name: text for name, text in files(plan, path, layout).items() if name.endswith(".sh")}
-    for line in notices:
-        notice(line)
-    for name, text in shown.items():
-        print(f"----- {name}\n{text}")
-    print(_summary(rows, tasks, queued, cluster, split))
-    return 0
-
-
-def _new_rows(setting: Setting, notices: list[str]) -> Rows:
-    """The rows of a store that is yet to be created. Raises UserError."""
-    arrays = arrays_of(setting, notices)
-    return Rows(setting, setting.rows, setting.recipe.group, arrays, np.arange(setting.rows), None)
-
-
-def _shapes(rows: Rows) -> dict[str, tuple[int, ...]]:
-    return {array.name: array.shape for array in rows.arrays}
-
-
-def _queued(layout: Layout, store: Store | None, split: str, notices: list[str]) -> list[Range]:
+    if store:
+        rows = Rows.of(store, retry_failed)
+    else:
+        arrays = arrays_of(setting, notices)
+        rows = Rows(setting, setting.rows, setting.recipe.group, arrays, np.arange(setting.rows), None)
+    store_id = store.manifest.id if store else None
+    queued: list[Range] = []
     try:
-        return Queue(slurm_queue.jobs(folder_of(layout)), store.manifest.id if store else None, split).tasks("train")
+        queued = Queue(client.jobs(folder_of(layout)), store_id, split).tasks("train")
     except UserError as error:
         notices.append(f"what is queued is not known: {error}")
-        return []
+    tasks = rows.tasks(cluster, queued)
+    shapes = {array.name: array.shape for array in rows.arrays}
+    n_train, n_test = shapes["train_masks"][1], shapes["test_margins"][1]
+    targets = n_test if split == "test" else n_train
 
+    path, limit = next_folder(folder_of(layout)), client.array_limit()
+    content = portable(rows.setting), dataclasses.asdict(cluster)
+    scripts: dict[str, str] = {}
+    for stage, wanted in {
+        "train": tasks,
+        "fit": pieces(targets, cluster.after.targets),
+        "eval": [(0, targets)],
+    }.items():
+        if wanted:
+            plan = Plan(store_id or "ID", stage, split, 0, 0, tuple(wanted), limit, *content)
+            scripts |= {name: text for name, text in files(plan, path, layout).items() if name.endswith(".sh")}
 
-def _summary(rows: Rows, tasks: Sequence[Range], queued: Sequence[Range], cluster: Slurm, split: str) -> str:
     size = sum(array.bytes for array in rows.arrays)
+    most = max((stop - start for start, stop in tasks), default=0)
+    span = f" of up to {most} rows, from {_range(tasks[0])} to {_range(tasks[-1])}" if tasks else ""
     lines = [
         ("rows", f"{len(rows.missing)} of {rows.rows} missing"),
         ("queued", f"{len(queued)} tasks"),
-        ("tasks", _tasks(tasks)),
+        ("tasks", f"{len(tasks)}{span}"),
         ("disk", f"{size} bytes ({size / 1e9:.3g} GB)"),
-        ("fit-disk", _fit_disk(rows, split)),
+        ("fit-disk", _fit_disk(rows.setting.models, n_train, targets)),
+        *_costs(rows, tasks, cluster),
     ]
-    return "\n".join(f"{name:10} {value}" for name, value in [*lines, *_costs(rows, tasks, cluster)])
+    for text in notices:
+        notice(text)
+    for name, text in scripts.items():
+        print(f"----- {name}\n{text}")
+    print("\n".join(f"{name:10} {value}" for name, value in lines))
+    return 0
 
 
-def _fit_disk(rows: Rows, split: str) -> str:
-    """What fitting a split writes beside the store: sums and datamodels, and what is removed at its end."""
+def _range(task: Range) -> str:
+    return f"{task[0]}:{task[1]}"
+
+
+def _fit_disk(models: int, n_train: int, targets: int) -> str:
+    """What fitting a split writes beside the store: what is kept, and what is removed at its end."""
     from datamodels.lasso import fit_bytes
     from datamodels.lasso.gram import disk_bytes
 
-    shapes = _shapes(rows)
-    n_train = shapes["train_masks"][1]
-    targets = shapes["test_margins"][1] if split == "test" else n_train
     weights = fit_bytes(n_train, targets)  # twice while pieces are joined
-    kept = disk_bytes(rows.setting.models, n_train, targets) + weights
+    kept = disk_bytes(models, n_train, targets) + weights
     return f"{kept} bytes ({kept / 1e9:.3g} GB), and meanwhile {weights} more ({weights / 1e9:.3g} GB)"
-
-
-def _tasks(tasks: Sequence[Range]) -> str:
-    if not tasks:
-        return "0"
-    first, last = (f"{start}:{stop}" for start, stop in (tasks[0], tasks[-1]))
-    return f"{len(tasks)} of up to {max(stop - start for start, stop in tasks)} rows, from {first} to {last}"
-
-
-def _rows_in(tasks: Sequence[Range], rows: Rows) -> int:
-    """The missing rows of tasks; those of queued tasks are paid for already."""
-    edges = np.searchsorted(rows.missing, np.array(tasks, np.int64).reshape(-1, 2))
-    return int((edges[:, 1] - edges[:, 0]).sum())
 
 
 def _costs(rows: Rows, tasks: Sequence[Range], cluster: Slurm) -> list[tuple[str, str]]:
     """Rate, GPU-hours (CPU-hours too where no GPU is asked for), time and money of the training."""
     rate, limit = rows.rate(cluster), (seconds_of(cluster.time) or 0) / 3600
     if rate:
-        hours = _rows_in(tasks, rows) / rate
+        # The missing rows of these tasks; those of queued tasks are paid for already.
+        edges = np.searchsorted(rows.missing, np.array(tasks, np.int64).reshape(-1, 2))
+        hours = int((edges[:, 1] - edges[:, 0]).sum()) / rate
         source = "stated" if cluster.rows_per_hour else "measured"
         lines, about = [("rate", f"{rate:,.0f} rows an hour a task ({source})")], "about"
     else:

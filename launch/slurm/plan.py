@@ -1,7 +1,7 @@
-"""Which rows or targets the tasks of an array get, frozen in a folder of its own: ROOT/{dataset}/_slurm_{pct}pct/.
+"""Plans: which rows or targets each task of an array gets, kept in ROOT/{dataset}/_slurm_{pct}pct/plan_NNNN/.
 
-A plan is one array (or several, where one would be too long) of one stage. Its folder `plan_NNNN` holds plan.json, the
-resolved setting and cluster file, the scripts, the job ids and the logs; nothing but the last two is ever changed.
+A plan is one array (or several, where one would be too long) of one stage. Its folder holds plan.json, the resolved
+setting and cluster file, the scripts, the job ids and the logs; nothing but the last two is ever changed.
 """
 
 import dataclasses
@@ -23,12 +23,15 @@ from numpy.typing import NDArray
 from datamodels.train import UserError, WorkError
 from datamodels.train.store import Layout
 
-FORMAT = "datamodels-plan-2"
+FORMAT = "datamodels-plan-3"
+
+GATE = "gate.sh"
+"""The script of a gate: the job that asks the store what is left once an array has ended, and submits that."""
+
 PAGE_BYTES = 4096
+
 _LAST = "_last"
 """File with the number of the plan that was made last."""
-DEFAULT_ROWS = 256
-"""Rows of a task where nothing says how long they take."""
 
 Range = tuple[int, int]
 
@@ -59,6 +62,7 @@ def ranges(missing: NDArray[np.int64], queued: Sequence[Range], unit: int, wante
     units, counts = np.unique(missing[~covered[missing]] // unit, return_counts=True)
     if not len(units):
         return []
+    # How many queued ranges begin before each unit: a new range begins where that number grows.
     fence = np.searchsorted(np.sort([start for start, _ in queued]), units * unit, "right")
     before = np.cumsum(counts) - counts
     task = (before - before[np.searchsorted(fence, fence)]) // max(unit, wanted // unit * unit)
@@ -92,8 +96,6 @@ class Plan:
     """Elements of the longest array that may be submitted."""
     setting: dict[str, Any]
     cluster: dict[str, Any]
-    fit_gpus: int = 0
-    """GPUs that an element of the fit asks for."""
 
     @cached_property
     def chunks(self) -> list[tuple[Range, ...]]:
@@ -101,7 +103,12 @@ class Plan:
         return [self.tasks[start:stop] for start, stop in pieces(len(self.tasks), self.array)]
 
     def script(self, chunk: int) -> str:
+        """The name of an array's script."""
         return f"{self.stage}_{chunk}.sh"
+
+    def list_file(self, chunk: int) -> str:
+        """The name of the file with the rows or targets of each element of an array, one line each."""
+        return f"{self.stage}_{chunk}.{'rows' if self.stage == 'train' else 'targets'}"
 
     def task(self, script: str, element: int | None) -> Range | None:
         """The task of one element of the array that a script was submitted as."""
@@ -126,7 +133,7 @@ def next_folder(folder: Path) -> Path:
     return folder / f"plan_{max(numbers) + 1:04}"
 
 
-def freeze(plan: Plan, path: Path, files: Mapping[str, str]) -> None:
+def write_plan(plan: Plan, path: Path, files: Mapping[str, str]) -> None:
     """Write a plan and its files to the new folder `path`, completely or not at all. Raises UserError."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     values = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
@@ -142,7 +149,7 @@ def freeze(plan: Plan, path: Path, files: Mapping[str, str]) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
-def read(path: Path) -> Plan:
+def read_plan(path: Path) -> Plan:
     """The plan in a folder. Raises UserError where it is none of this version, WorkError where it is damaged."""
     file = path / "plan.json"
     try:

@@ -1,16 +1,14 @@
 """What SLURM says of a setting: jobs by state, and how far each running task is."""
 
+import functools
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from datamodels.launch.slurm import queue as slurm_queue
-from datamodels.launch.slurm.plan import Plan, folder_of, numbered, read
-from datamodels.launch.slurm.queue import Job
-from datamodels.launch.slurm.script import GATE
+from datamodels.launch.slurm import client
+from datamodels.launch.slurm.client import Job
+from datamodels.launch.slurm.plan import folder_of, numbered, read_plan
 from datamodels.train import UserError, WorkError
 from datamodels.train.store import Store
 
@@ -20,55 +18,47 @@ PATIENCE = 10.0
 _ENDED = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL")
 
 
-def queue(store: Store) -> dict[str, Any]:
+_read_plan = functools.lru_cache(read_plan)  # plans never change
+
+
+def job_summary(store: Store) -> dict[str, Any]:
     """Keys of `status --json` for a setting that has been submitted; none for any other.
 
     `queue`: jobs by state, null where SLURM does not answer; `gate`: state of the newest gate; `running`: tasks at
-    work, with their rows or targets and how many of their rows are done; `stuck`: jobs that wait for anything but their
-    turn (held, not to be started by a node, over a limit of the partition or the account), and why.
+    work, with their rows or targets and how many of their rows are done; `stuck`: why jobs do not start that wait for
+    anything but their turn (held, not to be started by a node, over a limit of the partition or the account), by name,
+    with one entry for elements of an array that share a reason.
     """
     folder = folder_of(store.layout)
     if not numbered(folder):
         return {}
     try:
-        jobs = slurm_queue.jobs(folder, ended=True, patience=PATIENCE)
+        jobs = [job for job in client.jobs(folder, ended=True, patience=PATIENCE) if job.state not in _ENDED]
     except UserError as error:
         return {"queue": None, "queue_error": str(error)}
-    current = [job for job in jobs if job.state not in _ENDED]
-    gates = [job.state for job in current if job.script.name == GATE]
-    tasks = [job for job in current if job.script.name != GATE]
-    running = [job for job in tasks if job.state == "RUNNING"]
-    plans = {folder: _plan(folder) for folder in {job.script.parent for job in running}}
+    gates = [job.state for job in jobs if job.is_gate]
+    tasks = [job for job in jobs if not job.is_gate]
+    stuck: dict[tuple[str, str], list[str]] = {}
+    for job in jobs:
+        if job.stuck:
+            stuck.setdefault((job.array, f"{job.node} {job.reason}".strip()), []).append(job.name)
     return {
         "queue": dict(Counter(job.state for job in tasks)),
         "gate": gates[-1] if gates else None,
-        "running": [_task(store, plans[job.script.parent], job) for job in running],
-        "stuck": _stuck(current),
+        "running": [_task(store, job) for job in tasks if job.state == "RUNNING"],
+        "stuck": {
+            names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else ""): reason
+            for (_, reason), names in stuck.items()
+        },
     }
 
 
-def _stuck(jobs: Sequence[Job]) -> dict[str, str]:
-    """Why jobs do not start, by name; elements of an array that share a reason are one entry."""
-    found: dict[tuple[str, str], list[Job]] = {}
-    for job in jobs:
-        if job.stuck:
-            found.setdefault((job.array, f"{job.node} {job.reason}".strip()), []).append(job)
-    return {
-        same[0].name + (f" and {len(same) - 1} more" if len(same) > 1 else ""): reason
-        for (_, reason), same in found.items()
-    }
-
-
-def _plan(folder: Path) -> Plan | None:
-    try:
-        return read(folder)
-    except (UserError, WorkError):
-        return None
-
-
-def _task(store: Store, plan: Plan | None, job: Job) -> dict[str, Any]:
+def _task(store: Store, job: Job) -> dict[str, Any]:
     found: dict[str, Any] = {"job": job.name, "node": job.node, "stage": job.script.stem.partition("_")[0]}
-    task = plan.task(job.script.name, job.element) if plan else None
+    try:
+        task = _read_plan(job.plan).task(job.script.name, job.element)
+    except (UserError, WorkError):
+        return found
     if task:
         found["range"] = f"{task[0]}:{task[1]}"
         if found["stage"] == "train":
@@ -77,7 +67,7 @@ def _task(store: Store, plan: Plan | None, job: Job) -> dict[str, Any]:
     return found
 
 
-def describe(found: dict[str, Any], most: int = 20) -> list[str]:
+def describe_jobs(found: dict[str, Any], most: int = 20) -> list[str]:
     """The same for people; at most so many tasks one by one."""
     if "queue" not in found:
         return []

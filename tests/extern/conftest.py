@@ -25,7 +25,7 @@ torchvision()  # quanda imports it, which fails beside a CPU torch without this
 
 def run_command(folder: Path, *arguments: str) -> str:
     """Run the command in its own environment; returns what it prints."""
-    command = [PROJECT / ".venv" / "bin" / "python", "-m", "datamodels.launch.cli", *arguments]
+    command = [PROJECT / ".venv" / "bin" / "python", "-m", "datamodels", *arguments]
     root = ["--root", folder / "runs" / "digits_50pct", *SMALLER]
     done = subprocess.run([*command, *root], capture_output=True, text=True, cwd=PROJECT)
     assert done.returncode == 0, done.stderr

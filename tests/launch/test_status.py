@@ -9,10 +9,11 @@ import pytest
 from datamodels.launch.status import begun, describe
 from tests.conftest import DIGITS, TINY, Outcome, in_process
 from tests.faults.stores import create, result, writing
+from tests.launch.slurm.fake import FakeSlurm
 
 
 @pytest.fixture
-def run_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     def call(command: str, *options: object) -> Outcome:
         done = in_process(capsys, command, DIGITS, "--root", tmp_path, *TINY, *options)
         assert done.code == 0, done.err
@@ -21,14 +22,16 @@ def run_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[
     return call
 
 
-def test_rates_are_told_by_host_and_task(run_command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
-    run_command("init")
+def test_rates_are_told_by_host_and_task(run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    run("init")
+    found = json.loads(run("status", "--json").out)
+    assert (found["rows_per_hour"], found["hosts_per_hour"]) == (None, {})
     for host, task, rows in (("n1", "3", "0:8"), ("n2", "4", "8:32")):
         monkeypatch.setattr("socket.gethostname", lambda host=host: host)
         monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
-        run_command("train", "--workers=1", "--rows", rows)
-    found = json.loads(run_command("status", "--json").out)
+        run("train", "--workers=1", "--rows", rows)
+    found = json.loads(run("status", "--json").out)
     assert (found["hosts"], found["jobs"]) == ({"n1": 8, "n2": 24}, {"7_3": 8, "7_4": 24})
     for rates, names in ((found["hosts_per_hour"], ["n1", "n2"]), (found["jobs_per_hour"], ["7_3", "7_4"])):
         assert [rates[name] / found["rows_per_hour"] for name in names] == pytest.approx([0.25, 0.75], abs=0.01)
@@ -37,31 +40,22 @@ def test_rates_are_told_by_host_and_task(run_command: Callable[..., Outcome], mo
     assert shown.endswith(" an hour")
 
 
-def test_groups_that_shared_a_gpu_were_begun_as_long_ago_as_each_took(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["concurrent_groups", "streams"])  # the second one in older stores
+def test_groups_that_shared_a_gpu_were_begun_as_long_ago_as_each_took(tmp_path: Path, key: str) -> None:
     store = create(tmp_path)
-    with writing(store, streams=3) as writer:
+    with writing(store, **{key: 3}) as writer:
         assert writer.lease(1)
         writer.commit(1, [result(store, 5)])
     store.refresh()
     assert begun(store, store.completed()) == store.states.time[5] - 4 * 3 * store.states.seconds[5]
 
 
-def test_a_store_without_rows_has_no_rates(run_command: Callable[..., Outcome]) -> None:
-    run_command("init")
-    found = json.loads(run_command("status", "--json").out)
-    assert (found["rows_per_hour"], found["hosts_per_hour"]) == (None, {})
-
-
 def test_watching_goes_on_while_jobs_are_queued(
-    run_command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Outcome], slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_command("init")
-    run_command("train", "--workers=1")
-    stuck = {"running": [], "stuck": {}}
-    answers = iter(
-        [{"queue": {"RUNNING": 1}, "gate": None, **stuck}, {"queue": {}, "gate": "PENDING", **stuck}]
-        + [{"queue": {}, "gate": None, **stuck}] * 2
-    )
-    monkeypatch.setattr("datamodels.launch.slurm.status.queue", lambda store: next(answers))
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    assert run_command("status", "--watch").out.count("32 of 32 rows done") == 3
+    run("submit", "--slurm.rows=32")
+    monkeypatch.setattr("time.sleep", lambda seconds: seconds == 5 and slurm.end(slurm.waiting()[0]))
+    run("train", "--workers=1")
+    shown = run("status", "--watch").out
+    assert shown.count("32 of 32 rows done") == 3
+    assert shown.count("gate pending") == 2, "the array ends first, then the gate"

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datamodels.train.kernels.augment import Normalise, views
 
 from datamodels.launch.export import network
 from datamodels.launch.export.checkpoints import row_state
 from datamodels.train.data import load
+from datamodels.train.kernels.augment import Normalise, views
 from datamodels.train.store import open as open_store
 from datamodels.train.trainer import margin
 from datamodels.train.trainer.models import build

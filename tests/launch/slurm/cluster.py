@@ -111,7 +111,7 @@ class Cluster:
         """End `slurmctld`, or the slurmd of a node, and wait until it has ended."""
         pid = self.pid(name)
         os.kill(pid, number)
-        self.wait(lambda: _alive(pid), False)
+        self.wait(lambda: alive(pid), False)
 
     def restart_nodes(self) -> None:
         """Restart every slurmd once no job runs, and take back every node that was drained.
@@ -133,7 +133,7 @@ class Cluster:
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
         return done.stdout
 
-    def wait(self, found: Callable[[], object], expected: object = True, seconds: float = 120.0) -> None:
+    def wait(self, found: Callable[[], object], expected: object = True, seconds: float = 300.0) -> None:
         """Until `found()` is what is expected."""
         deadline = time.monotonic() + seconds
         while (last := found()) != expected:
@@ -181,7 +181,8 @@ def _end(folder: Path) -> None:
         time.sleep(0.1)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process is there and has not ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:

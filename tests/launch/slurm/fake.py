@@ -1,78 +1,111 @@
-"""A stand-in for SLURM's commands within one process: takes jobs, lists and cancels them, and fails when told to."""
+"""A SLURM of four programs for the PATH: they take jobs, list and cancel them, and do what a test tells them to.
 
+Run as a program, this file is one of them: `fake.py FOLDER sbatch OPTIONS SCRIPT`. What they share lies in FOLDER.
+"""
+
+import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import sys
 from pathlib import Path
+from typing import Any
 
-Trouble = Callable[["FakeSlurm"], None]
+PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol")
 
+Step = tuple[str, ...]
+"""("fail", words), ("take", script), or ("end", number)."""
 
-@dataclass
-class Submitted:
-    number: str
-    script: Path
-    options: list[str]
-    state: str = "PENDING"
-    reason: str = "Priority"
-    elements: list[int | None] = field(default_factory=list)
-
-    def lines(self) -> list[str]:
-        rest = f"{self.number}|{self.state}|n1|{self.reason}|{self.script}"
-        return [f"{self.number}|{'N/A' if element is None else element}|{rest}" for element in self.elements]
+TIMED_OUT: Step = ("fail", "Socket timed out on send/recv operation")
+REFUSED: Step = ("fail", "Invalid partition name specified")
 
 
 class FakeSlurm:
-    """Put its `ask` in the place of `slurm_queue._ask`."""
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
-    def __init__(self, config: str = "MaxArraySize = 4\nMaxJobCount = 1000\n") -> None:
-        self.config = config
-        self.jobs: list[Submitted] = []
-        self.troubles: dict[str, list[Trouble | None]] = {}
-        """For each command what it does on its next calls, before it does anything else."""
+    def install(self) -> None:
+        """Write the programs, for a PATH that begins with the folder."""
+        self.folder.mkdir(exist_ok=True)
+        for name in PROGRAMS:
+            call = f'exec "{sys.executable}" -IS "{__file__}" "{self.folder}" {name} "$@"'
+            (self.folder / name).write_text(f"#!/bin/sh\n{call}\n")
+            (self.folder / name).chmod(0o755)
+        self.configure("MaxArraySize = 4\nMaxJobCount = 1000\n")
 
-    def ask(self, command: list[str], patience: float = 0.0) -> str:
-        name, *options = command
-        if self.troubles.get(name) and (trouble := self.troubles[name].pop(0)):
-            trouble(self)
-        if name == "scontrol":
-            return self.config
-        return {"sbatch": self._take, "squeue": self._list, "scancel": self._cancel}[name](options)
+    def configure(self, config: str) -> None:
+        """What `scontrol show config` says."""
+        (self.folder / "config").write_text(config)
 
-    def take(self, script: Path, *options: str) -> str:
-        number = str(len(self.jobs) + 1)
-        array = re.search(r"^#SBATCH --array=0-(\d+)", script.read_text(), re.MULTILINE)
-        elements = list(range(int(array[1]) + 1)) if array else [None]
-        self.jobs.append(Submitted(number, script, list(options), elements=elements))
-        return number
+    def trouble(self, program: str, *calls: list[Step]) -> None:
+        """What a program does on its next calls, before it does anything else; an empty list is no trouble."""
+        (self.folder / f"{program}.trouble").write_text(json.dumps(calls))
 
-    def _take(self, options: list[str]) -> str:
-        return self.take(Path(options[-1]), *options[:-1]) + "\n"
+    def reasons(self, *reasons: str) -> None:
+        """Why the next arrays wait, in turn; `None` lets one run, and `Priority` is usual."""
+        (self.folder / "reasons").write_text(json.dumps(reasons))
 
-    def _list(self, options: list[str]) -> str:
-        known = [job for job in self.jobs if "all" in options or job.state in ("PENDING", "RUNNING", "COMPLETING")]
-        return "".join(f"{line}\n" for job in known for line in job.lines())
+    @property
+    def jobs(self) -> list[dict[str, Any]]:
+        """Every job that was taken: number, script, options, state, reason, elements."""
+        file = self.folder / "jobs"
+        return json.loads(file.read_text()) if file.exists() else []
 
-    def _cancel(self, options: list[str]) -> str:
-        for job in self.jobs:
-            if job.number in options:
-                job.state = "CANCELLED"
-        return ""
+    def change(self, number: str, **values: Any) -> None:
+        jobs = self.jobs
+        jobs[int(number) - 1] |= values
+        (self.folder / "jobs").write_text(json.dumps(jobs))
 
-    def end(self) -> None:
-        """Let all jobs be over."""
-        for job in self.jobs:
-            job.state = "COMPLETED"
+    def end(self, *numbers: str) -> None:
+        """Let jobs be over; all of them by default."""
+        for number in numbers or [job["number"] for job in self.jobs]:
+            self.change(number, state="COMPLETED")
 
     def waiting(self, script: str = "") -> list[str]:
         """Numbers of the jobs that wait, of those with a script of this name."""
-        return [job.number for job in self.jobs if job.state == "PENDING" and job.script.name.startswith(script)]
+        waiting = [job for job in self.jobs if job["state"] == "PENDING"]
+        return [job["number"] for job in waiting if Path(job["script"]).name.startswith(script)]
+
+    def take(self, script: str, options: list[str] | None = None) -> str:
+        """Take a job; an array that nothing keeps from starting has begun its log."""
+        array = re.search(r"^#SBATCH --array=0-(\d+)", Path(script).read_text(), re.MULTILINE)
+        jobs, reason = self.jobs, "Priority"
+        if array and (reasons := self._next("reasons")):
+            reason = str(reasons)
+        elif array:
+            (Path(script).parent / "logs" / "begun").touch()
+        job = {"number": str(len(jobs) + 1), "script": script, "options": options or [], "reason": reason}
+        job |= {"state": "RUNNING" if reason == "None" else "PENDING"}
+        job |= {"elements": list(range(int(array[1]) + 1)) if array else ["N/A"]}
+        (self.folder / "jobs").write_text(json.dumps([*jobs, job]))
+        return str(job["number"])
+
+    def _next(self, name: str) -> Any:
+        file = self.folder / name
+        first, *others = json.loads(file.read_text()) if file.exists() else [None]
+        file.write_text(json.dumps(others or [None]))
+        return first
+
+    def call(self, program: str, options: list[str]) -> str:
+        """What a program prints."""
+        for action, what in self._next(f"{program}.trouble") or []:
+            if action == "fail":
+                sys.exit(f"{program}: error: {what}")
+            (self.take if action == "take" else self.end)(what)
+        if program == "scontrol":
+            return (self.folder / "config").read_text()
+        if program == "sbatch":
+            return self.take(options[-1], options[:-1]) + "\n"
+        if program == "scancel":
+            for number in options:
+                self.change(number, state="CANCELLED")
+            return ""
+        alive = ("PENDING", "RUNNING", "COMPLETING")
+        return "".join(
+            f"{job['number']}|{element}|{job['number']}|{job['state']}|n1|{job['reason']}|{job['script']}\n"
+            for job in self.jobs
+            if "all" in options or job["state"] in alive
+            for element in job["elements"]
+        )
 
 
-def say(error: Exception) -> Trouble:
-    """A command that says so and does nothing."""
-
-    def trouble(slurm: FakeSlurm) -> None:
-        raise error
-
-    return trouble
+if __name__ == "__main__":
+    sys.stdout.write(FakeSlurm(Path(sys.argv[1])).call(sys.argv[2], sys.argv[3:]))

@@ -1,4 +1,4 @@
-"""Planning: ranges, their alignment, frozen plans."""
+"""Planning: ranges, their alignment, written plans."""
 
 import time
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodels.launch.slurm.plan import Plan, alignment, freeze, next_folder, numbered, pieces, ranges, read
+from datamodels.launch.slurm.plan import Plan, alignment, next_folder, numbered, pieces, ranges, read_plan, write_plan
 from datamodels.train.errors import UserError, WorkError
 
 
@@ -86,11 +86,11 @@ def test_an_element_of_a_later_array_has_the_tasks_that_follow() -> None:
     assert plan().task("gate.sh", None) is None
 
 
-def test_a_frozen_plan_is_read_again_and_numbered_and_cannot_be_written(tmp_path: Path) -> None:
+def test_a_written_plan_is_read_again_and_numbered_and_cannot_be_written(tmp_path: Path) -> None:
     path = next_folder(tmp_path)
-    freeze(plan(), path, {"train_0.sh": "#!/bin/bash\n"})
+    write_plan(plan(), path, {"train_0.sh": "#!/bin/bash\n"})
     assert path.name == "plan_0001"
-    assert read(path) == plan()
+    assert read_plan(path) == plan()
     assert next_folder(tmp_path).name == "plan_0002"
     path.rename(tmp_path / "gone")
     assert next_folder(tmp_path).name == "plan_0002"
@@ -101,7 +101,7 @@ def test_a_frozen_plan_is_read_again_and_numbered_and_cannot_be_written(tmp_path
         "train_0.sh": "0o555",
     }
     with pytest.raises(UserError, match="cannot write"):
-        freeze(plan(), path, {})
+        write_plan(plan(), path, {})
 
 
 @pytest.mark.parametrize(
@@ -110,4 +110,4 @@ def test_a_frozen_plan_is_read_again_and_numbered_and_cannot_be_written(tmp_path
 def test_a_plan_of_another_version_or_damaged_is_named(tmp_path: Path, content: str, kind: type[Exception]) -> None:
     (tmp_path / "plan.json").write_text(content)
     with pytest.raises(kind, match=r"plan\.json"):
-        read(tmp_path)
+        read_plan(tmp_path)

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import DIGITS, PROJECT, TINY, Outcome
+from datamodels.launch.cli import main
+from tests.conftest import DIGITS, PROJECT, TINY, Outcome, in_process
 from tests.launch.slurm.cluster import Cluster, running, why_not
 
 MAX_ARRAY = 4
-WORK = [*TINY, "--recipe.epochs=250", "--recipe.width=16"]
-"""32 rows in 4 groups of about a second."""
+WORK = [*TINY, "--recipe.epochs=150", "--recipe.width=16"]
+"""32 rows in 4 groups of more than half a second."""
 ASKED = ["--slurm", str(PROJECT / "configs" / "slurm.yaml"), "--slurm.rows=16", "--slurm.signal=10"]
 """Two training tasks of two groups each."""
 
@@ -33,17 +34,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(autouse=True)
-def calm(cluster: Cluster) -> None:
-    """Nothing of an earlier scenario waits or runs."""
+def calm(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of an earlier scenario waits or runs, and the commands of this process talk to the cluster."""
     cluster.ask("scancel", "--user=root")
     cluster.wait(cluster.processes, [])
-
-
-def command(cluster: Cluster | None, *arguments: object) -> Outcome:
-    program = [sys.executable, "-m", "datamodels.launch.cli", *map(str, arguments)]
-    environment = cluster.environment if cluster else None
-    done = subprocess.run(program, env=environment, cwd=PROJECT, capture_output=True, text=True, timeout=300)
-    return Outcome(done.returncode, done.stdout, done.stderr)
+    for key in ("PATH", "SLURM_CONF"):
+        monkeypatch.setenv(key, cluster.environment[key])
 
 
 def arrays(root: Path, pct: str = "50") -> dict[str, bytes]:
@@ -53,13 +49,16 @@ def arrays(root: Path, pct: str = "50") -> dict[str, bytes]:
 class Case:
     """One setting in a root of its own, on the cluster."""
 
-    def __init__(self, cluster: Cluster, root: Path, *options: str) -> None:
-        self.cluster, self.root, self.options = cluster, root, [*WORK, *options]
+    def __init__(self, cluster: Cluster, capsys: pytest.CaptureFixture[str], root: Path, *options: str) -> None:
+        self.cluster, self.capsys, self.root, self.options = cluster, capsys, root, [*WORK, *options]
         self.pct = "25" if "--alpha=0.25" in options else "50"
         self.folder = root / "digits" / f"_slurm_{self.pct}pct"
 
+    def run(self, command: str, *options: str) -> Outcome:
+        return in_process(self.capsys, command, DIGITS, "--root", self.root, *self.options, *options)
+
     def submit(self, *options: str) -> Outcome:
-        done = command(self.cluster, "submit", DIGITS, "--root", self.root, *self.options, *ASKED, *options)
+        done = self.run("submit", *ASKED, *options)
         assert done.code == 0, done.err
         return done
 
@@ -87,14 +86,9 @@ class Case:
         entries = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         return [entry["time"] for entry in entries if entry["script"] == "gate.sh"]
 
-    def processes(self, program: str = "datamodels.launch.cli") -> list[int]:
-        """Running processes of the setting's tasks: its workers, or the shells of their scripts."""
-        found = []
-        for pid in self.cluster.processes():
-            words = _words(pid)
-            if str(self.root) in words and program in words and "--rows" in words:
-                found.append(pid)
-        return found
+    def processes(self) -> list[int]:
+        """Running workers of the setting's tasks."""
+        return [pid for pid in self.cluster.processes() if {str(self.root), "datamodels", "--rows"} <= {*_words(pid)}]
 
     def logs(self, stage: str = "train") -> str:
         return "".join(path.read_text() for path in sorted(self.folder.glob(f"plan_*/logs/{stage}_*.log")))
@@ -123,8 +117,8 @@ def _parent(pid: int) -> int:
 
 
 def undisturbed(root: Path, *options: str) -> dict[str, bytes]:
-    assert command(None, "init", DIGITS, "--root", root, *WORK, *options).code == 0
-    assert command(None, "train", DIGITS, "--root", root, *WORK, *options, "--workers=2").code == 0
+    for command in (["init"], ["train", "--workers=1"]):
+        assert main([*command, str(DIGITS), "--root", str(root), *WORK, *options]) == 0
     return arrays(root, "25" if "--alpha=0.25" in options else "50")
 
 
@@ -134,8 +128,8 @@ def expected(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> dict
 
 
 @pytest.fixture
-def case(cluster: Cluster, tmp_path: Path, expected: dict[str, bytes]) -> Case:
-    return Case(cluster, tmp_path / "root")
+def case(cluster: Cluster, capsys: pytest.CaptureFixture[str], tmp_path: Path, expected: dict[str, bytes]) -> Case:
+    return Case(cluster, capsys, tmp_path / "root")
 
 
 def stop_until_asked_to_end(case: Case) -> None:
@@ -177,17 +171,17 @@ def _status(pid: int) -> dict[str, str]:
 def test_a_plain_array_and_a_time_limit_shorter_than_the_work(
     case: Case, cluster: Cluster, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
-    limited = Case(cluster, tmp_path / "limited")
-    limited.submit("--slurm.time=1", "--slurm.rows=32", "--slurm.signal=20")
+    limited = Case(cluster, case.capsys, tmp_path / "limited")
+    limited.submit("--slurm.time=1", "--slurm.rows=32")
     with ThreadPoolExecutor(1) as pool:
         told_to_end = pool.submit(stop_until_asked_to_end, limited)
         case.submit("--slurm.after.targets=40")
         again = case.submit()
         assert "nothing new to submit" in again.err
-        found = json.loads(command(cluster, "status", DIGITS, "--root", case.root, *case.options, "--json").out)
+        found = json.loads(case.run("status", "--json").out)
         assert sum(found["queue"].values()) == 2
         assert found["gate"] == "PENDING"
-        cluster.wait(case.jobs, [], seconds=240)
+        cluster.wait(case.jobs, [])
         told_to_end.result()
     assert arrays(case.root) == expected
     assert (case.root / "digits" / "report_test_50pct.html").exists()
@@ -266,24 +260,24 @@ def test_a_slurmd_is_killed_and_its_task_runs_twice(case: Case, expected: dict[s
 
 
 def test_slurmctld_is_killed_two_seconds_after_the_submit(case: Case, expected: dict[str, bytes]) -> None:
-    with ThreadPoolExecutor(1) as pool:
-        submitting = pool.submit(case.submit)
-        case.cluster.wait(lambda: len(case.gate_times()), 1)
-        time.sleep(max(0.0, case.gate_times()[0] + 2 - time.time()))
-        case.cluster.kill("slurmctld")
-        case.cluster.start("slurmctld")
-        case.cluster.wait(lambda: case.cluster.ask("scontrol", "ping").count("UP"), 1)
-        submitting.result()
+    submit = [sys.executable, "-m", "datamodels", "submit", str(DIGITS), "--root", str(case.root), *WORK, *ASKED]
+    submitting = subprocess.Popen(submit, cwd=PROJECT)
+    case.cluster.wait(lambda: len(case.gate_times()), 1)
+    time.sleep(max(0.0, case.gate_times()[0] + 2 - time.time()))
+    case.cluster.kill("slurmctld")
+    case.cluster.start("slurmctld")
+    case.cluster.wait(lambda: case.cluster.ask("scontrol", "ping").count("UP"), 1)
+    assert submitting.wait() == 0
     case.submit()
     case.finish(expected)
     case.cluster.restart_nodes()
 
 
 def test_two_settings_at_once_in_one_root_one_with_more_tasks_than_an_array_may_have(
-    cluster: Cluster, tmp_path: Path, expected: dict[str, bytes]
+    case: Case, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
     other = ["--alpha=0.25", "--models=40", "--recipe.epochs=20"]
-    half, quarter = (Case(cluster, tmp_path / "root", *options) for options in ([], other))
+    half, quarter = case, Case(case.cluster, case.capsys, case.root, *other)
     half.submit()
     quarter.submit("--slurm.rows=8", "--slurm.at_once=4")
     local = undisturbed(tmp_path / "local", *other)
@@ -292,56 +286,39 @@ def test_two_settings_at_once_in_one_root_one_with_more_tasks_than_an_array_may_
     quarter.finish(local)
 
 
-def test_cancelling_and_going_on_with_another_time_limit(case: Case, expected: dict[str, bytes]) -> None:
+def test_cancelling_and_going_on_with_another_time_limit_on_two_gpus(case: Case, expected: dict[str, bytes]) -> None:
     case.submit("--slurm.rows=32")
     case.wait_for_first()
-    cancelled = command(case.cluster, "submit", DIGITS, "--root", case.root, *case.options, "--cancel")
-    assert cancelled.out.startswith("cancelled: jobs ")
+    assert case.run("submit", "--cancel").out.startswith("cancelled: jobs ")
     case.cluster.wait(case.jobs, [])
     case.cluster.wait(case.processes, [])
     assert 0 < case.flags().sum() < 32
-    case.submit("--slurm.time=2:00:00")
-    assert "--time=2:00:00" in (case.folder / "plan_0002" / "train_0.sh").read_text()
-    case.finish(expected)
-
-
-def test_a_task_on_two_gpus(case: Case, expected: dict[str, bytes]) -> None:
-    shown = 'echo "GPUs $CUDA_VISIBLE_DEVICES"'
     case.options.append("--recipe.device=cuda")
-    case.submit("--slurm.gpus=2", f"--slurm.setup={json.dumps([shown])}", "--slurm.rows=32")
+    shown = 'echo "GPUs $CUDA_VISIBLE_DEVICES"'
+    case.submit("--slurm.time=2:00:00", "--slurm.gpus=2", f"--slurm.setup={json.dumps([shown])}", "--slurm.rows=32")
+    assert "--time=2:00:00" in (case.folder / "plan_0002" / "train_0.sh").read_text()
     case.finish(expected)
     assert "GPUs 0,1" in case.logs()
 
 
-def test_rows_that_fail_for_good_end_at_the_gate(cluster: Cluster, tmp_path: Path) -> None:
-    case = Case(cluster, tmp_path / "root", "--recipe.lr=1.0e+30", "--recipe.epochs=2")
+def test_rows_that_fail_for_good_end_at_the_gate(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    case = Case(cluster, capsys, tmp_path / "root", "--recipe.lr=1.0e+30", "--recipe.epochs=2")
+    assert "nvalid partition" in case.run("submit", "--slurm.partition=nowhere").error
+    assert not list(case.folder.glob("plan_*"))
     case.submit("--slurm.rows=32")
     cluster.wait(case.jobs, [])
     assert "error: 32 of 32 rows failed" in case.logs("gate")
-    refused = command(cluster, "submit", DIGITS, "--root", case.root, *case.options)
+    refused = case.run("submit")
     assert refused.code == 1
     assert "submit --retry-failed" in refused.err
-
-
-def test_what_the_cluster_refuses_is_passed_on(cluster: Cluster, tmp_path: Path) -> None:
-    refused = command(cluster, "submit", DIGITS, "--root", tmp_path, *WORK, "--slurm.partition=nowhere")
-    assert "nvalid partition" in refused.error
-    assert not list((tmp_path / "digits" / "_slurm_50pct").glob("plan_*"))
 
 
 def test_a_root_that_the_nodes_cannot_see_is_named(cluster: Cluster, tmp_path: Path) -> None:
     hidden = tmp_path / "hidden"
     hidden.mkdir()
-    submit = [
-        sys.executable,
-        "-m",
-        "datamodels.launch.cli",
-        "submit",
-        str(DIGITS),
-        "--root",
-        str(hidden / "root"),
-        *WORK,
-    ]
+    submit = [sys.executable, "-m", "datamodels", "submit", str(DIGITS), "--root", str(hidden / "root"), *WORK]
     mount = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs none {hidden} || exit 77; exec "$@"', "sh"]
     done = subprocess.run([*mount, *submit], env=cluster.environment, cwd=PROJECT, capture_output=True, text=True)
     if "unshare" in done.stderr or done.returncode == 77:

@@ -247,17 +247,7 @@ def test_data_from_a_python_file_survive_kills_and_workers(
     assert [called(name, root).code for root in (calm, killed) for name in ("init",)] == [0, 0]
     trained = called("train", calm)
     assert (trained.code, trained.out) == (0, "")
-    command = [
-        sys.executable,
-        "-m",
-        "datamodels.launch.cli",
-        "train",
-        DIGITS,
-        *options,
-        "--workers=2",
-        "--root",
-        killed,
-    ]
+    command = [sys.executable, "-m", "datamodels", "train", DIGITS, *options, "--workers=2", "--root", killed]
     process = subprocess.Popen([*map(str, command)], cwd=PROJECT, stderr=subprocess.DEVNULL)
     flags = killed / "fashion" / "data" / "_completed_50pct.npy"
     while not np.load(flags).any():

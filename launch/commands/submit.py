@@ -1,0 +1,39 @@
+"""The command submit."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from datamodels.launch.commands.store import create
+from datamodels.launch.commands.train import retry
+from datamodels.launch.progress import notice
+from datamodels.launch.request import Request
+from datamodels.train import UserError
+from datamodels.train.data import load
+
+
+def submit(request: Request) -> int:
+    """The same as `run` on SLURM: one stage after the other, each as an array with a gate behind it."""
+    from datamodels.lasso import preflight_check
+    from datamodels.launch.slurm import cancel, check_submittable, dry_run, run_gate, slurm_from
+    from datamodels.launch.slurm import submit as submit_missing
+
+    options = request.options
+    request = replace(request, root=Path(os.path.abspath(request.root)))  # as the jobs will know it
+    layout, split, cluster = request.layout, options["split"], slurm_from(options["slurm"])
+    if options["dry_run"]:
+        return dry_run(request.setting, layout, cluster, split, options["retry_failed"])
+    check_submittable(layout)
+    if options["cancel"]:
+        return cancel(layout)
+    if options["gate"]:
+        return run_gate(request.own_store(), layout, cluster, Path(options["gate"]))
+
+    store = request.own_store() if layout.manifest.exists() else create(request, load(request.setting))
+    try:
+        preflight_check(store.setting, store.eras)
+    except UserError as error:
+        notice(f"the rows will be trained, but not fitted or evaluated: {error}")
+    if options["retry_failed"]:
+        retry(store, range(store.rows))
+    return submit_missing(store, layout, cluster, split)
