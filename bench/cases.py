@@ -53,4 +53,4 @@ def random_images(name: str, tiny: bool = False, share: float = 1.0) -> Dataset:
 
     source = SOURCES[name]
     names = tuple(str(number) for number in range(classes))
-    return Dataset(split(n_train), split(n_test), names, source.mean, source.std, "random numbers")
+    return Dataset(split(n_train), split(n_test), names, source.MEAN, source.STD, "random numbers")

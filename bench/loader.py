@@ -27,7 +27,7 @@ from datamodels.train.data.images import Images
 from datamodels.train.kernels.augment import select
 from datamodels.train.trainer.executor import Executor
 from datamodels.train.trainer.loader import AHEAD, Loader
-from fmow.torchvision_compat import torchvision
+from fmow import torchvision
 
 vision = torchvision()
 """Imported here, so that a spawned DataLoader worker imports it the same way."""
@@ -35,11 +35,15 @@ vision = torchvision()
 WRITER = """
 import sys
 import numpy as np
-from datamodels.train.data import beton
-from datamodels.train.data.images import Split
-images = np.load(sys.argv[1], mmap_mode="r")
-beton.write(__import__("pathlib").Path(sys.argv[2]), Split(images, np.arange(len(images)) % 10), sys.argv[3], 2)
+from ffcv.fields import IntField, RGBImageField
+from ffcv.writer import DatasetWriter
+for array, path, mode in zip(*[iter(sys.argv[1:])] * 3):
+    images = np.load(array, mmap_mode="r")
+    fields = {"image": RGBImageField(write_mode=mode, jpeg_quality=90), "label": IntField()}
+    examples = [(image, index % 10) for index, image in enumerate(images)]
+    DatasetWriter(path, fields, num_workers=2).from_indexed_dataset(examples)
 """
+"""Writes .npy arrays as .beton files, in a process of its own: FFCV's writer forks."""
 PICKED = {"fmow 224 x 224": "ours npy", "cifar 32 x 32": "ours in memory"}
 """What `data.form: auto` picks on a CPU for each data set, FMoW being packed."""
 
@@ -84,9 +88,8 @@ def cifar(root: Path) -> np.ndarray:
 def prepare(folder: Path, images: np.ndarray, batch: int, workers: int) -> dict[str, Callable[[], Iterable[int]]]:
     """The contenders: each call makes one pass and yields how many images each batch has."""
     np.save(folder / "images.npy", images)
-    for mode in ("raw", "jpg"):
-        arguments = [str(folder / "images.npy"), str(folder / f"{mode}.beton"), mode]
-        subprocess.run([sys.executable, "-c", WRITER, *arguments], check=True, capture_output=True)
+    arguments = [word for mode in ("raw", "jpg") for word in (f"{folder}/images.npy", f"{folder}/{mode}.beton", mode)]
+    subprocess.run([sys.executable, "-c", WRITER, *arguments], check=True, capture_output=True)
     raw, jpeg = (beton.read(folder / f"{mode}.beton").images for mode in ("raw", "jpg"))
     mapped = np.load(folder / "images.npy", mmap_mode="c")
     return {

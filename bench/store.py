@@ -21,7 +21,7 @@ from datamodels.train.store.create import create_store
 from datamodels.train.store.journal import RECORD, JournalWriter, Kind, encode_header
 from datamodels.train.store.layout import Layout
 from datamodels.train.store.row_state import RowStates
-from datamodels.train.store.store import Store, open_own
+from datamodels.train.store.store import Store
 from datamodels.train.store.verify import is_finite, verify
 from datamodels.train.store.writer import RowResult, Writer
 from datamodels.train.trainer.run_rows import train_rows
@@ -163,9 +163,9 @@ def scale(folder: Path) -> None:
     records = np.zeros(store.rows, RECORD)
     records["row"], records["time"], records["kind"] = np.arange(store.rows), time.time(), Kind.DONE
     JournalWriter(store.layout.journals, {"store": store.manifest.id}).append(records)
-    open_own(store.layout, store.setting)  # raises the flags
+    Store.open(store.layout, store.setting)  # raises the flags
     print(f"status with all rows done: {status(config, folder)}; opened in {seconds(opener(store)):.3f} s")
-    invalidation(open_own(store.layout, store.setting))
+    invalidation(Store.open(store.layout, store.setting))
     header = encode_header({"store": store.manifest.id})
     for index in range(5000):
         (store.layout.journals / f"{index}.bin").write_bytes(header + records[index : index + 1].tobytes())
@@ -175,7 +175,7 @@ def scale(folder: Path) -> None:
 
 
 def opener(store: Store) -> Callable[[], object]:
-    return lambda: open_own(store.layout, store.setting)
+    return lambda: Store.open(store.layout, store.setting)
 
 
 _STATUS = """

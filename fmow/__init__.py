@@ -1,6 +1,21 @@
-"""FMoW as the published datamodels were made on: WILDS' data set with one year in distribution."""
+"""FMoW as the published datamodels were made on: WILDS' data set with one year in distribution.
 
-from fmow.dataset import Examples, FMoWDataset, read_image
-from fmow.upstream import CATEGORIES
+Importing this package imports neither torch nor wilds: they are imported when a name that needs them is first used.
+"""
 
-__all__ = ["CATEGORIES", "Examples", "FMoWDataset", "read_image"]
+from typing import TYPE_CHECKING, Any
+
+from fmow.torchvision_compat import torchvision
+
+if TYPE_CHECKING:
+    from fmow.dataset import CATEGORIES, Examples, FMoWDataset, read_image
+
+__all__ = ["CATEGORIES", "Examples", "FMoWDataset", "read_image", "torchvision"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'fmow' has no attribute {name!r}")
+    from fmow import dataset
+
+    return getattr(dataset, name)

@@ -1,11 +1,13 @@
 """WILDS' FMoW data set, its in-distribution splits restricted to one calendar year."""
 
+import importlib
 import os
 import re
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import FunctionType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +15,35 @@ import pandas as pd  # type: ignore[import-untyped]
 from PIL import Image
 
 from fmow import tables
-from fmow.upstream import CATEGORIES, WILDSFMoW, WILDSSubset
+from fmow.torchvision_compat import torchvision
+
+
+@contextmanager
+def unimportable(name: str) -> Iterator[None]:
+    """Within this context `import name` raises ImportError; afterwards all is as it was."""
+    known, before = name in sys.modules, sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if known:
+            sys.modules[name] = before  # type: ignore[assignment]
+
+
+torchvision()  # which wilds imports, and which may need help beside this torch
+with unimportable("outdated"):  # with it, wilds starts a thread that asks PyPI for a newer wilds
+    _fmow = importlib.import_module("wilds.datasets.fmow_dataset")
+    _base = importlib.import_module("wilds.datasets.wilds_dataset")
+    _utils = importlib.import_module("wilds.common.utils")
+    _grouper = importlib.import_module("wilds.common.grouper")
+
+import torch  # noqa: E402
+
+WILDSFMoW: Any = _fmow.FMoWDataset
+WILDSSubset: Any = _base.WILDSSubset
+CATEGORIES: tuple[str, ...] = tuple(_fmow.categories)
+"""The 62 category names; a label is a position in it."""
 
 
 class Examples(NamedTuple):
@@ -49,27 +79,80 @@ class FMoWDataset(WILDSFMoW):
         seed: int = 111,
         use_ood_val: bool = True,
     ) -> None:
-        first_year = _ood_year(split_scheme) - 4
-        published = pd.DataFrame()
+        year = _ood_year(split_scheme)
+        self._version = version
+        self._data_dir = self.initialize_data_dir(root_dir, download)
+        self.root = Path(self._data_dir)
+        self.seed = int(seed)
+        self._split_scheme = f"time_after_{year}"
+        self.oracle_training_set = split_scheme == "mixed-to-test"
+        self._original_resolution = (224, 224)
+        self.category_to_idx = {category: label for label, category in enumerate(CATEGORIES)}
 
-        def read_csv(path: Path) -> pd.DataFrame:
-            """The table as WILDS shall see it: times parsed, and in no split what is older than the training year."""
-            table = tables.read_table(path)
-            if path.name != tables.METADATA:
-                return table
-            nonlocal published
-            published = table[["split", "timestamp"]]
-            tables.check_categories(table, CATEGORIES, path)
-            time = tables.times(table, path)
-            return table.assign(timestamp=time, split=tables.splits_from(table, time, first_year))
+        id_val, ood_val = ("id_val", "val") if use_ood_val else ("val", "ood_val")
+        self._split_dict = {"train": 0, id_val: 1, "id_test": 2, ood_val: 3, "test": 4}
+        names = ("Train", "ID Val", "ID Test", "OOD Val", "OOD Test")
+        self._split_names = dict(zip(self._split_dict, names, strict=True))
+        self._source_domain_splits = [0, 1, 2]
 
+        path = self.root / tables.METADATA
+        table = tables.read_table(path)
+        labels = tables.labels(table, CATEGORIES, path)
+        time = tables.times(table, path)
+        kept = np.asarray(table["split"] != "seq")
+        self.full_idxs = np.flatnonzero(kept)
+        self._split_array = self._splits(table["split"], time, year)[kept]
+
+        self._y_array = torch.from_numpy(labels.to_numpy()[kept])
+        self._y_size, self._n_classes = 1, len(CATEGORIES)
+        self._add_metadata(table, labels, time, kept)
+        super(WILDSFMoW, self).__init__(root_dir, download, split_scheme)  # not WILDS' own, which makes other splits
+
+    def _splits(self, split: pd.Series, time: pd.Series, year: int) -> np.ndarray:
+        """Return the split of each row [n], as a float as in WILDS; -1 for none."""
+
+        def since(first: int) -> np.ndarray:
+            return np.asarray(time >= pd.Timestamp(first, 1, 1, tz="UTC"))
+
+        self.test_ood_mask = since(year)
+        self.val_ood_mask = since(year - 3) & ~self.test_ood_mask
+        self.ood_mask = since(year - 3)
+        in_year = since(year - 4) & ~self.ood_mask
+        test = np.asarray(split == "test")
+        train, val = np.asarray(split == "train"), np.asarray(split == "val")
+        rows = [
+            np.flatnonzero(chosen)
+            for chosen in (in_year & train, in_year & val, in_year & test, self.val_ood_mask & val, since(year) & test)
+        ]
+        if self.oracle_training_set:
+            half, later = len(rows[0]) // 2, np.flatnonzero(self.ood_mask & ~test)
+            drawn = _utils.subsample_idxs(later, num=half, seed=self.seed + 2)
+            rows[0] = np.concatenate([drawn, _utils.subsample_idxs(rows[0], num=half, seed=self.seed + 3)])
+        splits = np.full(len(split), -1.0)
+        for number, chosen in enumerate(rows):
+            splits[chosen] = number
+        return splits
+
+    def _add_metadata(self, table: pd.DataFrame, labels: pd.Series, time: pd.Series, kept: np.ndarray) -> None:
+        """Add what WILDS tells of each image: its region, its year since 2002 (-1 for another) and its label."""
+        countries = tables.read_table(self.root / tables.COUNTRIES)
+        region_of = dict(zip(countries["alpha-3"], countries["region"], strict=True))
+        regions = pd.Series([region_of.get(code, "Other") for code in table["country_code"]])
+        numbers, names = pd.factorize(regions, use_na_sentinel=False)
+        known = time.dt.year.between(tables.FIRST_YEAR, tables.LAST_YEAR)
+        years = (time.dt.year - tables.FIRST_YEAR).where(known, -1.0)
+        self.metadata = table.assign(region=numbers, y=labels, year=years.astype(float))
+        self._metadata_map = {"region": list(names), "year": list(range(tables.FIRST_YEAR, tables.LAST_YEAR + 1))}
+        self._metadata_fields = ["region", "year", "y"]
+        columns = self.metadata[self._metadata_fields].astype("int64").to_numpy()
+        self._metadata_array = torch.from_numpy(columns[kept])
         with warnings.catch_warnings():
-            # Its groupers, made for `eval`, warn of trees without an image of 2002.
+            # The groupers, made for `eval`, warn of trees without an image of 2002.
             warnings.filterwarnings("ignore", message="Minimum metadata value for CombinatorialGrouper is not 0")
-            _reading_with(read_csv, WILDSFMoW.__init__)(
-                self, version, root_dir, download, split_scheme, seed, use_ood_val
-            )
-        self.metadata[["split", "timestamp"]] = published
+            self._eval_groupers = {
+                field: _grouper.CombinatorialGrouper(dataset=self, groupby_fields=[field])
+                for field in ("year", "region")
+            }
 
     def initialize_data_dir(self, root_dir: str | os.PathLike[str], download: bool) -> str:
         """The tree's folder, which must be there, or is downloaded as WILDS does.
@@ -133,13 +216,3 @@ def _ood_year(split_scheme: str) -> int:
             f"split_scheme {split_scheme!r} is unknown: official, mixed-to-test or time_after_Y, Y from 2002 to 2018"
         )
     return int(named[1])
-
-
-def _reading_with(read_csv: Callable[[Path], pd.DataFrame], method: FunctionType) -> FunctionType:
-    """`method` of WILDS', reading its tables with `read_csv` instead of pandas'.
-
-    The same code with other globals: WILDS' module and pandas stay as they are for everyone else.
-    """
-    pandas = SimpleNamespace(read_csv=read_csv, to_datetime=pd.to_datetime)
-    globals_ = {**method.__globals__, "pd": pandas}
-    return FunctionType(method.__code__, globals_, method.__name__, method.__defaults__, method.__closure__)

@@ -43,8 +43,8 @@ def test_bit_flips_anywhere() -> None:
 
 
 def test_two_processes_train_the_same_rows(tmp_path: Path) -> None:
-    kills.train_together(tmp_path, processes=2, models=64)
-    print("2 `train` processes on 80 rows: every row once, byte-equal to one process alone")
+    kills.train_together(tmp_path, processes=2, models=128)
+    print("2 `train` processes on 144 rows: every row once, byte-equal to one process alone")
 
 
 def test_twenty_processes_write_one_store(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What one setting is: the dataclasses that a YAML file fills in.
+"""The keys of a setting, as a YAML file gives them, with their defaults and what each means (shown by `--help`).
 
 Nothing here imports torch, so that `--help` and `status` stay quick.
 """
@@ -23,7 +23,7 @@ def _require(ok: bool, key: str, found: object, expected: str) -> None:
 
 @dataclass
 class Data:
-    """Where the data set lies, and how much of it is used."""
+    """Where the data set is, and how much of it is used."""
 
     root: str = "data"
     """Folder that holds the data set: for CIFAR-10 the one with `cifar-10-batches-py` in it, for FMoW the one with
@@ -39,28 +39,27 @@ class Data:
     """Python file (.py) whose function `dataset()` returns your own data set: a dictionary of the arrays train_images,
     train_labels, test_images and test_labels, and if you like the names of the classes."""
     mean: list[float] | None = None
-    """Mean of each channel in units of 0..255, taken out of the images; null for the data set's usual one, and for your
-    own data that of the training images."""
+    """Mean of each channel in units of 0..255, subtracted from the images; null for the data set's usual one, and for
+    your own data that of the training images."""
     std: list[float] | None = None
     """Standard deviation of each channel in units of 0..255, which images are divided by; null as for `mean`."""
     split_scheme: str = "official"
     """Splits of FMoW as in WILDS: `official`, `mixed-to-test`, or `time_after_Y`, which trains on the year Y-4."""
-    form: Literal["auto", "original", "npy", "beton-raw", "beton-jpeg", "beton"] = "auto"
-    """Form in which the images are read. `original`: the data set's own files; `npy`, `beton-raw`, `beton-jpeg`: packed
-    by `datamodels data`, the latter two through FFCV; `beton`: an FFCV user's {dataset}_train.beton and _test.beton in
-    data.root, for FMoW beside `fmow_v1.1` with its two tables, which tell the order; `auto`: `npy` or `beton-raw` where
-    one is there, else `original`."""
+    form: Literal["auto", "original", "npy", "beton"] = "auto"
+    """Form in which the images are read. `original`: the data set's own files; `npy`: what `datamodels data` packs;
+    `beton`: your own FFCV files {dataset}_train.beton and {dataset}_test.beton in data.root, for FMoW beside
+    `fmow_v1.1` with its two tables, which give the order; `auto`: `npy` if packed, else `original`."""
     packed: str = "data/packed"
-    """Folder of the packed forms."""
+    """Folder of the packed files."""
     resident: bool | None = None
-    """Keep all images in the device's memory (true), or read them batch by batch (false); null keeps them where they
-    take at most half of the free memory."""
+    """Keep all images in the device's memory (true), or read them batch by batch (false); null keeps them if they take
+    at most half of the free memory."""
 
     def __post_init__(self) -> None:
         for key, value in (("data.train", self.train), ("data.test", self.test), ("data.size", self.size)):
             _require(value is None or value >= 1, key, value, "at least 1, or null for all")
-        centred = all(0 <= mean <= 255 for mean in self.mean or [])
-        _require(centred, "data.mean", self.mean, "numbers from 0 to 255, or null")
+        in_range = all(0 <= mean <= 255 for mean in self.mean or [])
+        _require(in_range, "data.mean", self.mean, "numbers from 0 to 255, or null")
         _require(all(0 < std < math.inf for std in self.std or []), "data.std", self.std, "positive numbers, or null")
 
 
@@ -81,7 +80,8 @@ class Recipe:
     peak_epoch: float = 5.0
     """Epoch at which the triangular learning-rate schedule peaks."""
     batch: int = 512
-    """Images per step; a last partial batch is dropped, a subset smaller than one batch is one batch."""
+    """Images per step. The last images of an epoch that fill no batch are dropped; a subset smaller than one batch is
+    one batch."""
     lr: float = 0.5
     """Learning rate at the peak."""
     momentum: float = 0.9
@@ -95,13 +95,13 @@ class Recipe:
     translate: int = 2
     """Shift each training image by up to this many pixels in each direction, filling with the mean colour."""
     cutout: int = 4
-    """Side in pixels of the square of mean colour put at a random place in each training image; 0 for none."""
+    """Side in pixels of a square of mean colour drawn at a random place in each training image; 0 for none."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of convolutions; `auto` is bfloat16 where the device computes it natively, else float32."""
+    """Precision of convolutions; `auto` is bfloat16 if the device computes it natively, else float32."""
     device: Literal["cuda", "cpu"] = "cuda"
-    """`cuda` uses GPUs where there are any, else the CPU with a notice; `cpu` never uses a GPU."""
+    """`cuda` uses GPUs if there are any, else the CPU with a notice; `cpu` never uses a GPU."""
     threads: int = 2
-    """CPU threads of one worker. Part of the recipe, since the bytes of a row depend on it."""
+    """CPU threads of one worker. Part of the recipe, because the bytes of a row depend on it."""
     group: int = 1
     """Rows trained together. Groups are fixed: rows [g*group, (g+1)*group)."""
     eval_batch: int = 1000
@@ -109,11 +109,19 @@ class Recipe:
 
     @property
     def own_network(self) -> bool:
-        """Whether the network is a Python file of the user's."""
+        """Whether the network is a Python file of the user."""
         return self.network.endswith(".py")
 
     def __post_init__(self) -> None:
-        self._check_network()
+        if self.own_network:
+            self.network_sha256 = self.network_sha256 or sha256_of(self.network, "recipe.network")
+        else:
+            names = ("resnet9", "resnet18", "convnet")
+            expected = f"{', '.join(names)}, or a Python file (.py)"
+            _require(self.network in names, "recipe.network", self.network, expected)
+            _require(
+                self.network_sha256 is None, "recipe.network_sha256", self.network_sha256, "null: no file is named"
+            )
         for key in ("width", "epochs", "batch", "threads", "group", "eval_batch"):
             _require(getattr(self, key) >= 1, f"recipe.{key}", getattr(self, key), "at least 1")
         for key in ("translate", "cutout"):
@@ -124,33 +132,21 @@ class Recipe:
         _require(self.momentum < 1, "recipe.momentum", self.momentum, "less than 1")
         _require(self.label_smoothing < 1, "recipe.label_smoothing", self.label_smoothing, "less than 1")
         _require(0 < self.peak_epoch < self.epochs, "recipe.peak_epoch", self.peak_epoch, "between 0 and recipe.epochs")
-        _require(
-            self.network == "convnet" or self.group == 1,
-            "recipe.group",
-            self.group,
-            f"1 for the network {self.network}: only convnet trains several rows at once",
-        )
-
-    def _check_network(self) -> None:
-        names = ("resnet9", "resnet18", "convnet")
-        if self.own_network:
-            self.network_sha256 = self.network_sha256 or sha256_of(self.network, "recipe.network")
-            return
-        expected = f"{', '.join(names)}, or a Python file (.py)"
-        _require(self.network in names, "recipe.network", self.network, expected)
-        _require(self.network_sha256 is None, "recipe.network_sha256", self.network_sha256, "null: no file is named")
+        grouped = self.network == "convnet" or self.group == 1
+        expected = f"1 for the network {self.network}: only convnet trains several rows at once"
+        _require(grouped, "recipe.group", self.group, expected)
 
 
 @dataclass
 class Outputs:
-    """What is kept of each model, besides its mask and margins."""
+    """What is kept of each model besides its mask and margins."""
 
     train_logits: bool = False
-    """Keep the logits of every training example (M x N_train x C float16)."""
+    """Keep the logits of every training example: [models + eval_models, N_train, classes] in float16."""
     test_logits: bool = False
-    """Keep the logits of every test example (M x N_test x C float16)."""
+    """Keep the logits of every test example: [models + eval_models, N_test, classes] in float16."""
     preallocate: bool = True
-    """Reserve the whole store's disk space at `init`. Off, a full disk shows only when it is reached."""
+    """Reserve the whole store's disk space at `init`. If false, a full disk is noticed only during training."""
 
 
 @dataclass
@@ -158,7 +154,7 @@ class Fit:
     """How datamodels are fitted."""
 
     share: float = 0.1
-    """Share of the estimation rows held out to choose each target's lambda."""
+    """Fraction of the estimation rows held out to choose each target's lambda."""
     k: int = 100
     """Lambdas on the path."""
     eps: float = 1e-3
@@ -170,17 +166,18 @@ class Fit:
     tol: float = 1e-6
     """Largest relative duality gap of the refit; along the path it is 100 times this."""
     validation: Literal["random", "last"] = "random"
-    """Rows held out to choose lambda: drawn by the row's own random stream, so that a row keeps its part as the store
-    grows; or the last ones, as fast_l1 does."""
+    """Rows held out to choose lambda. `random`: drawn by each row's own random stream, so that the choice stays the
+    same as the store grows; `last`: the last ones, as in fast_l1."""
     lambda_max: Literal[True, "upstream"] = True
-    """Start of the path: the smallest lambda that gives weights of 0; or, as in fast_l1, that of the masks before they
-    are standardised, which is lower by the factor sqrt(alpha (1 - alpha))."""
+    """Start of the path. true: the smallest lambda at which all weights are 0; `upstream`: as in fast_l1, computed from
+    the masks before they are standardised, which is smaller by the factor sqrt(alpha (1 - alpha))."""
     weight_units: Literal["mask", "standardised"] = "mask"
-    """Units of the weights: `mask @ weight + bias` is the margin, or `(mask - mean) / deviation @ weight + bias`."""
+    """Units of the weights. `mask`: `mask @ weight + bias` predicts the margin; `standardised`:
+    `(mask - mean) / deviation @ weight + bias` does."""
     partial: bool = False
-    """Fit on the completed rows although others are still missing."""
+    """Fit on the completed rows even if others are missing."""
     max_failed: float = 1e-3
-    """Share of the setting's rows that may have failed for good before `fit` refuses."""
+    """Largest fraction of the setting's rows that may have failed for good; `fit` refuses more."""
 
     def __post_init__(self) -> None:
         for key in ("share", "eps", "tol"):
@@ -193,12 +190,12 @@ class Fit:
 
 @dataclass
 class Eval:
-    """How datamodels are judged."""
+    """How datamodels are evaluated."""
 
     replicates: int = 1000
-    """Bootstrap replicates of the evaluation masks behind the intervals of the LDS; 0 for no intervals."""
+    """Bootstrap replicates of the evaluation masks, for the confidence intervals of the LDS; 0 for no intervals."""
     level: float = 0.95
-    """Level of the intervals."""
+    """Confidence level of the intervals."""
 
     def __post_init__(self) -> None:
         enough = self.replicates == 0 or self.replicates >= 100
@@ -211,22 +208,22 @@ class Setting:
     """One setting: a data set, an alpha, a number of models, a recipe and a seed."""
 
     dataset: str = "cifar"
-    """Name of the data set: `cifar`, `digits` or `fmow`, or any other for your own in data.root."""
+    """Name of the data set: `cifar`, `digits` or `fmow`, or any other name for your own data in data.root."""
     alpha: float = 0.5
     """Fraction of the training set that each model is trained on, above 0 and below 1."""
     models: int = 1000
     """Rows that datamodels are estimated from: rows [0, models). Changes only through `grow`."""
     eval_models: int = 10000
-    """Rows kept for evaluation: rows [models, models + eval_models)."""
+    """Rows for evaluation: rows [models, models + eval_models)."""
     seed: int = 0
-    """Key of every random stream, together with the row's number."""
+    """Seed of every random number, together with the row's number."""
     mask: Literal["exact", "bernoulli"] = "exact"
-    """`exact`: round(alpha * N_train) examples a row; `bernoulli`: each example by itself with probability alpha."""
+    """`exact`: each row has round(alpha * N_train) examples; `bernoulli`: each example is in with probability alpha."""
     tta: Literal["mirror", "none", "legacy_fliplr"] = "mirror"
-    """Test-time views whose logits are averaged: the image and its mirror image; the image alone; or the image and its
-    channel-reversed copy, as in the published data."""
+    """Test-time views whose logits are averaged. `mirror`: the image and its mirror image; `none`: the image alone;
+    `legacy_fliplr`: the image and its channel-reversed copy, as in the published data."""
     runs_per_mask: int = 1
-    """Evaluation rows that share one mask and differ in everything else."""
+    """Number of evaluation rows that share one mask; they differ in all other random numbers."""
     data: Data = field(default_factory=Data)
     recipe: Recipe = field(default_factory=Recipe)
     outputs: Outputs = field(default_factory=Outputs)
@@ -234,16 +231,11 @@ class Setting:
     eval: Eval = field(default_factory=Eval)
 
     def __post_init__(self) -> None:
-        _require(
-            bool(re.fullmatch(r"[a-z0-9_-]+", self.dataset)), "dataset", self.dataset, "a name of a-z, 0-9, _ and -"
-        )
+        named = bool(re.fullmatch(r"[a-z0-9_-]+", self.dataset))
+        _require(named, "dataset", self.dataset, "a name of a-z, 0-9, _ and -")
         _require(0 < self.alpha < 1, "alpha", self.alpha, "above 0 and below 1")
-        _require(
-            alpha_of(self.pct) == self.alpha,
-            "alpha",
-            self.alpha,
-            f"one that its percentage gives back exactly ({self.pct} % does not): the file names carry it",
-        )
+        exact = f"one that its percentage gives back exactly ({self.pct} % does not): the file names carry it"
+        _require(alpha_of(self.pct) == self.alpha, "alpha", self.alpha, exact)
         _require(self.models >= 1, "models", self.models, "at least 1")
         _require(self.eval_models >= 0, "eval_models", self.eval_models, "at least 0")
         _require(self.models + self.eval_models < 2**40, "models", self.models, "fewer than 2**40 rows in all")
@@ -260,12 +252,12 @@ class Setting:
         return self.models + self.eval_models
 
     def to_dict(self) -> dict[str, Any]:
-        """The resolved setting with the keys of the YAML file."""
+        """Return the resolved setting with the keys of the YAML file."""
         return dataclasses.asdict(self)
 
 
 def alpha_of(pct: str) -> float:
-    """The alpha that a percentage in a file name stands for, exactly: `12.5` -> 0.125."""
+    """Return the alpha that a percentage in a file name stands for, exactly: `12.5` -> 0.125."""
     return float(Decimal(pct).scaleb(-2))
 
 
@@ -277,6 +269,7 @@ _FREE = {
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each key of nested dictionaries, with dots between the levels, and its value."""
     for key, value in config.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{key}.")
@@ -285,9 +278,9 @@ def flatten(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a resolved setting that its rows depend on, as flat dotted keys.
+    """Return the part of a resolved setting that its rows depend on, as flat dotted keys.
 
-    Of a network's Python file that is its digest, wherever it lies.
+    Of a network's Python file, that is its digest and not its path.
     """
     flat = dict(flatten(config))
     if flat.get("recipe.network_sha256"):
@@ -296,7 +289,7 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_dict(config: dict[str, Any]) -> Setting:
-    """The setting that `to_dict` came from. Raises UserError."""
+    """Return the setting that a dictionary from `to_dict` stands for. Raises UserError."""
     groups = {"data": Data, "recipe": Recipe, "outputs": Outputs, "fit": Fit, "eval": Eval}
     for key in groups.keys() & config.keys():
         _require(isinstance(config[key], dict), key, config[key], "keys and values")
@@ -308,7 +301,7 @@ def from_dict(config: dict[str, Any]) -> Setting:
 
 
 def refuse_null(kind: type, values: Mapping[str, Any], prefix: str = "") -> None:
-    """Raises UserError, with the prefix before the key's name, for a null that a dataclass's key cannot be."""
+    """Raises UserError, with the prefix before the key's name, where a key of a dataclass is null and must not be."""
     for each in dataclasses.fields(kind):
         null = values.get(each.name, each.default) is None and NoneType not in get_args(each.type)
         _require(not null, f"{prefix}{each.name}", None, "a value; left out, it has its default")

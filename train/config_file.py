@@ -1,4 +1,4 @@
-"""Config files: plain YAML with the keys of a setting, none of them twice."""
+"""Read config files, plain YAML with the keys of a setting, and the command line's options that override them."""
 
 import argparse
 import dataclasses
@@ -15,7 +15,7 @@ SETTING_KEYS = {field.name for field in dataclasses.fields(Setting)}
 
 
 class _Help(jsonargparse.DefaultHelpFormatter):
-    """Types and defaults beside keys; an option that is no key tells in its own words what it is without a value."""
+    """Shows types and defaults beside keys; an option that is no key describes its default in its own help text."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         is_key = "." in action.dest or action.dest in SETTING_KEYS
@@ -23,7 +23,7 @@ class _Help(jsonargparse.DefaultHelpFormatter):
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """Raises UserError, in one line, for what it cannot take."""
+    """A parser of a setting's keys that raises UserError, in one line, for what it cannot parse."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=_Help, **options)
@@ -32,12 +32,12 @@ class Parser(jsonargparse.ArgumentParser):
         raise UserError(_one_line(message)) from ex
 
     def add_setting(self) -> None:
-        """Every key of a setting as an option, after those of a file."""
+        """Add every key of a setting as an option, which overrides the file."""
         self.add_argument("--config", action="config", help=argparse.SUPPRESS)
         self.add_class_arguments(Setting, as_group=True)
 
     def parse(self, config: Path, options: list[str]) -> tuple[Setting, dict[str, Any]]:
-        """The setting of a config file and options, and what the options say that is no part of a setting."""
+        """Return the setting of a config file and options, and the options that are no keys of a setting."""
         check_config(config)
         values = self.parse_args(["--config", str(config), *options]).as_dict()
         others = {key: value for key, value in values.items() if key not in SETTING_KEYS}
@@ -45,13 +45,13 @@ class Parser(jsonargparse.ArgumentParser):
 
 
 def _one_line(message: str) -> str:
-    """jsonargparse's reasons span lines and begin with the whole option; the first lines say what matters."""
+    """Return jsonargparse's message, which spans several lines, in one line without its usage text."""
     lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
     return " ".join(line for line in lines if not line.startswith("usage:"))
 
 
 def read_setting(path: Path) -> Setting:
-    """The setting of a config file. Raises UserError."""
+    """Return the setting of a config file. Raises UserError."""
     parser = Parser()
     parser.add_setting()
     return parser.parse(path, [])[0]
@@ -68,7 +68,7 @@ def check_config(path: Path) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML in which no key is given twice; YAML's own reader takes the last one."""
+    """Reads plain YAML and refuses a key that is given twice; YAML's own reader takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set[str]()
@@ -81,7 +81,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_yaml(path: Path) -> Any:
-    """What a YAML file holds. Raises UserError, for a key that is given twice too."""
+    """Return the content of a YAML file. Raises UserError, also for a key that is given twice."""
     try:
         return yaml.load(path.read_text(), _Loader)
     except OSError as error:

@@ -1,17 +1,17 @@
-"""The two kinds of failure a command can end with."""
+"""The ways in which a command can fail."""
 
 import errno
 
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
-"""What the system says of a place where nothing may be written."""
+"""Error numbers of the system for a place that must not be written."""
 
 
 class UserError(Exception):
-    """A mistake of the user's or an unmet precondition: told in one line, exit code 2."""
+    """A mistake of the user or an unmet precondition: printed in one line, exit code 2."""
 
 
 class WorkError(Exception):
-    """The work itself failed (a disk error, a damaged file): told in one line, exit code 1."""
+    """The work itself failed (a disk error, a damaged file): printed in one line, exit code 1."""
 
 
 class Interrupted(Exception):

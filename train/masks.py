@@ -1,4 +1,4 @@
-"""Training subsets: which examples row r is trained on."""
+"""Masks: which training examples row r is trained on. `Masks(setting, n_train)[r]` draws one."""
 
 import math
 from dataclasses import dataclass
@@ -13,20 +13,22 @@ from datamodels.train.rng import Stream, raw
 
 @dataclass(frozen=True)
 class Era:
-    """A length that a setting has had: `grow` appends one, and a row's mask follows the era it was made in."""
+    """A length that a setting has had. `grow` appends one; a row's mask depends on the era that it was added in."""
 
     models: int
     eval_models: int
 
     @property
     def rows(self) -> int:
+        """Rows in all."""
         return self.models + self.eval_models
 
 
 def mask_index(row: int, eras: list[Era], runs_per_mask: int) -> int:
-    """The number that takes the row's place in the mask stream: evaluation rows share one in runs of runs_per_mask.
+    """Return the number that is used instead of the row's number to draw its mask.
 
-    A row keeps the index it was made with, whatever `grow` later makes of it; rows past the last era follow that one.
+    `runs_per_mask` evaluation rows in a row share a number. A row keeps its number when `grow` turns it into an
+    estimation row; rows past the last era follow that one.
     """
     era = next((era for era in eras if row < era.rows), eras[-1])
     if row < era.models:
@@ -35,7 +37,7 @@ def mask_index(row: int, eras: list[Era], runs_per_mask: int) -> int:
 
 
 def mask(keys: NDArray[np.uint64], alpha: float, rule: str) -> NDArray[np.bool_]:
-    """The mask that N_train random 64-bit keys give under `exact` or `bernoulli`."""
+    """Return the bool mask [N_train] that random 64-bit keys [N_train] give by a rule, `exact` or `bernoulli`."""
     if rule == "bernoulli":
         return keys < np.uint64(math.floor(alpha * 2**64))
     k = subset_size(alpha, len(keys))
@@ -47,7 +49,7 @@ def mask(keys: NDArray[np.uint64], alpha: float, rule: str) -> NDArray[np.bool_]
 
 
 def subset_size(alpha: float, n_train: int) -> int:
-    """Examples in an exact mask; raises UserError where that is none or all of them."""
+    """Return the number of examples in an exact mask. Raises UserError where that is none or all of them."""
     k = round(alpha * n_train)
     if not 0 < k < n_train:
         raise UserError(f"alpha is {alpha!r}: {k} of {n_train} training examples, expected at least 1 and not all")
@@ -55,17 +57,20 @@ def subset_size(alpha: float, n_train: int) -> int:
 
 
 def largest_subset(setting: Setting, n_train: int) -> int:
-    """Examples that a row's mask may have at most."""
+    """Return the largest number of examples that a row's mask can have."""
     return n_train if setting.mask == "bernoulli" else subset_size(setting.alpha, n_train)
 
 
 def batch_size(setting: Setting, n_train: int) -> int:
-    """Images in a step: the recipe's batch, or the largest subset that a row may have, if that is smaller."""
+    """Return the images per step: the recipe's batch, or the largest subset of a row if that is smaller."""
     return min(setting.recipe.batch, largest_subset(setting, n_train))
 
 
 class Masks:
-    """The masks of one setting, each from its seed and row number alone."""
+    """The masks of one setting, each drawn from the seed and the row's number alone.
+
+    eras: the lengths the setting has had; by default its present one. Raises UserError for an alpha that does not fit.
+    """
 
     def __init__(self, setting: Setting, n_train: int, eras: list[Era] | None = None) -> None:
         self.setting = setting
@@ -74,10 +79,8 @@ class Masks:
         if setting.mask == "exact":
             subset_size(setting.alpha, n_train)
 
-    def index(self, row: int) -> int:
-        return mask_index(row, self.eras, self.setting.runs_per_mask)
-
     def __getitem__(self, row: int) -> NDArray[np.bool_]:
-        """The bool mask [N_train] of one row."""
-        keys = raw(self.setting.seed, self.index(row), Stream.MASK, self.n_train)
+        """Return the mask of one row: bool [N_train], True for the examples that its model is trained on."""
+        index = mask_index(row, self.eras, self.setting.runs_per_mask)
+        keys = raw(self.setting.seed, index, Stream.MASK, self.n_train)
         return mask(keys, self.setting.alpha, self.setting.mask)

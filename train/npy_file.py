@@ -11,7 +11,7 @@ import secrets
 import sys
 import tokenize
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,16 +24,19 @@ HEADER_BYTES = 4096
 
 Notice = Callable[[str], None]
 
+_PIECE = 8 << 20
+"""Bytes that are written at a time, and read back."""
+
 
 def header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
-    """A version 1.0 header of the .npy format (NumPy enhancement proposal 1), padded with spaces."""
+    """Return a version 1.0 header of the .npy format (NumPy enhancement proposal 1), padded with spaces."""
     described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     length = HEADER_BYTES - 10
     return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + repr(described).encode().ljust(length - 1) + b"\n"
 
 
 def mapped(path: Path) -> np.memmap:
-    """The array in a .npy file, mapped copy-on-write: torch warns of arrays that it may not write to.
+    """Return the array in a .npy file, mapped copy-on-write: torch warns of arrays that it may not write to.
 
     Raises UserError, for archives and pickled objects too.
     """
@@ -52,6 +55,7 @@ UNREADABLE = (
 
 
 def file_bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """Return the size of an array's file."""
     return HEADER_BYTES + int(np.prod(shape, dtype=object)) * dtype.itemsize
 
 
@@ -79,37 +83,40 @@ def _fallocate(fd: int, size: int) -> bool:
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
-    """pwrite until everything is written, and read it back: a lost write or another writer shows at once.
+    """Write all of `data` at an offset, and read it back: a lost write or another writer shows at once.
 
     Raises OSError.
     """
     view = memoryview(data).cast("B")
     for start in range(0, len(view), _PIECE):
         piece = view[start : start + _PIECE]
-        _pwrite(fd, piece, offset + start)
+        written = 0
+        while written < len(piece):
+            written += os.pwrite(fd, piece[written:], offset + start + written)
         if os.pread(fd, len(piece), offset + start) != piece.tobytes():
             raise OSError(errno.EIO, "what was written does not read back")
 
 
-_PIECE = 8 << 20
-
-
-def _pwrite(fd: int, view: memoryview, offset: int) -> None:
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view, offset = view[written:], offset + written
+@contextlib.contextmanager
+def opened(path: Path, flags: int) -> Iterator[int]:
+    """Open a file for the calls of `os`; yield its descriptor. Raises OSError that names the file."""
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    try:
+        yield fd
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        os.close(fd)
 
 
 def sync_folder(folder: Path) -> None:
     """Make names in a folder durable; file systems that cannot sync a folder are taken at their word."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise OSError(error.errno, error.strerror, str(folder)) from None
-    finally:
-        os.close(fd)
+    with opened(folder, os.O_RDONLY | os.O_DIRECTORY) as fd:
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
 
 
 def rename_new(source: Path, target: Path) -> None:
@@ -127,7 +134,7 @@ def rename_new(source: Path, target: Path) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Replace a file in one durable step. Raises OSError with its name, and then the file is as it was."""
+    """Replace a file in one durable step. Raises OSError that names it, and then the file is as it was."""
     write_pieces(path, [content])
 
 
@@ -135,15 +142,12 @@ def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
     """`write_file` for content that comes in pieces."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
+        with opened(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
             end = 0
             for piece in pieces:
                 write_all(fd, piece, end)
                 end += len(piece)
             os.fsync(fd)
-        finally:
-            os.close(fd)
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -155,33 +159,37 @@ def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
 
 
 def write_header(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Put a file's header in place, durably. Raises OSError that names the file."""
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
+    """Write the header of an array's file, durably. Raises OSError that names the file."""
+    with opened(path, os.O_RDWR) as fd:
         write_all(fd, header(shape, dtype), 0)
         os.fdatasync(fd)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    finally:
-        os.close(fd)
 
 
-def new_file(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """An array as it is at first, or what is there of it at its full size, durably. Raises OSError with its name."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        reserve(fd, file_bytes(shape, dtype), False, print)
+def new_file(
+    path: Path,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    preallocate: bool = False,
+    notice: Notice = print,
+    flags: int = 0,
+) -> None:
+    """Give an array's file its header and its full size, filled up with zeros, durably but for its name in its folder.
+
+    `flags` of os.open: with O_EXCL or O_TRUNC, the array is all zeros. Raises OSError that names the file.
+    """
+    with opened(path, os.O_RDWR | os.O_CREAT | flags) as fd:
+        reserve(fd, file_bytes(shape, dtype), preallocate, notice)
         write_all(fd, header(shape, dtype), 0)
         os.fsync(fd)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    finally:
-        os.close(fd)
+
+
+def runs(numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Split ascending numbers where one is left out: [3, 4, 7] into [3, 4] and [7]."""
+    return np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1) if len(numbers) else []
 
 
 class RowFile:
-    """One array of a store, opened for reading or for writing whole rows."""
+    """The file of one array, open for reading or writing whole rows."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype, writable: bool) -> None:
         self.path = path
@@ -206,7 +214,7 @@ class RowFile:
             raise WorkError(f"cannot write row {first} of {self.path}: {error.strerror}") from error
 
     def sync(self, row: int) -> None:
-        """Make what was written durable; a no-op where nothing was. Raises WorkError that names file and row."""
+        """Make durable what was written, if anything was. Raises WorkError that names file and row."""
         if not self.dirty:
             return
         try:
@@ -216,7 +224,7 @@ class RowFile:
         self.dirty = False
 
     def read(self, start: int, stop: int) -> NDArray:
-        """Rows [start, stop) as bytes on the disk, without mapping them. Raises WorkError that names file and row."""
+        """Return rows [start, stop), read without mapping the file. Raises WorkError that names file and row."""
         rows = np.empty((stop - start, *self.shape[1:]), self.dtype)
         view = rows.reshape(-1).view(np.uint8).data
         offset = HEADER_BYTES + start * self.row_bytes
@@ -232,7 +240,7 @@ class RowFile:
 
 
 def sync_all(files: Sequence[RowFile], row: int) -> None:
-    """`sync` of several files at once, so that they wait for the disk together. Raises the first WorkError."""
+    """`sync` several files at once, so that they wait for the disk together. Raises the first WorkError."""
     with ThreadPoolExecutor(len(files)) as pool:
         for done in [pool.submit(file.sync, row) for file in files]:
             done.result()

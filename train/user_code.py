@@ -1,4 +1,4 @@
-"""A Python file of the user's: run from exactly the bytes that its digest is of, its errors told in one line.
+"""Run a Python file of the user: exactly the bytes that its digest is of; its errors are one line.
 
 Nothing here imports torch.
 """
@@ -16,15 +16,15 @@ from datamodels.train.errors import Interrupted, UserError, WorkError
 
 
 def sha256_of(path: str, key: str) -> str:
-    """Digest of a file that the config's `key` names. Raises UserError."""
+    """Return the sha256 of a file that the config's `key` names. Raises UserError."""
     return hashlib.sha256(_content(path, key)).hexdigest()
 
 
 def function_of(path: str, key: str, name: str, sha256: str | None = None) -> Callable[..., Any]:
-    """The function `name` that a file defines; what it raises is told as UserError.
+    """Return the function `name` that a file defines; what it raises becomes a UserError.
 
-    The file's folder is not searched for what it imports: the file is all that its digest is of. Raises UserError,
-    also where the file has not the digest that is expected.
+    The file's folder is not searched for imports, because the digest is of this file alone. Raises UserError, also
+    where the file does not have the expected digest.
     """
     content = _content(path, key)
     found = hashlib.sha256(content).hexdigest()
@@ -48,9 +48,9 @@ def function_of(path: str, key: str, name: str, sha256: str | None = None) -> Ca
 
 @contextlib.contextmanager
 def telling(path: str) -> Iterator[None]:
-    """Turn what a user's code raises into a UserError that names file and line; what it prints goes to standard error.
+    """Turn what a user's code raises into a UserError that names file and line; send what it prints to standard error.
 
-    Memory that has run out, and whatever is ours, is left as it is.
+    An error of memory, and our own errors, pass unchanged.
     """
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -65,7 +65,7 @@ def telling(path: str) -> Iterator[None]:
 
 
 def _line_of(error: BaseException, path: str) -> str:
-    """The last line of the file that the error came by."""
+    """Return the last line of the file that the error passed, as `, line N`."""
     if isinstance(error, SyntaxError) and error.filename == path:
         return f", line {error.lineno}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]

@@ -11,8 +11,6 @@ from datamodels.train.store import (
     array_list,
     check_identity,
     read_manifest,
-    refuse_orphans,
-    refuse_published,
 )
 
 _PUBLISHED = {"cifar": (50000, 10000, 10), "fmow": (21404, 3138, 62)}
@@ -25,8 +23,8 @@ _PUBLISHED_SCHEMES = ("official", "time_after_2016")
 def store_as_it_is(setting: Setting, layout: Layout) -> Store | None:
     """The store, without any repair, or None if there is none. Raises UserError, WorkError."""
     if not layout.manifest.exists():
-        refuse_orphans(layout)
-        refuse_published(layout)
+        layout.refuse_orphans()
+        layout.refuse_published()
         return None
     manifest = read_manifest(layout.manifest)
     check_identity(manifest, setting, layout.manifest)

@@ -18,7 +18,7 @@ ROWS = (600, 640)
 
 sys.path.insert(0, str(PROJECT))  # fmow.torchvision_compat alone, which imports nothing but torch
 
-from fmow.torchvision_compat import torchvision  # noqa: E402
+from fmow import torchvision  # noqa: E402
 
 torchvision()  # quanda imports it, which fails beside a CPU torch without this
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from datamodels.train.errors import UserError, WorkError
 from datamodels.train.npy_file import HEADER_BYTES
-from datamodels.train.store.store import Store, open_own
+from datamodels.train.store.store import Store
 from datamodels.train.store.verify import verify
 from tests.faults.stores import filled, layout, setting
 
@@ -66,7 +66,7 @@ def _row(store: Store, path: Path, byte: int) -> int:
 def _told(root: Path) -> str:
     """All that opening and verifying a store says about damage."""
     try:
-        store = open_own(layout(root), setting())
+        store = Store.open(layout(root), setting())
     except (UserError, WorkError) as error:
         return str(error)
     finding = verify(store)

@@ -11,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from datamodels.train.errors import UserError, WorkError
-from tests.conftest import PROJECT
 from tests.faults.power import one_after_the_other
 from tests.faults.stores import check, check_end, script
 
 CALLS = ("pwrite64", "fdatasync", "fsync", "rename", "link", "unlink", "ftruncate", "fallocate")
 FAULTS = {"KILL": "signal=KILL", "EIO": "error=EIO", "ENOSPC": "error=ENOSPC", "short": "retval=9"}
 """`short`: the call says that it wrote 9 bytes, and wrote none."""
+
+PROJECT = Path(__file__).parents[2]
 
 Point = tuple[str, int, str, bool]
 """(system call, which one of them, fault, whether space is reserved at `init`)"""

@@ -23,7 +23,7 @@ from datamodels.train.config import Setting
 from datamodels.train.npy_file import HEADER_BYTES
 from datamodels.train.store.journal import RECORD_BYTES
 from datamodels.train.store.layout import Layout
-from datamodels.train.store.store import Store, open_own
+from datamodels.train.store.store import Store
 from datamodels.train.store.verify import verify
 from tests.conftest import DIGITS
 from tests.faults.stores import fill, layout, setting, writing
@@ -56,7 +56,9 @@ def command(name: str, root: Path, models: int, *options: str) -> list[str]:
     return [name, str(DIGITS), f"--root={root}", f"--models={models}", *SMALL, *options]
 
 
-def _quiet(arguments: Sequence[str]) -> None:
+def _quiet(arguments: Sequence[str], begin: Barrier | None) -> None:
+    if begin:
+        begin.wait(300)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
@@ -68,8 +70,8 @@ def _init(root: Path, models: int) -> None:
         assert main(command("init", root, models)) == 0
 
 
-def start(arguments: Sequence[str]) -> BaseProcess:
-    process = _SERVER.Process(target=_quiet, args=(arguments,))
+def start(arguments: Sequence[str], begin: Barrier | None = None) -> BaseProcess:
+    process = _SERVER.Process(target=_quiet, args=(arguments, begin))
     process.start()
     return process
 
@@ -93,7 +95,7 @@ def kill_training(folder: Path, kills: int, models: int, seed: int) -> tuple[int
         began = time.monotonic()
         assert ended(start(command("train", folder / name, models, "--workers=1"))) == 0
         whole = time.monotonic() - began
-    times = open_own(_place(folder / "calm"), _own(folder / "calm")).states.time
+    times = Store.open(_place(folder / "calm"), _own(folder / "calm")).states.time
     training = float(times.max() - times.min())
     died = late = stores = 0
     while died < kills:
@@ -147,7 +149,7 @@ def _judge(root: Path, calm: Path) -> None:
     """Rows whose flag is up, and rows that the journals call done, are those of the undisturbed store."""
     place, other = _place(root), _place(calm)
     flags = np.fromfile(place.completed, np.uint8, offset=HEADER_BYTES) == 1
-    store = open_own(place, _own(root))
+    store = Store.open(place, _own(root))
     claimed = np.flatnonzero(flags | store.completed())
     for name in store.arrays:
         found, expected = (np.load(each.array(name), mmap_mode="r")[claimed] for each in (place, other))
@@ -166,12 +168,13 @@ def train_together(folder: Path, processes: int, models: int) -> None:
     for name in ("alone", "together"):
         _init(folder / name, models)
     assert ended(start(command("train", folder / "alone", models, "--workers=1"))) == 0
-    running = [start(command("train", folder / "together", models, "--workers=1")) for _ in range(processes)]
+    begin, train = _SERVER.Barrier(processes), command("train", folder / "together", models, "--workers=1")
+    running = [start(train, begin) for _ in range(processes)]
     assert [ended(process) for process in running] == [0] * processes
     took_part = len(list(_place(folder / "together").journals.glob("*.bin")))
     assert took_part >= max(2, processes // 2), f"only {took_part} of {processes} processes did something"
     _assert_equal(folder / "together", folder / "alone")
-    store = open_own(_place(folder / "together"), _own(folder / "together"))
+    store = Store.open(_place(folder / "together"), _own(folder / "together"))
     assert verify(store).fine
     _assert_once(store)
 
@@ -183,7 +186,7 @@ def _assert_once(store: Store) -> None:
 
 def _fill_alone(root: Path, begin: Barrier) -> None:
     begin.wait(300)
-    store = open_own(layout(root), setting(models=WRITERS_ROWS))
+    store = Store.open(layout(root), setting(models=WRITERS_ROWS))
     with writing(store) as writer:
         while len(store.missing()):
             fill(store, writer)
@@ -197,7 +200,7 @@ def write_together(root: Path, processes: int) -> None:
     for process in running:
         process.start()
     assert [ended(process) for process in running] == [0] * processes
-    store = open_own(layout(root), setting(models=WRITERS_ROWS))
+    store = Store.open(layout(root), setting(models=WRITERS_ROWS))
     assert verify(store).fine
     assert store.completed().all()
     assert len(store.states.readers) >= max(2, processes // 2), "most processes did nothing"

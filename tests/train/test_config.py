@@ -42,7 +42,14 @@ def test_an_alpha_that_its_file_name_would_round_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("models", 0), ("eval_models", -1), ("seed", -1), ("seed", 2**63), ("runs_per_mask", 0), ("dataset", "../x")],
+    [
+        ("models", 0),
+        ("eval_models", -1),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("runs_per_mask", 0),
+        *(("dataset", name) for name in ("..", "a/b", "/etc", "A", "", "../x")),
+    ],
 )
 def test_values_out_of_range_are_refused_by_name(key: str, value: object) -> None:
     with pytest.raises(UserError, match=f"^{key} is"):

@@ -1,4 +1,4 @@
-"""Masks and streams, against the words of the contract."""
+"""Masks and random numbers, against docs/format.md."""
 
 import math
 
@@ -72,7 +72,7 @@ def test_a_row_of_a_setting_has_the_mask_of_its_index() -> None:
 
 
 @given(st.integers(1, 50), st.integers(0, 50), st.integers(1, 4), st.integers(0, 50))
-def test_mask_indices_follow_the_contract_and_outlive_growth(models: int, evals: int, runs: int, more: int) -> None:
+def test_mask_indices_follow_the_rule_and_outlive_growth(models: int, evals: int, runs: int, more: int) -> None:
     before, after = Era(models, evals), Era(models + more * runs, evals)
     for row in range(before.rows):
         expected = row if row < models else models + (row - models) // runs

@@ -1,4 +1,4 @@
-"""FFCV's .beton files (https://ffcv.io, format version 2): read without FFCV where pixels are raw, written by FFCV.
+"""FFCV's .beton files (https://ffcv.io, format version 2): read without FFCV where pixels are raw.
 
 A file holds a header, a description of the fields, one record an example, pages with the pixels, and at its end a table
 of where each image lies and how long it is.
@@ -6,7 +6,6 @@ of where each image lies and how long it is.
 
 import warnings
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,6 @@ from numpy.typing import NDArray
 
 from datamodels.train.data.images import LazyImages, Split
 from datamodels.train.errors import UserError
-
-JPEG_QUALITY = 90
-"""FFCV's default, which `beton-jpeg` is written with."""
 
 VERSION = 2
 HEADER = np.dtype(
@@ -47,7 +43,7 @@ class BetonImages(LazyImages):
         self.decode = ffcv_decoder(path) if self.compressed.any() else None
         size = int(np.prod(self.shape[1:]))
         self.windows = np.lib.stride_tricks.as_strided(content, (max(0, len(content) - size + 1), size), (1, 1))
-        """The `size` bytes from each byte of the file on: a raw image is one of them."""
+        """[bytes of the file, bytes of an image]: what follows each byte of the file; a raw image is one of them."""
 
     def read_into(self, position: int, out: NDArray[np.uint8]) -> None:
         self.read_many(np.array([position]), out[None])
@@ -67,7 +63,7 @@ class BetonImages(LazyImages):
         return None
 
     def _copy(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        """Large images one by one; small ones, for which that takes longer than the copying, some at a time."""
+        """Copy large images one by one; small ones, for which calls take longer than copies, some at a time."""
         size = self.windows.shape[1]
         if size >= LARGE_BYTES:
             for place, at in enumerate(self.at[positions].tolist()):
@@ -83,7 +79,7 @@ class BetonImages(LazyImages):
 
 
 def read(path: Path) -> Split:
-    """The images and labels of a .beton file with one RGBImageField and one IntField.
+    """Return the images and labels of a .beton file with one RGBImageField and one IntField.
 
     Raises UserError naming the file where it is something else, is cut short, or holds images of different sizes.
     """
@@ -106,7 +102,7 @@ def read(path: Path) -> Split:
 
 
 def _records(content: NDArray[np.uint8]) -> tuple[tuple[NDArray, NDArray[np.int64]], NDArray]:
-    """The image records and labels, and the table of images. Raises IndexError or ValueError."""
+    """Return image records and labels, and the table of images. Raises IndexError or ValueError."""
     header = content[: HEADER.itemsize].view(HEADER)[0]
     if header["version"] != VERSION or not 0 < header["samples"] <= len(content):
         raise ValueError(f"version {header['version']}, {header['samples']} samples")
@@ -137,69 +133,20 @@ def _check(path: Path, image: NDArray, sizes: NDArray[np.int64], length: int) ->
 
 
 def ffcv_decoder(path: Path) -> Callable[[int, int, int, int, int], bool]:
-    """FFCV's JPEG decoder: from the address and length of a JPEG to the address, height and width of its pixels.
+    """Return FFCV's JPEG decoder: from the address and length of a JPEG to the address, height and width of its pixels.
 
-    The same pixels as from FFCV's Loader, without its compilation; the interpreter's lock is released meanwhile. Says
-    whether it was a JPEG of that size. Raises UserError where FFCV is not installed.
+    It gives the same pixels as FFCV's Loader, without its compilation, releases the interpreter's lock meanwhile, and
+    returns whether it was a JPEG of that size. Raises UserError where FFCV is not installed.
     """
     try:
-        decode = _ffcv().libffcv.ctypes_imdecode
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from ffcv.libffcv import ctypes_imdecode
     except ImportError:
         raise UserError(f"{path} holds JPEGs: reading them needs FFCV, `pip install .[ffcv]`") from None
 
     def call(source: int, length: int, target: int, height: int, width: int) -> bool:
-        code = decode(source, length, height, width, target, height, width, 0, 0, 1, 1, False, False)
+        code = ctypes_imdecode(source, length, height, width, target, height, width, 0, 0, 1, 1, False, False)
         return bool(code == 0)
 
     return call
-
-
-@cache
-def _ffcv():  # type: ignore[no-untyped-def]  # FFCV has no types
-    """FFCV, with everything of it that is used here. Raises ImportError."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import ffcv.fields
-        import ffcv.libffcv
-        import ffcv.writer
-    return ffcv
-
-
-def write(path: Path, split: Split, mode: str, workers: int) -> None:
-    """Write a split through FFCV's own writer, `mode` being raw or jpg. Raises ImportError, UserError.
-
-    Forks: to be called in a process that has started no threads. An image that cannot be read is told of after all
-    others are written, since FFCV would wait for a worker that died of it.
-    """
-    fields = _ffcv().fields
-    kinds = {"image": fields.RGBImageField(write_mode=mode, jpeg_quality=JPEG_QUALITY), "label": fields.IntField()}
-    examples = _Examples(split, path.with_name(f"{path.name}.error"))
-    _ = examples[0]  # what reading needs is imported once, before the workers are forked
-    _ffcv().writer.DatasetWriter(str(path), kinds, num_workers=workers).from_indexed_dataset(examples)
-    if examples.problem.exists():
-        text = examples.problem.read_text()
-        examples.problem.unlink()
-        raise UserError(text)
-
-
-class _Examples:
-    """Images and labels for FFCV's writer, whose workers must not raise."""
-
-    def __init__(self, split: Split, problem: Path) -> None:
-        self.split = split
-        self.problem = problem
-
-    def __len__(self) -> int:
-        return len(self.split.labels)
-
-    def __getitem__(self, position: int) -> tuple[NDArray[np.uint8], int]:
-        images = self.split.images
-        image = np.zeros(images.shape[1:], np.uint8)
-        try:
-            if isinstance(images, LazyImages):
-                images.read_into(position, image)  # not through threads, which a forked worker does not have
-            else:
-                image[:] = images[position]
-        except UserError as error:
-            self.problem.write_text(str(error))
-        return image, int(self.split.labels[position])

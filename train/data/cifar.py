@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from datamodels.train.config import Data
-from datamodels.train.data.images import Split
+from datamodels.train.data.images import Examples, Split
 from datamodels.train.errors import UserError
 
+MEAN, STD = (125.307, 122.961, 113.8575), (51.5865, 50.847, 51.255)
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FOLDER = "cifar-10-batches-py"
 # sha256 of the official files, whose md5 sums are those published with the data set.
@@ -32,13 +33,26 @@ LABELS = {
 """sha256 of the labels as little-endian int64, in the default order."""
 
 
-def read(data: Data) -> tuple[Split, Split]:
-    """CIFAR-10 (Krizhevsky 2009) from the official python batches, train batches 1 to 5, then the test batch."""
+def read(data: Data) -> Examples:
+    """Return CIFAR-10 (Krizhevsky 2009): train batches 1 to 5, then the test batch. Raises UserError."""
     folder = folder_of(data)
-    return _read_batches(folder, TRAIN_FILES), _read_batches(folder, TEST_FILES)
+    return Examples(_read_batches(folder, TRAIN_FILES), _read_batches(folder, TEST_FILES), CLASSES)
+
+
+def where(data: Data) -> str:
+    return str(folder_of(data))
+
+
+def classes() -> tuple[str, ...]:
+    return CLASSES
+
+
+def stem(data: Data) -> str:
+    return "cifar"
 
 
 def refuse(data: Data, name: str, split: Split) -> str | None:
+    """Return what a .beton file lacks to be CIFAR-10's split `name`; None where it lacks nothing."""
     if split.images.shape[1:] != (32, 32, 3):
         return f"images of {split.images.shape[2]} x {split.images.shape[1]} pixels, expected 32 x 32"
     if hashlib.sha256(split.labels.astype("<i8").tobytes()).hexdigest() != LABELS[name]:
@@ -47,7 +61,7 @@ def refuse(data: Data, name: str, split: Split) -> str | None:
 
 
 def folder_of(data: Data) -> Path:
-    """The folder of the python batches: data.root/cifar-10-batches-py, or data.root itself."""
+    """Return the folder of the python batches: data.root/cifar-10-batches-py, or data.root. Raises UserError."""
     root = Path(data.root).expanduser()
     names = [*TRAIN_FILES, *TEST_FILES]
     for folder in (root / FOLDER, root):
@@ -63,11 +77,11 @@ def folder_of(data: Data) -> Path:
 
 
 def fetch(data: Data) -> None:
-    """Download the official batches where there are none. Raises UserError where there is no network."""
+    """Download the official batches if they are missing. Raises UserError where there is no network."""
     try:
         folder_of(data)
     except UserError as missing:
-        from fmow.torchvision_compat import torchvision
+        from fmow import torchvision
 
         root = Path(data.root).expanduser()
         existed = root.exists()

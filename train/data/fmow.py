@@ -1,4 +1,4 @@
-"""FMoW as images to train on: the in-distribution training and test images of a WILDS tree, read as they are needed."""
+"""FMoW: the in-distribution training and test images of a WILDS tree, read when they are asked for."""
 
 import hashlib
 from pathlib import Path
@@ -9,12 +9,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datamodels.train.config import Data
-from datamodels.train.data.images import LazyImages, Split
+from datamodels.train.data.images import Examples, LazyImages, Split
 from datamodels.train.errors import UserError
 
 if TYPE_CHECKING:  # wilds is slow to import
-    from fmow import Examples
+    import fmow
 
+MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+"""ImageNet's."""
 FOLDER = "fmow_v1.1"
 METADATA = "rgb_metadata.csv"
 SIDE = 224
@@ -56,19 +59,23 @@ def _read(path: Path) -> Image.Image:
         raise UserError(str(error)) from None
 
 
-def read(data: Data) -> tuple[Split, Split]:
-    """Training and test images in the order of `FMoWDataset.get_subset`. Raises UserError."""
-    train, test = examples(data)
+def read(data: Data) -> Examples:
+    """Return training and test images in the order of `FMoWDataset.get_subset`. Raises UserError."""
+    train, test = tables(data)
     width, height = (data.size, data.size) if data.size else _read(train.paths[0]).size
-    splits = [
-        Split(Pictures(part.paths, (len(part.paths), height, width, 3), bool(data.size)), part.labels)
-        for part in (train, test)
-    ]
-    return splits[0], splits[1]
+
+    def split(part: "fmow.Examples") -> Split:
+        return Split(Pictures(part.paths, (len(part.paths), height, width, 3), bool(data.size)), part.labels)
+
+    return Examples(split(train), split(test), classes())
 
 
-def examples(data: Data) -> tuple["Examples", "Examples"]:
-    """What the tables of the tree tell of the training and test images. Raises UserError."""
+def where(data: Data) -> str:
+    return str(tree_of(data))
+
+
+def tables(data: Data) -> tuple["fmow.Examples", "fmow.Examples"]:
+    """Return rows, labels and paths of the training and test images, as the tree's tables tell. Raises UserError."""
     tree = tree_of(data)
     if not tree.is_dir():
         raise UserError(
@@ -98,11 +105,11 @@ def classes() -> tuple[str, ...]:
 
 
 def refuse(data: Data, name: str, split: Split) -> str | None:
-    """What a .beton file's split lacks to be FMoW's, whose tables say which images there are, and in which order."""
+    """Return what a .beton file lacks to be FMoW's split `name`, by the labels in the tree's tables; else None."""
     side = data.size or SIDE
     if split.images.shape[1:] != (side, side, 3):
         return f"images of {split.images.shape[2]} x {split.images.shape[1]} pixels, expected {side} x {side}"
-    expected = examples(data)[name == "test"].labels
+    expected = tables(data)[name == "test"].labels
     if not np.array_equal(split.labels, expected):
         return f"its {len(split.labels)} labels are not those of the {len(expected)} {name} images of {tree_of(data)}"
     return None
@@ -113,9 +120,9 @@ def tree_of(data: Data) -> Path:
 
 
 def stem(data: Data) -> str:
-    """Name of the packed files of a tree: split scheme, size, and a digest of the tree's place and table.
+    """Return the stem of the packed files' names: split scheme, size, and a digest of the tree's place and table.
 
-    Where the tree is gone, a pattern that any tree's files match.
+    Where the tree is gone, `*` stands for the digest, so that any tree's files match.
     """
     tree = tree_of(data)
     try:

@@ -1,4 +1,7 @@
-"""Images as uint8 arrays [N, height, width, channels]: in memory, mapped from a file, or read when asked for."""
+"""What every data set is read as: images [N, height, width, channels] in uint8, labels, and class names.
+
+Images are in memory, mapped from a file, or read when they are asked for.
+"""
 
 import copy
 import hashlib
@@ -8,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +19,7 @@ from numpy.typing import NDArray
 from datamodels.train.errors import UserError
 
 CHUNK_BYTES = 1 << 26
-"""How much is read at a time where all images are gone through."""
+"""Bytes read at a time where all images are gone through."""
 SHARED_BYTES = 1 << 22
 """Copying less than this is not worth waking another core."""
 
@@ -34,7 +37,7 @@ class LazyImages(ABC):
 
     @abstractmethod
     def stamp(self) -> str:
-        """What tells these images from others without reading them."""
+        """Return a text that tells these images from others without reading them."""
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -51,7 +54,7 @@ class LazyImages(ABC):
             self.read_into(position, out[place])
 
     def head(self, n: int) -> Self:
-        """The first n images."""
+        """Return the first n images."""
         shorter = copy.copy(self)
         shorter.shape = (n, *self.shape[1:])
         return shorter
@@ -68,7 +71,7 @@ class Split:
     """[N]"""
 
     def first(self, n: int | None, key: str) -> "Split":
-        """The first n examples, or all. Raises UserError naming `key` where there are fewer."""
+        """Return the first n examples, or all for None. Raises UserError naming `key` where there are fewer."""
         if n is None:
             return self
         if n > len(self.labels):
@@ -77,7 +80,7 @@ class Split:
         return Split(images, self.labels[:n])
 
     def in_memory(self, wanted: bool | None) -> "Split":
-        """With lazy images read now, where that is wanted, or (None) where at most half of the free memory goes."""
+        """Return the split with lazy images read now if wanted; None: if they take at most half of the free memory."""
         if not isinstance(self.images, LazyImages) or wanted is False:
             return self
         if wanted is None and not fits(nbytes(self.images), free_host_memory()):
@@ -86,7 +89,7 @@ class Split:
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of images and labels, read a chunk at a time."""
+        """sha256 of images and labels, read a chunk at a time."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         for chunk in chunks(self.images):
             digest.update(np.ascontiguousarray(chunk).data)
@@ -100,6 +103,33 @@ class Split:
             return self.sha256
         labels = np.ascontiguousarray(self.labels, dtype="<i8").tobytes()
         return hashlib.sha256(f"{self.images.shape} {self.images.stamp()}".encode() + labels).hexdigest()
+
+
+class Examples(NamedTuple):
+    """All training and test examples of a data set and the names of its classes, as a source reads them."""
+
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The data set of a setting: images, labels and classes, and what images are normalised with."""
+
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    """[channels], in units of 0..255; its integer part fills the borders and holes of augmentation."""
+    std: tuple[float, ...]
+    """[channels], in units of 0..255."""
+    where: str
+    """Where it was read from, for people."""
+
+    def sha256(self) -> str:
+        """Return the digest of images and labels, in column order."""
+        return hashlib.sha256(f"{self.train.sha256} {self.test.sha256}".encode()).hexdigest()
 
 
 def gather(images: Images, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
@@ -122,7 +152,7 @@ def gather(images: Images, positions: NDArray[np.int64], out: NDArray[np.uint8])
 
 
 def chunks(images: Images) -> Iterator[NDArray[np.uint8]]:
-    """All images in order, in pieces of bounded size."""
+    """Yield all images in order, in pieces of bounded size."""
     step = max(1, CHUNK_BYTES // (nbytes(images) // len(images)))
     for start in range(0, len(images), step):
         yield images[start : start + step]
@@ -133,12 +163,12 @@ def nbytes(images: Images) -> int:
 
 
 def fits(size: int, free: int) -> bool:
-    """Whether so many bytes may be kept for good where so many are free: half is left to the work itself."""
+    """Whether `size` bytes may be kept where `free` bytes are free: half of them are left to the work itself."""
     return size <= free // 2
 
 
 def free_host_memory() -> int:
-    """Bytes of memory that this process can still have: the machine's, and its control group's (version 2)."""
+    """Return the bytes of memory that the machine and this process's control group (version 2) still have."""
     free = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     try:
         with open("/proc/meminfo") as file:
@@ -149,7 +179,7 @@ def free_host_memory() -> int:
         with open(f"/sys/fs/cgroup{group}/memory.max") as file, open(f"/sys/fs/cgroup{group}/memory.current") as used:
             free.append(int(file.read()) - int(used.read()))
     except (OSError, KeyError, ValueError, StopIteration):
-        pass  # whatever is not told limits nothing
+        pass  # what cannot be read limits nothing
     return max(0, min(free))
 
 

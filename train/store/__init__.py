@@ -1,6 +1,9 @@
-"""The store of a setting: its files, their durability, and the state of every row."""
+"""The store of a setting: its files, how rows become durable in them, and the state of every row.
 
-from datamodels.train.store.base_store import ReadableStore, Records
+`open` and `open_store` open one for reading, `create_store` and `grow` make room for rows, a `Writer` commits them.
+"""
+
+from datamodels.train.store.base_store import BaseStore
 from datamodels.train.store.create import create_store, grow
 from datamodels.train.store.layout import Layout
 from datamodels.train.store.locks import LockFile
@@ -8,17 +11,20 @@ from datamodels.train.store.manifest import Array, array_list, check_data, check
 from datamodels.train.store.open import open
 from datamodels.train.store.published import PublishedStore
 from datamodels.train.store.row_state import RowState
-from datamodels.train.store.store import Store, open_own, open_store, refuse_orphans, refuse_published
+from datamodels.train.store.store import Store, open_store
 from datamodels.train.store.verify import repair, verify
 from datamodels.train.store.writer import RowFailure, RowResult, Writer
 
+ReadableStore = BaseStore
+open_own = Store.open
+
 __all__ = [
     "Array",
+    "BaseStore",
     "Layout",
     "LockFile",
     "PublishedStore",
     "ReadableStore",
-    "Records",
     "RowFailure",
     "RowResult",
     "RowState",
@@ -33,8 +39,6 @@ __all__ = [
     "open_own",
     "open_store",
     "read_manifest",
-    "refuse_orphans",
-    "refuse_published",
     "repair",
     "verify",
     "versions",

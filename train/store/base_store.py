@@ -1,4 +1,7 @@
-"""What fitting, evaluation and notebooks need of a setting's rows, whoever wrote them."""
+"""What fitting, evaluation and notebooks need of a setting's rows, whoever wrote them.
+
+Shape letters: M rows (models trained), N_train and N_test examples, C classes.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,26 +25,39 @@ if TYPE_CHECKING:  # reads images of many kinds
 
 @dataclass(frozen=True)
 class Records:
-    """What was noted of each row [M] as it was trained; nan or empty where nothing was."""
+    """What was recorded of each row [M] when it was trained; nan or an empty text where nothing was."""
 
     accuracy: NDArray[np.float32]
-    """Share of the test examples that the row's model gets right."""
+    """[M]: share of the test examples that the row's model classifies correctly, from 0 to 1."""
     seconds: NDArray[np.float32]
-    """Time that its training and evaluation took."""
+    """[M]: seconds that training and evaluating the row took."""
     device: NDArray[np.str_]
-    """What it was trained on."""
+    """[M]: name of the device that the row was trained on."""
 
 
-class ReadableStore(Summary):
-    """What fitting and evaluation need of a setting's rows, whoever wrote them.
+class BaseStore(Summary):
+    """The rows of a setting, for reading. A row is one trained model: its mask and its outputs.
 
-    Rows [0, models) are for estimation, rows [models, rows) for evaluation.
+    Rows [0, models) are for estimation, rows [models, rows) for evaluation. A row counts only where `completed()` says
+    so; the arrays hold zeros for rows that were never trained.
     """
 
+    layout: Layout
+    """Where the files lie."""
+    derived: Path
+    """Folder of what is made from the rows, datamodels and reports; see `derive_below`."""
+    setting: Setting
+    arrays: dict[str, Array]
+    """Name, shape and type of each array."""
+    eras: tuple[Era, ...]
+    """Every length the setting has had, the present one last."""
+    n_train: int
+    """Training examples, the columns of the masks."""
+    n_test: int
+    """Test examples."""
+
     def __init__(self, layout: Layout, setting: Setting, arrays: Sequence[Array], eras: tuple[Era, ...]) -> None:
-        self.layout = layout
-        self.derived = layout.folder
-        """Folder of what is made from the rows, datamodels and reports: that of the rows, or see `derive_below`."""
+        self.layout, self.derived = layout, layout.folder
         self.setting = setting
         self.arrays = {array.name: array for array in arrays}
         self.eras = eras
@@ -49,44 +65,56 @@ class ReadableStore(Summary):
         self.n_test = self.arrays["test_margins"].shape[1]
 
     def derive_below(self, folder: str | Path) -> None:
-        """Write what is made from the rows below another folder, as --out does; what it lacks is read from the root."""
+        """Write datamodels and reports below another folder, as --out does; read from the root what is not there."""
         self.derived = Path(folder).expanduser() / self.setting.dataset
 
     @property
     def models(self) -> int:
+        """Number of rows for estimation."""
         return self.eras[-1].models
 
     @property
     def eval_models(self) -> int:
+        """Number of rows for evaluation."""
         return self.eras[-1].eval_models
 
     @property
     def rows(self) -> int:
+        """Number of rows M, trained or not."""
         return self.eras[-1].rows
 
     def array(self, name: str) -> np.memmap:
-        """A whole array as a read-only map of its file, shapes as in the published format."""
-        array = self.arrays[name]
-        path = self.layout.array(name)
+        """Return a whole array as a read-only map of its file. Raises WorkError where it cannot be read.
+
+        name: `train_masks`, `test_margins`, `train_margins`, `train_logits` or `test_logits`.
+        """
+        array, path = self.arrays[name], self.layout.array(name)
         try:
             return np.memmap(path, array.dtype, "r", self._offset(path), array.shape)
         except (OSError, ValueError) as error:
             raise WorkError(f"cannot read {path}: {error}") from None
 
     def _offset(self, path: Path) -> int:
+        """Return where in a file the first row begins."""
         return HEADER_BYTES
 
     @property
     def masks(self) -> np.memmap:
-        """[M, N_train] bool, read-only: which training examples each row's model has seen."""
+        """bool [M, N_train], read-only: True where the row's model was trained on the example."""
         return self.array("train_masks")
 
     def margins(self, split: str = "test") -> np.memmap:
-        """[M, T] float16, read-only: correct-class logit minus the largest other, of the test or train examples."""
+        """Return float16 [M, N_split], read-only: the correct class's logit minus the largest other logit.
+
+        split: `test` or `train`. Raises UserError for another one.
+        """
         return self._of_split(split, "margins")
 
     def logits(self, split: str = "test") -> np.memmap:
-        """[M, T, C] float16, read-only. Raises UserError where they were not kept (`outputs.{split}_logits`)."""
+        """Return float16 [M, N_split, C], read-only. Raises UserError where they are not kept.
+
+        split: `test` or `train`. `outputs.{split}_logits: true` in the config keeps them.
+        """
         return self._of_split(split, "logits")
 
     def _of_split(self, split: str, kind: str) -> np.memmap:
@@ -97,30 +125,34 @@ class ReadableStore(Summary):
         return self.array(name)
 
     def mask_index(self, row: int) -> int:
-        """Rows with the same index share a mask."""
+        """Return the number of a row's mask; rows with the same number have the same mask."""
         return mask_index(row, list(self.eras), self.setting.runs_per_mask)
 
     def completed(self) -> NDArray[np.bool_]:
-        """Which rows [M] are done."""
+        """Return bool [M]: which rows are done."""
+        raise NotImplementedError
+
+    def failed(self) -> NDArray[np.bool_]:
+        """Return bool [M]: which rows failed for good."""
         raise NotImplementedError
 
     def estimation_rows(self) -> NDArray[np.int64]:
-        """Numbers of the rows that are done and for estimation."""
+        """Return the numbers of the rows that are done and for estimation."""
         return np.flatnonzero(self.completed()[: self.models])
 
     def evaluation_rows(self) -> NDArray[np.int64]:
-        """Numbers of the rows that are done and for evaluation."""
+        """Return the numbers of the rows that are done and for evaluation."""
         return self.models + np.flatnonzero(self.completed()[self.models :])
 
     def records(self) -> Records:
-        """What is noted of each row; nothing of published files."""
-        unknown = np.full(self.rows, np.nan, np.float32)
-        return Records(unknown, unknown.copy(), np.full(self.rows, ""))
+        """Return accuracy, seconds and device of each row."""
+        raise NotImplementedError
 
     def dataset(self, root: str | Path | None = None) -> "Dataset":
-        """The images, labels and classes that the columns stand for, from `root` or else from where they lay.
+        """Return the images, labels and classes that the columns stand for.
 
-        Raises UserError where they are not at hand, or are others.
+        root: folder of the data set; None for the config's `data.root`. Raises UserError where the data set is not
+        there, or is another one.
         """
         from datamodels.train.data import load
 
@@ -131,22 +163,20 @@ class ReadableStore(Summary):
             raise UserError(f"{dataset.where} has {found} examples, but the store {self.n_train, self.n_test}")
         return dataset
 
-    def failed(self) -> NDArray[np.bool_]:
-        """Which rows [M] failed for good."""
+    def bad_rows(self, names: Sequence[str], start: int, stop: int) -> NDArray[np.bool_]:
+        """Return bool [stop - start]: which of these rows are done but differ from their checksums. Reads them."""
         raise NotImplementedError
 
-    def bad_rows(self, names: Sequence[str], start: int, stop: int) -> NDArray[np.bool_]:
-        """Which of the rows [start, stop) are done but hold other bytes than were recorded. Reads them."""
+    def bad_masks(self, start: int, masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return bool [n]: which rows from `start` on are done but have another mask than the seed gives.
+
+        masks: bool [n, N_train], as read.
+        """
         raise NotImplementedError
 
     def check_files(self) -> None:
-        """Raises WorkError where damaged files put in doubt which rows are done; never for published files."""
-
-    def bad_masks(self, start: int, masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which of the rows from `start` on, their masks [n, N_train] read, are done but have another mask than the
-        seed gives; none of published files, whose seed is not known.
-        """
-        return np.zeros(len(masks), bool)
+        """Raises WorkError where damaged files put in doubt which rows are done."""
+        raise NotImplementedError
 
     def _summary(self) -> dict[str, str]:
         return {
@@ -158,5 +188,5 @@ class ReadableStore(Summary):
         }
 
     def row_stamp(self, rows: NDArray[np.int64]) -> str:
-        """A digest of which rows these are and which time they were made, to see whether a fit is stale."""
+        """Return a digest of these rows and their bytes, to tell whether a fit is stale."""
         raise NotImplementedError

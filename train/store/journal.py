@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.train.errors import WorkError
-from datamodels.train.npy_file import HEADER_BYTES, sync_folder, write_all, write_pieces
+from datamodels.train.npy_file import HEADER_BYTES, runs, sync_folder, write_all, write_pieces
 from datamodels.train.store.locks import LockFile
 
 _TRIES = 3
-"""Journals in a row that an append may find taken away."""
+"""How often an append begins a new journal where the last one was replaced or removed."""
 
 
 class Kind(IntEnum):
@@ -35,8 +35,8 @@ class Kind(IntEnum):
     FAILED = 2
     """The row could not be trained; `reason` says why."""
     INVALID = 3
-    """The row is to be redone: from here on only records of this generation count. Written twice, since the loss of
-    one such record would bring the row back."""
+    """The row is to be redone: from here on only records of this generation count. Written twice, because the loss of
+    such a record would bring the row back."""
 
 
 REASON_BYTES = 64
@@ -67,7 +67,7 @@ _CHUNK = 2**15
 
 
 def _checks(records: NDArray[np.void]) -> NDArray[np.uint64]:
-    """The multilinear checksum of each record (Carter and Wegman 1979): all at once, 25 times as fast as CRCs.
+    """Return the multilinear checksum of each record (Carter and Wegman 1979): all at once, 25 times as fast as CRCs.
 
     Modulo 2**64 an odd factor maps no change of its word to zero, so damage within one word never goes unseen.
     """
@@ -81,7 +81,7 @@ def seal(records: NDArray[np.void]) -> None:
 
 
 def intact(records: NDArray[np.void]) -> NDArray[np.bool_]:
-    """Which records match their own checksum and make sense."""
+    """Return which records match their own checksum and make sense."""
     good = _checks(records) == records["check"]
     good &= (records["kind"] >= min(Kind)) & (records["kind"] <= max(Kind))
     good &= np.isfinite(records["time"]) & np.isfinite(records["seconds"])
@@ -89,13 +89,13 @@ def intact(records: NDArray[np.void]) -> NDArray[np.bool_]:
 
 
 def reason_hashes(records: NDArray[np.void]) -> NDArray[np.uint32]:
-    """A number for each record's reason, equal where the reasons are."""
+    """Return a number for each record's reason, equal where the reasons are."""
     words = np.ascontiguousarray(records["reason"]).view("<u8").reshape(len(records), REASON_BYTES // 8)
     return (np.einsum("ij,j->i", words, _FACTORS[: REASON_BYTES // 8]) >> np.uint64(32)).astype(np.uint32)
 
 
 def attempt_name() -> str:
-    """A name that no other attempt has: time, host, process, and the job and its restarts under SLURM."""
+    """Return a name that no other attempt has: time, host, process, and the job and its restarts under SLURM."""
     job = "_".join(filter(None, (os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID"))))
     job = job or os.environ.get("SLURM_JOB_ID", "local")
     restart = os.environ.get("SLURM_RESTART_COUNT", "0")
@@ -117,36 +117,31 @@ class JournalWriter:
     def append(self, records: NDArray[np.void], twice: bool = False) -> None:
         """Append records and make them durable, `twice` on pages of their own. Raises WorkError with file and row."""
         seal(records)
+        row = int(records["row"][0])
         for _ in range(_TRIES):
-            if self._append(records, twice):
-                return
+            path = self._lock.path if self._lock else self.folder / f"{attempt_name()}.bin"
+            try:
+                if self._append(path, records.tobytes(), twice):
+                    return
+            except OSError as error:
+                if self._lock is not None:
+                    with contextlib.suppress(OSError):
+                        os.ftruncate(self._lock.fd, self._end)  # what the failed append may have left
+                self.close()
+                raise WorkError(f"cannot record row {row} in {path}: {error.strerror}") from error
             self.close()  # where locks fail, someone replaced the file: nobody reads what went to it
-        raise WorkError(f"cannot record row {int(records['row'][0])} in {self.folder}: its journals are taken away")
+        raise WorkError(f"cannot record row {row} in {self.folder}: its journals are taken away")
 
-    def _append(self, records: NDArray[np.void], twice: bool) -> bool:
-        """Whether the journal still lies at its path after it took the records."""
-        path = self._lock.path if self._lock else self.folder / f"{attempt_name()}.bin"
-        content = records.tobytes()
+    def _append(self, path: Path, content: bytes, twice: bool) -> bool:
+        """Return whether the journal still lies at its path after it took the records. Raises OSError."""
+        if self._lock is None:
+            self._lock = self._create(path)
         second = -(-(self._end + len(content)) // HEADER_BYTES) * HEADER_BYTES if twice else self._end
-        try:
-            if self._lock is None:
-                self._lock = self._create(path)
-            write_all(self._lock.fd, content, self._end)
-            if twice:
-                write_all(self._lock.fd, content, second)
-            os.fdatasync(self._lock.fd)
-            self._end = second + len(content)
-            return self._lock.is_current()
-        except OSError as error:
-            self._abandon()
-            raise WorkError(f"cannot record row {int(records['row'][0])} in {path}: {error.strerror}") from error
-
-    def _abandon(self) -> None:
-        """Take back what an append that failed may have left."""
-        if self._lock is not None:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._lock.fd, self._end)
-        self.close()
+        for offset in sorted({self._end, second}):
+            write_all(self._lock.fd, content, offset)
+        os.fdatasync(self._lock.fd)
+        self._end = second + len(content)
+        return self._lock.is_current()
 
     def _create(self, path: Path) -> LockFile:
         lock = LockFile(path, os.O_EXCL)
@@ -168,22 +163,16 @@ class JournalWriter:
 
 
 def encode_header(provenance: dict[str, Any]) -> bytes:
-    header = _sealed_header(json.dumps(provenance, sort_keys=True).encode())
+    """Return the first page of a journal. Raises ValueError where the provenance is too long for it."""
+    header = _header_of(json.dumps(provenance, sort_keys=True).encode())
     if len(header) > HEADER_BYTES:
         raise ValueError(f"the provenance of an attempt takes {len(header)} bytes, at most {HEADER_BYTES} fit")
     return header
 
 
-def _sealed_header(text: bytes) -> bytes:
+def _header_of(text: bytes) -> bytes:
+    """Return a page with the CRC-32 of a JSON text, the text, and zeros."""
     return (b"%08x\n%s\n" % (zlib.crc32(text), text)).ljust(HEADER_BYTES, b"\0")
-
-
-def _decode_provenance(text: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) and isinstance(found.get("versions", {}), dict) else {}
 
 
 class JournalReader:
@@ -202,15 +191,14 @@ class JournalReader:
         self._read = 0
 
     def changed(self, status: os.stat_result) -> bool:
-        """Whether the file has changed since this was last asked."""
+        """Return whether the file has changed since the last call."""
         seen, self._seen = self._seen, (status.st_size, status.st_mtime_ns)
         return seen != self._seen
 
-    def news(self) -> Iterator[tuple[NDArray[np.void], NDArray[np.int64]]]:
-        """The intact records that came since the last call, and their numbers in the journal, some at a time.
+    def new_records(self) -> Iterator[tuple[NDArray[np.void], NDArray[np.int64]]]:
+        """Yield the intact records that came since the last call, and their numbers in the journal, some at a time.
 
-        Records that were not intact then are looked at again: a live attempt may have been writing them. Raises
-        OSError.
+        Records that were not intact then are read again: a live attempt may have been writing them. Raises OSError.
         """
         with open(self.path, "rb", buffering=0) as file:
             count = (os.fstat(file.fileno()).st_size - HEADER_BYTES) // RECORD_BYTES
@@ -224,38 +212,39 @@ class JournalReader:
                 for start in range(piece.start, piece.stop, _CHUNK):
                     file.seek(HEADER_BYTES + start * RECORD_BYTES)
                     content = file.read(min(_CHUNK, piece.stop - start) * RECORD_BYTES)
-                    yield self._sort(np.frombuffer(content, RECORD, len(content) // RECORD_BYTES), start)
+                    records = np.frombuffer(content, RECORD, len(content) // RECORD_BYTES)
+                    numbers, good = start + np.arange(len(records)), intact(records)
+                    if not good.all():
+                        self._gaps += [range(run[0], run[-1] + 1) for run in runs(numbers[~good])]
+                        written = records[~good].view(np.uint8).reshape(-1, RECORD_BYTES).any(axis=1)
+                        self.damaged += numbers[~good][written].tolist()
+                    yield records[good], numbers[good]
 
     def _take_header(self, content: bytes) -> None:
+        """Keep the provenance, and the page as it was written, if its text is intact."""
         crc, _, rest = content.partition(b"\n")
         text = rest.partition(b"\n")[0]
+        found = None
         if crc == b"%08x" % zlib.crc32(text):
-            self.provenance = _decode_provenance(text)
-        self._header = _sealed_header(text) if self.provenance else b""
+            with contextlib.suppress(ValueError, RecursionError):
+                found = json.loads(text)
+        if isinstance(found, dict) and isinstance(found.get("versions", {}), dict):
+            self.provenance = found
+        self._header = _header_of(text) if self.provenance else b""
         self.header_damaged = content != self._header
 
-    def _sort(self, records: NDArray[np.void], start: int) -> tuple[NDArray[np.void], NDArray[np.int64]]:
-        good = intact(records)
-        numbers = start + np.arange(len(records))
-        if not good.all():
-            bad = numbers[~good]
-            self._gaps += [range(run[0], run[-1] + 1) for run in np.split(bad, np.flatnonzero(np.diff(bad) > 1) + 1)]
-            written = records[~good].view(np.uint8).reshape(-1, RECORD_BYTES).any(axis=1)
-            self.damaged += bad[written].tolist()
-        return records[good], numbers[good]
-
     def damaged_rows(self) -> list[int]:
-        """The rows that the damaged records name, as far as those can be believed. Raises OSError."""
+        """Return the rows that the damaged records name, as far as those can be believed. Raises OSError."""
         return [int(self.record(number)["row"]) for number in self.damaged]
 
     def record(self, number: int) -> np.void:
-        """One record, read again. Raises OSError."""
+        """Return one record, read again. Raises OSError."""
         with open(self.path, "rb", buffering=0) as file:
             file.seek(HEADER_BYTES + number * RECORD_BYTES)
             return np.frombuffer(file.read(RECORD_BYTES).ljust(RECORD_BYTES, b"\0"), RECORD)[0]
 
     def is_live(self) -> bool:
-        """Whether its attempt is still at work; never, where the file cannot be locked."""
+        """Return whether its attempt is still at work; False where the file cannot be locked."""
         try:
             lock = LockFile(self.path)
         except OSError:
@@ -266,9 +255,9 @@ class JournalReader:
             lock.close()
 
     def mend(self, store_id: str) -> bool:
-        """Leave a copy beside the journal as *.damaged, and put zeros where its records are damaged, in one step.
+        """Copy the journal to *.damaged beside it, and write zeros over its damaged records, in one step.
 
-        The other records keep their numbers. Nothing is done, and False returned, while its attempt is still at work.
+        The other records keep their numbers. Returns False, and does nothing, while its attempt is still at work.
         Raises OSError; WorkError where locks, which would tell that, do not work.
         """
         lock = LockFile(self.path)
@@ -288,7 +277,7 @@ class JournalReader:
         return True
 
     def _pieces(self, header: bytes = b"", without: Container[int] = ()) -> Iterator[bytes]:
-        """The file's content, with another header and zeros for some of its records where these are given."""
+        """Yield the file's content, with `header` for its first page if given, and zeros for the records `without`."""
         with open(self.path, "rb") as file:
             found = file.read(HEADER_BYTES)
             yield header or found

@@ -1,4 +1,4 @@
-"""Where the files of a setting lie under a root: ROOT/{dataset}/data/, as published."""
+"""Where the files of a setting lie: ROOT/{dataset}/data/, as docs/format.md describes them."""
 
 import os
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Layout:
 
     @property
     def arrays(self) -> dict[str, Path]:
-        """The published files, or a store's, that are there, by name."""
+        """The files of masks, margins and logits that exist, by name."""
         return {name: path for name in ARRAY_NAMES if (path := self.array(name)).exists()}
 
     @property
@@ -43,7 +43,7 @@ class Layout:
 
     @property
     def intents(self) -> list[Path]:
-        """Manifests that are not yet valid: each an `init` that has begun."""
+        """Manifests under a name that is not final: each is an `init` that has begun."""
         return sorted(self.data.glob(f"{self.manifest.name}.*{UNFINISHED}"))
 
     @property
@@ -55,23 +55,36 @@ class Layout:
         return self.data / f"_lock_{self.pct}pct"
 
     def refuse_links(self) -> None:
-        """Raises UserError where a symbolic link leads out of the root, or one of its files is a pipe or a device."""
+        """Raises UserError where a symbolic link leads out of the root, or a file is a pipe or a device."""
         root = os.path.realpath(self.root)
-        for path in [self.folder, *_entries(self.folder), *_entries(self.data), *_entries(self.folder / "datamodels")]:
+        paths = [self.folder]
+        for folder in (self.folder, self.data, self.folder / "datamodels"):
+            try:
+                paths += sorted(folder.iterdir())
+            except OSError:
+                continue  # whoever needs what is in it will say so
+        for path in paths:
             if path.is_symlink() and os.path.commonpath([root, real := os.path.realpath(path)]) != root:
                 raise UserError(f"{path} leads to {real}, expected a place below {root}: put --root there instead")
             if path.exists() and not (path.is_file() or path.is_dir()):
                 raise UserError(f"{path} is neither a file nor a folder: take it away")
 
+    def refuse_orphans(self) -> None:
+        """Raises UserError for parts of a store without its manifest."""
+        for path in self.intents:
+            raise UserError(f"{path} is an `init` that was interrupted: run `datamodels init` again")
+        for path in (self.completed, self.journals):
+            if path.exists():
+                raise UserError(f"{path} lies there without {self.manifest.name}: restore the manifest from a copy")
+
+    def refuse_published(self) -> None:
+        """Raises UserError for arrays without a manifest: no row is trained into them."""
+        for path in self.arrays.values():
+            raise UserError(
+                f"{path} exists without a manifest: published files are never overwritten, use another --root"
+            )
+
 
 def temporary(path: Path, attempt: str) -> Path:
-    """The name a file has until its `init` is complete."""
+    """Return the name that a file has until its `init` is complete."""
     return path.with_name(f"{path.name}.{attempt}{UNFINISHED}")
-
-
-def _entries(folder: Path) -> list[Path]:
-    """What lies in a folder; nothing where it cannot be looked into: who needs it will tell."""
-    try:
-        return sorted(folder.iterdir())
-    except OSError:
-        return []

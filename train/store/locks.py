@@ -1,8 +1,8 @@
-"""Leases on groups of rows: byte ranges of one lock file, so that they end with their process.
+"""Leases on groups of rows: locks on single bytes of one file, which end with their process.
 
-Open-file-description locks (Linux) belong to the open file and not to the process; elsewhere POSIX locks serve. Where a
-file system has no locks at all, work goes on without: the store's checksums and generations still decide what counts.
-Whether it has is asked once, when the file is opened: a lock table that is full later on is no reason to do without.
+They are open-file-description locks on Linux, which belong to the open file and not to the process, and POSIX locks
+elsewhere. On a file system without locks, work goes on without them: the store's checksums and generations still decide
+what counts. This is tried once, when the file is opened; if the system runs out of locks later, leases are refused.
 """
 
 import contextlib
@@ -19,17 +19,19 @@ from pathlib import Path
 from datamodels.train.errors import UserError
 
 STORE_OFFSET = 2**62
-"""The byte whose lock covers the store as a whole; group g is the byte g."""
+"""The byte whose lock is that of the store as a whole; the lock of group g is on byte g."""
 
 _PROBE_OFFSET = 2**62 + 1
-"""A byte that nobody holds for longer than it takes to see whether locks work."""
+"""A byte that is locked only to find out whether locks work."""
 
 _SET = getattr(fcntl, "F_OFD_SETLK", fcntl.F_SETLK)
 
 
 class LockFile:
+    """A file of which each byte can be locked by one process at a time."""
+
     def __init__(self, path: Path, flags: int = 0) -> None:
-        """Open (and create) the lock file. Raises OSError."""
+        """Open the file, created if it does not exist, with further `flags` of os.open. Raises OSError."""
         self.path = path
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | flags, 0o666)
         try:
@@ -41,7 +43,7 @@ class LockFile:
             _tell_once(f"{path.parent} has no file locks: processes there may do the same rows")
 
     def _probe(self) -> bool:
-        """Whether the file system has locks. Raises OSError."""
+        """Return whether the file system has locks. Raises OSError."""
         try:
             self._set(fcntl.F_WRLCK, _PROBE_OFFSET)
             self._set(fcntl.F_UNLCK, _PROBE_OFFSET)
@@ -53,9 +55,9 @@ class LockFile:
         return True
 
     def acquire(self, offset: int) -> bool:
-        """Try to lock one byte, at once; False where another holds it, or where no more locks can be had.
+        """Try once to lock one byte; return False where another holds it, or where the system has no more locks.
 
-        Locking it again is fine. Raises OSError.
+        A byte may be locked again by the one who holds it. Raises OSError.
         """
         if not self.works:
             return True
@@ -79,7 +81,7 @@ class LockFile:
         fcntl.fcntl(self.fd, _SET, flock)
 
     def is_current(self) -> bool:
-        """Whether the file still lies where others look for it."""
+        """Return whether the file is still at its path, where others open it."""
         with contextlib.suppress(FileNotFoundError):
             return os.path.samestat(os.fstat(self.fd), os.stat(self.path))
         return False
@@ -95,7 +97,7 @@ def _tell_once(text: str) -> None:
 
 @contextlib.contextmanager
 def store_lock(path: Path, patience: float = 60.0) -> Iterator[LockFile]:
-    """Hold a store as a whole, waiting up to `patience` seconds for another process. Raises UserError, OSError."""
+    """Lock a store as a whole, waiting up to `patience` seconds for another process. Raises UserError, OSError."""
     deadline = time.monotonic() + patience
     while True:
         lock = LockFile(path)

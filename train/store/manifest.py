@@ -1,4 +1,4 @@
-"""The manifest of a store: the setting, the data and the shapes that its arrays were made for."""
+"""The manifest of a store: its setting, data set, group size and lengths, in one JSON file with a digest."""
 
 import dataclasses
 import hashlib
@@ -17,7 +17,7 @@ import numpy as np
 from datamodels.train.config import Setting, identity
 from datamodels.train.errors import UserError, WorkError
 from datamodels.train.masks import Era
-from datamodels.train.npy_file import file_bytes, write_file
+from datamodels.train.npy_file import file_bytes
 
 if TYPE_CHECKING:
     from datamodels.train.data import Dataset
@@ -28,7 +28,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "numba", "triton", "ffcv", "wilds")
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a row's bytes may depend on."""
+    """Return the versions of Python and of the packages that a row's bytes may depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -40,6 +40,8 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Array:
+    """Name, shape and type of one array of a store."""
+
     name: str
     """Stem of the published file, such as `train_masks`."""
     shape: tuple[int, ...]
@@ -47,11 +49,12 @@ class Array:
 
     @property
     def bytes(self) -> int:
+        """Size of its file."""
         return file_bytes(self.shape, self.dtype)
 
 
 def array_list(setting: Setting, rows: int, n_train: int, n_test: int, classes: int) -> list[Array]:
-    """The arrays of a setting, in the order of a record's checksums."""
+    """Return the arrays of a setting, in the order of a record's checksums."""
     half = np.dtype(np.float16)
     arrays = [
         Array("train_masks", (rows, n_train), np.dtype(bool)),
@@ -110,9 +113,6 @@ class Manifest:
         content["sha256"] = _digest(content)
         return (json.dumps(content, indent=1) + "\n").encode()
 
-    def write(self, path: Path) -> None:
-        write_file(path, self.encode())
-
 
 def new_manifest(setting: Setting, data_sha256: str, n_train: int, n_test: int, classes: tuple[str, ...]) -> Manifest:
     return Manifest(
@@ -129,7 +129,9 @@ def new_manifest(setting: Setting, data_sha256: str, n_train: int, n_test: int, 
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Raises UserError where there is none, or one of another version; WorkError where it is damaged."""
+    """Return the manifest in a file. Raises UserError where there is none, or one of another version; WorkError where
+    it is damaged.
+    """
     try:
         written = path.read_bytes()
         content = json.loads(written)
@@ -151,13 +153,14 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _decode(content: dict[str, Any]) -> Manifest:
-    """Raises ValueError, KeyError, TypeError where the content makes no sense, or does not agree with itself."""
+    """Return a manifest. Raises ValueError, KeyError, TypeError where the content makes no sense.
+
+    Types that change on the way from JSON and back need no check here: `read_manifest` compares the bytes.
+    """
     for key, digits in (("id", 32), ("data_sha256", 64)):
         if not re.fullmatch(rf"[0-9a-f]{{{digits}}}", content[key]):
             raise ValueError(f"its {key} is not {digits} hexadecimal digits")
-    if not all(type(content[key]) is dict for key in ("config", "versions")):
-        raise ValueError("its config or its versions are not keys and values")
-    if type(content["classes"]) is not list or not all(type(name) is str for name in content["classes"]):
+    if not all(type(name) is str for name in content["classes"]):
         raise ValueError("its classes are not names")
     manifest = Manifest(
         id=content["id"],
@@ -170,25 +173,19 @@ def _decode(content: dict[str, Any]) -> Manifest:
         group=content["group"],
         eras=tuple(Era(*lengths) for lengths in content["history"]),
     )
-    positive = [manifest.n_train, manifest.n_test, manifest.group, *(era.models for era in manifest.eras)]
-    lengths = [*positive, *(era.eval_models for era in manifest.eras)]
-    if not (manifest.eras and all(type(length) is int for length in lengths)):
+    eras, config = manifest.eras, manifest.config
+    positive = [manifest.n_train, manifest.n_test, manifest.group, *(era.models for era in eras)]
+    lengths = [*positive, *(era.eval_models for era in eras)]
+    if not (eras and all(type(length) is int for length in lengths)):
         raise ValueError("its lengths are not whole numbers")
     if min(positive) < 1 or min(lengths) < 0 or max(lengths) >= 2**40:
         raise ValueError("its lengths are out of range")
-    _check_agreement(manifest)
-    return manifest
-
-
-def _check_agreement(manifest: Manifest) -> None:
-    """Raises ValueError, KeyError, TypeError where the lengths are not those of the config, or a store has shrunk."""
-    config, last = manifest.config, manifest.eras[-1]
     found = config["models"], config["eval_models"], config["recipe"]["group"]
-    if found != (last.models, last.eval_models, manifest.group):
+    if found != (eras[-1].models, eras[-1].eval_models, manifest.group):
         raise ValueError("its lengths are not those of its config")
-    for before, after in itertools.pairwise(manifest.eras):
-        if before.models >= after.models or before.eval_models != after.eval_models:
-            raise ValueError("its history does not ascend")
+    if any(a.models >= b.models or a.eval_models != b.eval_models for a, b in itertools.pairwise(eras)):
+        raise ValueError("its history does not ascend")
+    return manifest
 
 
 def _digest(content: dict[str, Any]) -> str:
@@ -196,10 +193,10 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def check_identity(manifest: Manifest, setting: Setting, path: Path) -> None:
-    """Refuse a setting that is not the store's, naming the field. Raises UserError.
+    """Raises UserError, naming the key, where a setting is not the store's.
 
-    A key that came after the store was made stands at its default there: a later key must default to what was done
-    before it.
+    A key that the manifest lacks, because it is newer than the store, counts as its default there: the default of a new
+    key must be what was done before it.
     """
     there, here = identity(Setting().to_dict()) | identity(manifest.config), identity(setting.to_dict())
     for key in sorted(there.keys() | here.keys()):

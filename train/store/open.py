@@ -1,4 +1,4 @@
-"""Finding a setting's store without knowing where its files lie."""
+"""Open a setting's store without knowing where its files lie."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from datamodels.train.config import Setting, alpha_of, from_dict
 from datamodels.train.config_file import read_setting
 from datamodels.train.errors import UserError
-from datamodels.train.store.base_store import ReadableStore
+from datamodels.train.store.base_store import BaseStore
 from datamodels.train.store.layout import Layout
 from datamodels.train.store.manifest import read_manifest
 from datamodels.train.store.store import open_store
@@ -20,58 +20,45 @@ def open(
     root: str | Path | None = None,
     eval_models: int | None = None,
     out: str | Path | None = None,
-) -> ReadableStore:
+) -> BaseStore:
     """Open a setting's rows for reading; its arrays are maps that cannot be written.
 
-    What an interrupted command has left half done beside them is put right, where that can be written.
-
     where: the root of a store, with `dataset` and `alpha` where it holds several settings; or a config file, whose
-    setting then is that of the store under `root`, by default runs/<name of the file>. eval_models: rows of published
-    files, the last ones, that are for evaluation; by default the config's, or 10,000. out: folder for datamodels where
-    the root is read-only, as --out of the command; what it lacks is read from the root. Raises UserError where there is
-    no such setting, or another one.
+    setting then is that of the store under `root`, by default runs/<name of the file>. eval_models: number of rows of
+    published files, the last ones, that are for evaluation; by default the config's, or 10,000. out: folder for
+    datamodels where the root is read-only, as --out of the command; what it lacks is read from the root.
+
+    What an interrupted command has left half done is put right, where that can be written. Raises UserError where there
+    is no such setting, or another one.
     """
-    store = _open(where, dataset, alpha, root, eval_models)
-    if out is not None:
-        store.derive_below(out)
-    return store
-
-
-def _open(
-    where: str | Path,
-    dataset: str | None,
-    alpha: float | None,
-    root: str | Path | None,
-    eval_models: int | None,
-) -> ReadableStore:
     where = Path(where).expanduser()
     if where.is_file() or where.suffix in (".yaml", ".yml"):
         setting = read_setting(where)
         if (dataset or setting.dataset, alpha or setting.alpha) != (setting.dataset, setting.alpha):
             raise UserError(f"{where} is of {setting.dataset} with alpha {setting.alpha}, expected no other beside it")
-        folder = Path(root or f"runs/{where.stem}").expanduser()
-        layout = Layout(folder, setting.dataset, setting.pct)
-        return open_store(layout, _of_rows(layout, setting, eval_models))
-    if root is not None:
+        layout = Layout(Path(root or f"runs/{where.stem}").expanduser(), setting.dataset, setting.pct)
+    elif root is not None:
         raise UserError(f"{where} is not a config file, expected one where root is given beside it")
-    layout = _only(where, dataset, None if alpha is None else f"{100 * alpha:g}")
-    return open_store(layout, _of_rows(layout, None, eval_models))
-
-
-def _of_rows(layout: Layout, setting: Setting | None, eval_models: int | None) -> Setting:
-    """The setting to open a layout with: the store's own one unless a config gives it. Raises UserError."""
-    if setting is None and layout.manifest.exists():
-        setting = from_dict(read_manifest(layout.manifest).config)
-        if eval_models not in (None, setting.eval_models):
-            raise UserError(f"eval_models is {eval_models}, but {layout.manifest} says {setting.eval_models}")
-        return setting
-    setting = setting or Setting(dataset=layout.dataset, alpha=alpha_of(layout.pct))
-    return setting if eval_models is None else replace(setting, eval_models=eval_models)
+    else:
+        layout = _only(where, dataset, None if alpha is None else f"{100 * alpha:g}")
+        setting = Setting(dataset=layout.dataset, alpha=alpha_of(layout.pct))
+        if layout.manifest.exists():
+            setting = from_dict(read_manifest(layout.manifest).config)
+            if eval_models not in (None, setting.eval_models):
+                raise UserError(f"eval_models is {eval_models}, but {layout.manifest} says {setting.eval_models}")
+    store = open_store(layout, setting if eval_models is None else replace(setting, eval_models=eval_models))
+    if out is not None:
+        store.derive_below(out)
+    return store
 
 
 def _only(root: Path, dataset: str | None, pct: str | None) -> Layout:
-    """The one setting of a root that has this name and percentage, if any are given. Raises UserError."""
-    found = [layout for layout in _layouts(root) if dataset in (None, layout.dataset) and pct in (None, layout.pct)]
+    """Return the one setting of a root that has this name and percentage, if any are given. Raises UserError."""
+    layouts = [
+        Layout(root, path.parts[-3], path.stem.removeprefix("train_masks_").removesuffix("pct"))
+        for path in sorted(root.glob("*/data/train_masks_*pct.npy"))
+    ]
+    found = [layout for layout in layouts if dataset in (None, layout.dataset) and pct in (None, layout.pct)]
     if len(found) == 1:
         return found[0]
     wanted = " ".join(filter(None, (dataset, pct and f"{pct}pct")))
@@ -79,9 +66,3 @@ def _only(root: Path, dataset: str | None, pct: str | None) -> Layout:
         raise UserError(f"{root} holds no setting{wanted and f' {wanted}'}: expected DATASET/data/train_masks_*pct.npy")
     names = ", ".join(f"{layout.dataset} {layout.pct}pct" for layout in found)
     raise UserError(f"{root} holds {len(found)} settings ({names}): say which with dataset and alpha")
-
-
-def _layouts(root: Path) -> list[Layout]:
-    """Settings of which there are masks, in alphabetical order."""
-    paths = sorted(root.glob("*/data/train_masks_*pct.npy"))
-    return [Layout(root, path.parts[-3], path.stem.removeprefix("train_masks_").removesuffix("pct")) for path in paths]

@@ -12,18 +12,21 @@ from datamodels.train.config import Setting
 from datamodels.train.errors import UserError
 from datamodels.train.masks import Era
 from datamodels.train.npy_file import HEADER_BYTES, UNREADABLE
-from datamodels.train.store.base_store import ReadableStore
+from datamodels.train.store.base_store import BaseStore, Records
 from datamodels.train.store.layout import Layout
 from datamodels.train.store.manifest import Array
 
 
-class PublishedStore(ReadableStore):
-    """Published files without a manifest: M, N_train, N_test come from the arrays, and every row counts as done."""
+class PublishedStore(BaseStore):
+    """Published files without a manifest: M, N_train, N_test come from the arrays, and every row counts as done.
+
+    Nothing is recorded of a row, and there are no checksums to compare it with.
+    """
 
     def __init__(self, layout: Layout, setting: Setting, explicit_models: bool) -> None:
-        arrays = [_published_array(layout, name) for name in layout.arrays]
+        """explicit_models: whether the setting's `models` must be what the files hold. Raises UserError."""
+        arrays = _read_arrays(layout)
         rows = arrays[0].shape[0]
-        _refuse_disagreement(layout, arrays)
         models = rows - setting.eval_models
         if models < 1:
             raise UserError(f"eval_models is {setting.eval_models}, but {layout.data} holds {rows} rows in all")
@@ -43,8 +46,18 @@ class PublishedStore(ReadableStore):
     def failed(self) -> NDArray[np.bool_]:
         return np.zeros(self.rows, bool)
 
+    def records(self) -> Records:
+        unknown = np.full(self.rows, np.nan, np.float32)
+        return Records(unknown, unknown.copy(), np.full(self.rows, ""))
+
     def bad_rows(self, names: Sequence[str], start: int, stop: int) -> NDArray[np.bool_]:
         return np.zeros(stop - start, bool)
+
+    def bad_masks(self, start: int, masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        return np.zeros(len(masks), bool)
+
+    def check_files(self) -> None:
+        pass
 
     def row_stamp(self, rows: NDArray[np.int64]) -> str:
         digest = hashlib.sha256(np.ascontiguousarray(rows, "<i8").data)
@@ -54,20 +67,8 @@ class PublishedStore(ReadableStore):
         return digest.hexdigest()
 
 
-def _refuse_disagreement(layout: Layout, arrays: Sequence[Array]) -> None:
-    """Raises UserError unless all arrays have the masks' rows, and those of a split the same columns."""
-    firsts: dict[str, Array] = {}
-    for array in arrays:
-        like = firsts.setdefault(array.name.partition("_")[0], array)
-        for axis, what, other in ((0, "rows", arrays[0]), (1, "columns", like)):
-            if array.shape[axis] != other.shape[axis]:
-                raise UserError(
-                    f"{layout.array(array.name)} has {array.shape[axis]} {what}, but {layout.array(other.name)} "
-                    f"{other.shape[axis]}"
-                )
-
-
 def _read_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Return shape, type and the byte at which the rows begin. Raises UserError."""
     try:
         with open(path, "rb") as file:
             version = np.lib.format.read_magic(file)
@@ -80,15 +81,23 @@ def _read_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
         raise UserError(f"{path} is not a readable .npy file: {error}") from None
 
 
-def _published_array(layout: Layout, name: str) -> Array:
-    path = layout.array(name)
-    shape, dtype, offset = _read_header(path)
-    expected, dimensions = (bool, 2) if name == "train_masks" else (np.float16, 3 if name.endswith("logits") else 2)
-    if dtype != expected or len(shape) != dimensions or min(shape) < 1:
-        raise UserError(
-            f"{path} holds {dtype} of shape {shape}, expected {np.dtype(expected)} with {dimensions} dimensions above 0"
-        )
-    array = Array(name, shape, np.dtype(dtype))
-    if path.stat().st_size < offset + array.bytes - HEADER_BYTES:
-        raise UserError(f"{path} is shorter than its shape {shape} says: it was cut short")
-    return array
+def _read_arrays(layout: Layout) -> list[Array]:
+    """Return the arrays as their files describe them. Raises UserError where they do not fit together."""
+    arrays: list[Array] = []
+    firsts: dict[str, Array] = {}
+    for name, path in layout.arrays.items():
+        shape, dtype, offset = _read_header(path)
+        kind, dimensions = (bool, 2) if name == "train_masks" else (np.float16, 3 if name.endswith("logits") else 2)
+        if dtype != kind or len(shape) != dimensions or min(shape) < 1:
+            raise UserError(
+                f"{path} holds {dtype} of shape {shape}, expected {np.dtype(kind)} with {dimensions} dimensions above 0"
+            )
+        array = Array(name, shape, np.dtype(dtype))
+        if path.stat().st_size < offset + array.bytes - HEADER_BYTES:
+            raise UserError(f"{path} is shorter than its shape {shape} says: it was cut short")
+        arrays.append(array)
+        same_split = firsts.setdefault(name.partition("_")[0], array)
+        for axis, what, other in ((0, "rows", arrays[0]), (1, "columns", same_split)):
+            if shape[axis] != other.shape[axis]:
+                raise UserError(f"{path} has {shape[axis]} {what}, but {layout.array(other.name)} {other.shape[axis]}")
+    return arrays

@@ -3,7 +3,7 @@
 import os
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class RowState(IntEnum):
 
 
 class RowStates:
-    """Per-row state arrays [M], kept up to date by `refresh`.
+    """The state of each row [M], kept up to date by `refresh`.
 
     A row counts at its highest generation alone, so a record that was delayed (by a process that lost its lease) never
     brings back what has been invalidated. The order in which records are found makes no difference.
@@ -51,13 +51,16 @@ class RowStates:
             self.checksums = np.zeros((rows, ARRAYS_MAX), np.uint32)
             self.accuracy = np.full(rows, np.nan, np.float32)
             self.time = np.zeros(rows, np.float64)
+            """When a row was last recorded as done, in seconds since 1970; 0 for never."""
             self.since = np.zeros(rows, np.float64)
             """When a row was invalidated last; 0 for never."""
             self.late = np.zeros(rows, np.float64)
             """When an attempt of a former generation last recorded a row as done; 0 for never."""
             self.seconds = np.zeros(rows, np.float32)
             self.journal = np.full(rows, -1, np.int32)
+            """Number of the reader whose journal has the record that counts; -1 for none."""
             self.number = np.zeros(rows, np.int32)
+            """Number of that record in the journal."""
             self._reasons = np.zeros(rows, np.uint32)
         except (MemoryError, ValueError):
             raise UserError(
@@ -72,55 +75,55 @@ class RowStates:
     def refresh(self) -> None:
         """Take in what was appended to any journal since the last call. Threads may call it. Raises WorkError."""
         with self._refreshing:
-            self._refresh()
-
-    def _refresh(self) -> None:
-        batch: list[tuple[NDArray[np.void], NDArray[np.int64], int]] = []
-        size = 0
-        for index in self._changed():
-            for records, numbers in self._news(index):
-                batch.append((records, numbers, index))
-                size += len(records)
-                if size >= _BATCH:
-                    self._take(batch)
-                    batch, size = [], 0
-        self._take(batch)
+            batch: list[tuple[NDArray[np.void], NDArray[np.int64], int]] = []
+            size = 0
+            for index in self._changed():
+                for records, numbers in self._new_records(index):
+                    batch.append((records, numbers, index))
+                    size += len(records)
+                    if size >= _BATCH:
+                        self._merge(batch)
+                        batch, size = [], 0
+            if batch:
+                self._merge(batch)
 
     def _changed(self) -> list[int]:
-        """Numbers of the readers whose journals are new or have changed; unchanged ones are not even opened."""
+        """Return the numbers of the readers whose journals are new or have changed; the others are not even opened."""
+        changed = []
         try:
             with os.scandir(self.folder) as entries:
-                return [index for entry in entries if (index := self._look_at(entry)) is not None]
+                for entry in entries:
+                    if not entry.name.endswith(".bin"):
+                        continue
+                    try:
+                        status = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue  # an attempt that could not write its header has taken its journal away again
+                    path = self.folder / entry.name
+                    if not stat.S_ISREG(status.st_mode):
+                        raise WorkError(f"{path} is not a plain file, as a journal is: take it away")
+                    index = self._index.setdefault(entry.name, len(self.readers))
+                    if index == len(self.readers):
+                        self.readers.append(JournalReader(path))
+                    if self.readers[index].changed(status):
+                        changed.append(index)
         except OSError as error:
             raise WorkError(f"cannot read {error.filename or self.folder}: {error.strerror}") from None
+        return changed
 
-    def _look_at(self, entry: os.DirEntry[str]) -> int | None:
-        if not entry.name.endswith(".bin"):
-            return None
-        try:
-            status = entry.stat(follow_symlinks=False)
-        except FileNotFoundError:
-            return None  # an attempt that could not write its header has taken its journal away again
-        if not stat.S_ISREG(status.st_mode):
-            raise WorkError(f"{self.folder / entry.name} is not a plain file, as a journal is: take it away")
-        index = self._index.setdefault(entry.name, len(self.readers))
-        if index == len(self.readers):
-            self.readers.append(JournalReader(self.folder / entry.name))
-        return index if self.readers[index].changed(status) else None
-
-    def _news(self, index: int) -> Iterator[tuple[NDArray[np.void], NDArray[np.int64]]]:
+    def _new_records(self, index: int) -> Iterator[tuple[NDArray[np.void], NDArray[np.int64]]]:
         reader = self.readers[index]
         try:
-            for news in reader.news():
+            for found in reader.new_records():
                 if not self.is_foreign(reader):
-                    yield news
+                    yield found
         except FileNotFoundError:
             return
         except OSError as error:
             raise WorkError(f"cannot read {reader.path}: {error.strerror}") from None
 
     def is_foreign(self, reader: JournalReader) -> bool:
-        """Whether a journal belongs to another store."""
+        """Return whether a journal belongs to another store."""
         return reader.provenance.get("store", self.store_id) != self.store_id
 
     def refuse_foreign(self, manifest: Path) -> None:
@@ -133,52 +136,47 @@ class RowStates:
                 f"{self.store_id}: restore the manifest of {theirs} from a copy"
             )
 
-    def _take(self, batch: Sequence[tuple[NDArray[np.void], NDArray[np.int64], int]]) -> None:
-        if not batch:
-            return
+    def _merge(self, batch: list[tuple[NDArray[np.void], NDArray[np.int64], int]]) -> None:
+        """Merge records, each with its number in its journal and the number of that journal's reader."""
         found = {name: np.concatenate([records[name] for records, _, _ in batch]) for name in _COLUMNS}
         found["number"] = np.concatenate([numbers for _, numbers, _ in batch])
         found["journal"] = np.repeat([index for _, _, index in batch], [len(records) for records, _, _ in batch])
-        if (found["kind"] == Kind.FAILED).any():
+        failed = (found["kind"] == Kind.FAILED).any()
+        if failed:
             found["reason"] = np.concatenate([reason_hashes(records) for records, _, _ in batch])
-        self._take_columns(self._within(found))
-
-    def _within(self, found: _Columns) -> _Columns:
         inside = found["row"] < len(self.state)
         if not inside.all():
             first = int(np.argmin(inside))
             self.beyond = int(found["row"][first]), self.readers[found["journal"][first]].path
-        return _select(found, inside)
+        found = _select(found, inside)
 
-    def _take_columns(self, found: _Columns) -> None:
+        # A newer generation begins anew; what the former one did last may be late.
         rows = found["row"]
-        self._raise_generations(rows, found["generation"])
+        newer = found["generation"] > self.generation[rows]
+        begun = rows[newer]
+        np.maximum.at(self.generation, begun, found["generation"][newer])
+        self.late[begun] = np.maximum(self.late[begun], self.time[begun])
+        self.state[begun] = RowState.MISSING
+        for column in (self.failures, self.time, self.since):
+            column[begun] = 0
         current, done = found["generation"] == self.generation[rows], found["kind"] == Kind.DONE
         np.maximum.at(self.late, rows[~current & done], found["time"][~current & done])
-        self._take_invalid(_select(found, current & (found["kind"] == Kind.INVALID)))
+
+        invalid = _select(found, current & (found["kind"] == Kind.INVALID))
+        self.since[invalid["row"]] = np.where(self.since[invalid["row"]] == 0, np.inf, self.since[invalid["row"]])
+        np.minimum.at(self.since, invalid["row"], invalid["time"])
+
         self._take_done(_select(found, current & done))
-        if "reason" in found:
+        if failed:
             self._take_failures(_select(found, current & (found["kind"] == Kind.FAILED)))
-        self._take_suspects(rows)
 
-    def _raise_generations(self, rows: NDArray[np.uint64], generations: NDArray[np.uint32]) -> None:
-        newer = generations > self.generation[rows]
-        rows = rows[newer]
-        np.maximum.at(self.generation, rows, generations[newer])
-        self.late[rows] = np.maximum(self.late[rows], self.time[rows])
-        self.state[rows] = RowState.MISSING
-        for column in (self.failures, self.time, self.since):
-            column[rows] = 0
-
-    def _take_invalid(self, found: _Columns) -> None:
-        rows = found["row"]
-        self.since[rows] = np.where(self.since[rows] == 0, np.inf, self.since[rows])
-        np.minimum.at(self.since, rows, found["time"])
+        # An attempt of a former generation may have written over a row that it recorded after the invalidation.
+        suspect = (self.since[rows] > 0) & (self.late[rows] > self.since[rows]) & (self.state[rows] == RowState.DONE)
+        self.state[rows[suspect]] = RowState.CONFLICT
 
     def _take_done(self, found: _Columns) -> None:
         rows = found["row"]
-        state = self.state[rows]
-        fresh = _select(found, (state == RowState.MISSING) | (state == RowState.FAILED))
+        fresh = _select(found, np.isin(self.state[rows], (RowState.MISSING, RowState.FAILED)))
         self.state[fresh["row"]] = RowState.DONE
         for name in ("checksums", "accuracy", "seconds", "journal", "number"):
             getattr(self, name)[fresh["row"]] = fresh[name]
@@ -186,27 +184,23 @@ class RowStates:
         differs = (self.checksums[rows] != found["checksums"]).any(axis=1)
         self.state[rows[differs]] = RowState.CONFLICT
 
-    def _take_suspects(self, rows: NDArray[np.uint64]) -> None:
-        """Rows that an attempt of a former generation recorded after they had been invalidated."""
-        suspect = (self.since[rows] > 0) & (self.late[rows] > self.since[rows]) & (self.state[rows] == RowState.DONE)
-        self.state[rows[suspect]] = RowState.CONFLICT
-
     def _take_failures(self, found: _Columns) -> None:
-        state = self.state[found["row"]]
-        found = _select(found, (state == RowState.MISSING) | (state == RowState.FAILED))
-        for once in _rounds(found["row"]):
-            self._count_failures({name: column[once] for name, column in found.items()})
-
-    def _count_failures(self, found: _Columns) -> None:
-        rows = found["row"]
-        same = (self.failures[rows] > 0) & (self._reasons[rows] == found["reason"])
-        self.failures[rows] = np.minimum(self.failures[rows], 254) + 1
-        for column, name in ((self._reasons, "reason"), (self.journal, "journal"), (self.number, "number")):
-            column[rows] = found[name]
-        self.state[rows[same | (self.failures[rows] >= 3)]] = RowState.FAILED
+        """Count each row's failures, in three rounds of one a row: a fourth makes no difference."""
+        found = _select(found, np.isin(self.state[found["row"]], (RowState.MISSING, RowState.FAILED)))
+        order = np.argsort(found["row"], kind="stable")
+        _, counts = np.unique(found["row"], return_counts=True)
+        nth = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+        for number in range(min(3, max(counts, default=0))):
+            once = {name: column[order[nth == number]] for name, column in found.items()}
+            rows = once["row"]
+            same = (self.failures[rows] > 0) & (self._reasons[rows] == once["reason"])
+            self.failures[rows] = np.minimum(self.failures[rows], 254) + 1
+            for column, name in ((self._reasons, "reason"), (self.journal, "journal"), (self.number, "number")):
+                column[rows] = once[name]
+            self.state[rows[same | (self.failures[rows] >= 3)]] = RowState.FAILED
 
     def reason(self, row: int) -> str:
-        """Why a row failed last; empty where it never did. Raises WorkError."""
+        """Return why a row failed last; empty where it never did. Raises WorkError."""
         if self.failures[row] == 0:
             return ""
         reader = self.readers[self.journal[row]]
@@ -216,13 +210,13 @@ class RowStates:
             raise WorkError(f"cannot read {reader.path}: {error.strerror}") from None
 
     def reasons(self) -> dict[str, int]:
-        """Why rows failed for good, and how many for each reason; reads one record a reason. Raises WorkError."""
+        """Return why rows failed for good, and how many for each; reads one record a reason. Raises WorkError."""
         rows = np.flatnonzero(self.state == RowState.FAILED)
         _, first, counts = np.unique(self._reasons[rows], return_index=True, return_counts=True)
         return {self.reason(int(rows[at])): int(count) for at, count in zip(first, counts, strict=True)}
 
     def damaged(self) -> dict[int, str]:
-        """What is wrong with journals, by the number of their reader."""
+        """Return what is wrong with journals, by the number of their reader."""
         found: dict[int, str] = {}
         for index, reader in enumerate(self.readers):
             if self.is_foreign(reader):
@@ -236,13 +230,5 @@ class RowStates:
 
 
 def _select(found: _Columns, which: NDArray[np.bool_]) -> _Columns:
-    """The same columns with some of their entries; as they are where that is all of them."""
+    """Return the same columns with some of their entries; as they are where that is all of them."""
     return found if which.all() else {name: column[which] for name, column in found.items()}
-
-
-def _rounds(rows: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
-    """Positions of each row's first entry, of each one's second and third: a fourth failure makes no difference."""
-    order = np.argsort(rows, kind="stable")
-    _, counts = np.unique(rows, return_counts=True)
-    nth = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    yield from (order[nth == number] for number in range(min(3, max(counts, default=0))))

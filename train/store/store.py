@@ -1,4 +1,4 @@
-"""Stores opened for reading: those with a manifest, and what a root holds in general."""
+"""A store with a manifest: which rows are done, what is damaged, and flags and headers put right on opening."""
 
 import hashlib
 import re
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from datamodels.train.config import Setting
 from datamodels.train.errors import READ_ONLY, UserError, WorkError
 from datamodels.train.masks import Masks
-from datamodels.train.npy_file import HEADER_BYTES, RowFile, header, new_file, write_header
-from datamodels.train.store.base_store import ReadableStore, Records
+from datamodels.train.npy_file import HEADER_BYTES, RowFile, header, new_file, runs, sync_folder, write_header
+from datamodels.train.store.base_store import BaseStore, Records
 from datamodels.train.store.layout import Layout
 from datamodels.train.store.locks import LockFile, store_lock
 from datamodels.train.store.manifest import Array, Manifest, check_data, check_identity, read_manifest
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from datamodels.train.data import Dataset
 
 
-class Store(ReadableStore):
-    """A store with a manifest. `states` says which rows are done; `refresh` brings it up to date.
+class Store(BaseStore):
+    """A store with a manifest and journals. `states` says which rows are done; `refresh` brings it up to date.
 
     Damage that `verify` and `repair` deal with does not keep it from being opened: see `check_arrays`, `check_files`.
     """
@@ -40,18 +40,44 @@ class Store(ReadableStore):
         super().__init__(layout, setting, manifest.arrays(setting), manifest.eras)
         self.group = manifest.group
         self.mended_flags = np.empty(0, np.int64)
-        """Rows whose flag `sync_flags` has put right."""
-        self._refuse_ruin()
+        """Numbers of the rows whose flag `sync_flags` has put right."""
+        self.flags = Array("_completed", (self.rows,), np.dtype(bool))
+        self._headed = [*self.arrays.values(), self.flags]
+        if all(self.whole_rows(array) < self.rows for array in self._headed):  # or else the manifest may be wrong
+            path = layout.array(self._headed[0].name)
+            raise WorkError(f"{path} and all other arrays are cut short, or missing")
         self.states = RowStates(layout.journals, self.rows, manifest.id)
         self.states.refresh()
         self.states.refuse_foreign(layout.manifest)
         self._refuse_older()
 
-    def _refuse_ruin(self) -> None:
-        """Raises WorkError where no file is as long as the manifest says: nothing then tells that it is right."""
-        if all(self.whole_rows(array) < self.rows for array in self._headed):
-            array = next(iter(self.arrays.values()))
-            raise WorkError(f"{self.layout.array(array.name)} and all other arrays are cut short, or missing")
+    @classmethod
+    def open(cls, layout: Layout, setting: Setting, mend: bool = True) -> "Store":
+        """Open a store with a manifest. Raises UserError, WorkError.
+
+        mend: finish what an interrupted `grow` left and put flags right, where that can be written.
+        """
+        layout.refuse_links()
+        if not layout.manifest.exists():
+            layout.refuse_orphans()
+        while True:  # the manifest must not be replaced (by `grow`) while the other files are read
+            manifest = read_manifest(layout.manifest)
+            check_identity(manifest, setting, layout.manifest)
+            try:
+                store = cls(layout, setting, manifest)
+                break
+            except (UserError, WorkError):
+                if read_manifest(layout.manifest) == manifest:
+                    raise
+        if mend:
+            try:
+                store.restore_flags()
+                store.write_headers(store.due_headers())
+            except OSError as error:
+                if error.errno not in READ_ONLY:
+                    raise WorkError(f"cannot write the header of {error.filename}: {error.strerror}") from None
+            store.sync_flags()
+        return store
 
     def _refuse_older(self) -> None:
         """Raises UserError where journals or headers tell that the store has been longer than its manifest says.
@@ -67,7 +93,7 @@ class Store(ReadableStore):
             raise UserError(f"the arrays in {self.layout.data} had {max(longer)} rows, but {told}")
 
     def _headed_rows(self, array: Array) -> int:
-        """How many rows an array's header speaks of; 0 where it is not one of ours."""
+        """Return how many rows an array's header tells of; 0 where it is not a header as we write it."""
         try:
             found = self._header(array)
         except OSError:
@@ -78,7 +104,7 @@ class Store(ReadableStore):
         return int(rows[1])
 
     def whole_rows(self, array: Array) -> int:
-        """How many of its rows an array's file holds in full; 0 where there is none. Raises WorkError."""
+        """Return how many of its rows an array's file holds in full; 0 where there is none. Raises WorkError."""
         path = self.layout.array(array.name)
         try:
             size = path.stat().st_size
@@ -89,7 +115,7 @@ class Store(ReadableStore):
         return min(self.rows, max(0, size - HEADER_BYTES) // ((array.bytes - HEADER_BYTES) // self.rows))
 
     def cut_arrays(self) -> dict[str, int]:
-        """How many whole rows those arrays hold that are cut short or missing. Raises WorkError."""
+        """Return how many whole rows those arrays hold that are cut short or missing. Raises WorkError."""
         found = {name: self.whole_rows(array) for name, array in self.arrays.items()}
         return {name: rows for name, rows in found.items() if rows < self.rows}
 
@@ -108,18 +134,14 @@ class Store(ReadableStore):
 
     @cached_property
     def seeded_masks(self) -> Masks:
-        """The masks that the seed gives, whatever lies in the file."""
+        """The masks that the seed gives, whatever the file holds."""
         return Masks(self.setting, self.n_train, list(self.eras))
 
     @cached_property
-    def flags(self) -> Array:
-        return Array("_completed", (self.rows,), np.dtype(bool))
-
-    @cached_property
     def _files(self) -> dict[str, RowFile]:
-        return {name: self._open(array) for name, array in self.arrays.items()}
+        return {name: self._row_file(array) for name, array in self.arrays.items()}
 
-    def _open(self, array: Array, writable: bool = False) -> RowFile:
+    def _row_file(self, array: Array, writable: bool = False) -> RowFile:
         path = self.layout.array(array.name)
         try:
             return RowFile(path, array.shape, array.dtype, writable)
@@ -149,29 +171,29 @@ class Store(ReadableStore):
         return dataset
 
     def missing(self, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
-        """The rows in [start, stop) that training still has to do."""
+        """Return the numbers of the rows in [start, stop) that training still has to do."""
         state = self.states.state[start:stop]
         return start + np.flatnonzero((state == RowState.MISSING) | (state == RowState.CONFLICT))
 
     def read(self, name: str, start: int, stop: int) -> NDArray:
-        """Rows [start, stop) of one array, read from the file. Raises WorkError."""
+        """Return rows [start, stop) of one array, read from the file. Raises WorkError."""
         return self._files[name].read(start, stop)
 
     def mismatches(self, name: str, start: int, content: NDArray) -> NDArray[np.bool_]:
-        """Which of the rows from `start` on, read from one array, are done but differ from their checksum."""
+        """Return bool [n]: which rows from `start` on are done, but `content` differs from their checksum.
+
+        content: [n, ...], as read from the array `name`.
+        """
         rows = slice(start, start + len(content))
         found = np.fromiter((zlib.crc32(row.data) for row in content), np.uint32, len(content))
-        return (found != self.states.checksums[rows, list(self.arrays).index(name)]) & self._done(rows)
-
-    def _done(self, rows: slice) -> NDArray[np.bool_]:
-        return self.states.state[rows] == RowState.DONE
+        wrong = found != self.states.checksums[rows, list(self.arrays).index(name)]
+        return wrong & (self.states.state[rows] == RowState.DONE)
 
     def bad_masks(self, start: int, masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        done = self._done(slice(start, start + len(masks)))
-        pairs = zip(range(start, start + len(masks)), masks, done, strict=True)
-        return np.fromiter(
-            (d and not np.array_equal(mask, self.seeded_masks[row]) for row, mask, d in pairs), bool, len(masks)
-        )
+        done = self.states.state[start : start + len(masks)] == RowState.DONE
+        for index in np.flatnonzero(done).tolist():
+            done[index] = not np.array_equal(masks[index], self.seeded_masks[start + index])
+        return done
 
     def bad_rows(self, names: Sequence[str], start: int, stop: int) -> NDArray[np.bool_]:
         return np.any([self.mismatches(name, start, self.read(name, start, stop)) for name in names], axis=0)
@@ -184,25 +206,21 @@ class Store(ReadableStore):
         return digest.hexdigest()
 
     def wrong_headers(self) -> list[Array]:
-        """Arrays whose .npy header is not the one their shape asks for. Raises OSError."""
+        """Return the arrays whose .npy header is not that of their shape. Raises OSError."""
         there = [array for array in self._headed if self.layout.array(array.name).exists()]
         return [array for array in there if self._header(array) != header(array.shape, array.dtype)]
 
     def due_headers(self) -> list[Array]:
-        """Arrays whose .npy header is still the one from before a `grow`. Raises OSError."""
+        """Return the arrays whose .npy header is still the one from before a `grow`. Raises OSError."""
         former = [era.rows for era in self.eras[:-1]]
         return [array for array in self._headed if self._headed_rows(array) in former]
-
-    @property
-    def _headed(self) -> list[Array]:
-        return [*self.arrays.values(), self.flags]
 
     def _header(self, array: Array) -> bytes:
         with open(self.layout.array(array.name), "rb") as file:
             return file.read(HEADER_BYTES)
 
     def write_headers(self, arrays: Sequence[Array]) -> None:
-        """Put the headers that the manifest asks for in place, unless it has been replaced. Raises OSError."""
+        """Write the headers that the manifest asks for, unless it has been replaced. Raises OSError."""
         if not arrays:
             return
         with store_lock(self.layout.lock):
@@ -212,12 +230,13 @@ class Store(ReadableStore):
                 write_header(self.layout.array(array.name), array.shape, array.dtype)
 
     def restore_flags(self) -> None:
-        """Make `_completed` again where it is missing or was cut short. Raises OSError."""
+        """Make `_completed` again where it is missing or was cut short, with no row done. Raises OSError."""
         if self.whole_rows(self.flags) == self.rows:
             return
         with store_lock(self.layout.lock):
             if read_manifest(self.layout.manifest) == self.manifest:
                 new_file(self.layout.completed, self.flags.shape, self.flags.dtype)
+                sync_folder(self.layout.data)
 
     def sync_flags(self) -> None:
         """Bring `_completed` in line with the journals, except for groups that a live writer holds.
@@ -228,7 +247,7 @@ class Store(ReadableStore):
         if not len(stale):
             return
         try:
-            flags, lock = self._open(self.flags, writable=True), LockFile(self.layout.lock)
+            flags, lock = self._row_file(self.flags, writable=True), LockFile(self.layout.lock)
         except OSError as error:
             if error.errno in READ_ONLY:
                 return
@@ -239,9 +258,8 @@ class Store(ReadableStore):
             self.refresh()
             rows = stale[np.isin(stale // self.group, groups[held])]
             done = self.completed()
-            for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
-                if len(run):
-                    flags.write(int(run[0]), done[run])
+            for run in runs(rows):
+                flags.write(int(run[0]), done[run])
             flags.sync(int(stale[0]))
             self.mended_flags = np.concatenate([self.mended_flags, rows])
         finally:
@@ -251,19 +269,19 @@ class Store(ReadableStore):
     def _stale_flags(self) -> NDArray[np.int64]:
         if self.whole_rows(self.flags) < self.rows:
             return np.empty(0, np.int64)  # missing, where nothing can be written
-        flags = self._open(self.flags)
+        flags = self._row_file(self.flags)
         try:
             return np.flatnonzero(flags.read(0, self.rows).view(np.uint8) != self.completed())
         finally:
             flags.close()
 
 
-def open_store(layout: Layout, setting: Setting, explicit_models: bool = False) -> ReadableStore:
-    """Open whatever a root holds for a setting. Raises UserError where it holds nothing, or another setting."""
+def open_store(layout: Layout, setting: Setting, explicit_models: bool = False) -> BaseStore:
+    """Open what a root holds for a setting: a store, or published files. Raises UserError where that is neither."""
     layout.refuse_links()
     if layout.manifest.exists():
-        return open_own(layout, setting)
-    refuse_orphans(layout)
+        return Store.open(layout, setting)
+    layout.refuse_orphans()
     found = layout.arrays
     if not found:
         raise UserError(f"{layout.manifest} does not exist: `datamodels init` creates the store")
@@ -274,44 +292,4 @@ def open_store(layout: Layout, setting: Setting, explicit_models: bool = False) 
     return PublishedStore(layout, setting, explicit_models)
 
 
-def open_own(layout: Layout, setting: Setting) -> Store:
-    """Open a store of ours, and finish what an interrupted `grow` left. Raises UserError, WorkError."""
-    layout.refuse_links()
-    if not layout.manifest.exists():
-        refuse_orphans(layout)
-    store = _consistent(layout, setting)
-    try:
-        store.restore_flags()
-        store.write_headers(store.due_headers())
-    except OSError as error:
-        if error.errno not in READ_ONLY:
-            raise WorkError(f"cannot write the header of {error.filename}: {error.strerror}") from None
-    store.sync_flags()
-    return store
-
-
-def _consistent(layout: Layout, setting: Setting) -> Store:
-    """The store of a manifest that is not replaced (by `grow`) while the other files are looked at."""
-    while True:
-        manifest = read_manifest(layout.manifest)
-        check_identity(manifest, setting, layout.manifest)
-        try:
-            return Store(layout, setting, manifest)
-        except (UserError, WorkError):
-            if read_manifest(layout.manifest) == manifest:
-                raise
-
-
-def refuse_orphans(layout: Layout) -> None:
-    """Raises UserError for parts of a store without its manifest."""
-    for path in layout.intents:
-        raise UserError(f"{path} is an `init` that was interrupted: run `datamodels init` again")
-    for path in (layout.completed, layout.journals):
-        if path.exists():
-            raise UserError(f"{path} lies there without {layout.manifest.name}: restore the manifest from a copy")
-
-
-def refuse_published(layout: Layout) -> None:
-    """Raises UserError for arrays that are no store's: no row is trained into them."""
-    for path in layout.arrays.values():
-        raise UserError(f"{path} exists without a manifest: published files are never overwritten, use another --root")
+open_own = Store.open

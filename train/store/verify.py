@@ -1,4 +1,4 @@
-"""Checking a store: every completed row against its checksums, its mask against the seed; and mending it."""
+"""Check a store: every completed row against its checksums, its mask against the seed; and repair it."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.train.errors import WorkError
-from datamodels.train.npy_file import new_file
+from datamodels.train.npy_file import new_file, sync_folder
 from datamodels.train.store.row_state import RowState
 from datamodels.train.store.store import Store
 from datamodels.train.store.writer import Writer
@@ -24,15 +24,18 @@ BLOCKS = 16
 
 @dataclass
 class Finding:
+    """What is wrong with a store."""
+
     checked: int = 0
     """Completed rows that were read."""
     reasons: dict[int, str] = field(default_factory=dict)
-    """What is wrong with the completed rows whose bytes are not what was recorded, or not what the seed says."""
+    """What is wrong with each completed row whose bytes are not what was recorded, or not what the seed says."""
     files: list[str] = field(default_factory=list)
     """Damaged files, each with what is wrong with it."""
 
     @property
     def bad(self) -> list[int]:
+        """Numbers of the bad rows, ascending."""
         return sorted(self.reasons)
 
     @property
@@ -41,47 +44,39 @@ class Finding:
 
 
 def verify(store: Store, progress: Callable[[int], None] = lambda rows: None) -> Finding:
-    """Read every completed row of a store, on all cores, in bounded memory. Raises WorkError where it cannot."""
+    """Read every completed row of a store, on all cores, in bounded memory. Raises WorkError where it cannot.
+
+    progress: called with the number of rows that were checked since its last call.
+    """
     finding = Finding(files=_damaged_files(store))
     check = _Check(store)
-    done = np.flatnonzero(store.completed())
+    rows = np.flatnonzero(store.completed())
+    finding.checked = len(rows)
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
     try:
-        at = 0
-        for start, reasons in _bad_in(pool, check, done, store.rows):
-            finding.reasons |= reasons
-            progress(min(start, store.rows) - at)
-            at = min(start, store.rows)
-        finding.checked = len(done)
-        finding.reasons = _look_again(pool, check, store, finding.bad)
+        # A row that is bad is looked at again: another process may just have been making it anew.
+        for report in (progress, lambda rows: None):
+            found: dict[int, str] = {}
+            ends = range(BLOCKS * check.block, store.rows + BLOCKS * check.block, BLOCKS * check.block)
+            pieces = np.split(rows, np.searchsorted(rows, ends[:-1]))
+            at = 0
+            for end, reasons in zip(ends, pool.map(check, pieces), strict=True):
+                found |= reasons
+                report(min(end, store.rows) - at)
+                at = min(end, store.rows)
+            if not found:
+                break
+            store.refresh()
+            rows = np.array(sorted(found))
+            rows = rows[store.completed()[rows]]
+        finding.reasons = found
     finally:
         pool.shutdown(cancel_futures=True)
     return finding
 
 
-def _look_again(pool: ThreadPoolExecutor, check: "_Check", store: Store, bad: list[int]) -> dict[int, str]:
-    """What is wrong with the bad rows now: another process may just have been making some of them anew."""
-    if not bad:
-        return {}
-    store.refresh()
-    rows = np.array(bad)
-    reasons: dict[int, str] = {}
-    for _, found in _bad_in(pool, check, rows[store.completed()[rows]], store.rows):
-        reasons |= found
-    return reasons
-
-
-def _bad_in(
-    pool: ThreadPoolExecutor, check: "_Check", rows: NDArray[np.int64], stop: int
-) -> Iterator[tuple[int, dict[int, str]]]:
-    """Check rows, stretch by stretch: where each stretch ends, and what is wrong in it."""
-    stretch = BLOCKS * check.block
-    ends = range(stretch, stop + stretch, stretch)
-    pieces = np.split(rows, np.searchsorted(rows, ends[:-1]))
-    yield from zip(ends, pool.map(check, pieces), strict=True)
-
-
 def _damaged_files(store: Store) -> list[str]:
+    """Return what is wrong with headers, lengths and journals. Raises WorkError."""
     try:
         wrong = store.wrong_headers()
     except OSError as error:
@@ -95,7 +90,7 @@ def _damaged_files(store: Store) -> list[str]:
 
 
 class _Check:
-    """What is wrong with rows that are done. Texts are shared between rows: a store may be bad as a whole."""
+    """Checks rows that are done. Texts are shared between rows: a store may be bad as a whole."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -104,6 +99,7 @@ class _Check:
         self.whole = dict.fromkeys(store.arrays, store.rows) | store.cut_arrays()
 
     def __call__(self, rows: NDArray[np.int64]) -> dict[int, str]:
+        """Return what is wrong with each bad row among some, by its number."""
         reasons: dict[int, str] = {}
         for piece in np.split(rows, np.flatnonzero(np.diff(rows // self.block)) + 1):
             for name in self.store.arrays if len(piece) else ():
@@ -112,7 +108,7 @@ class _Check:
         return reasons
 
     def _look(self, name: str, rows: NDArray[np.int64]) -> Iterator[tuple[int, str]]:
-        """What is wrong with some rows, close together, of one array."""
+        """Yield the bad rows among some, close together, of one array, and what is wrong with each."""
         there = rows[rows < self.whole[name]]
         yield from ((row, f"{name} was cut short before it") for row in rows[len(there) :].tolist())
         if not len(there):
@@ -129,22 +125,19 @@ class _Check:
             return
         bad = self.store.mismatches(name, start, content)
         for row in there.tolist():
+            values = content[row - start]
             if bad[row - start]:
                 yield row, f"{name} does not match its checksum"
-            elif wrong := self._implausible(name, content[row - start], row):
-                yield row, f"{name} {wrong}"
-
-    def _implausible(self, name: str, content: NDArray, row: int) -> str:
-        """What is wrong with a row's values; empty where they may be right."""
-        if name != "train_masks":
-            return "" if is_finite(content) else "has a value that is not finite"
-        if np.array_equal(content, self.store.seeded_masks[row]):
-            return ""
-        return f"is not the mask that the seed gives ({np.count_nonzero(content)} of {content.size} examples)"
+            elif name == "train_masks":
+                if not np.array_equal(values, self.store.seeded_masks[row]):
+                    count = f"{np.count_nonzero(values)} of {values.size} examples"
+                    yield row, f"{name} is not the mask that the seed gives ({count})"
+            elif not is_finite(values):
+                yield row, f"{name} has a value that is not finite"
 
 
 def is_finite(values: NDArray[np.float16]) -> bool:
-    """Whether no value is an infinity or NaN: float16 has those where all exponent bits are set."""
+    """Return whether no value is an infinity or NaN: float16 has those where all exponent bits are set."""
     return int((values.view(np.uint16) & 0x7FFF).max()) < 0x7C00
 
 
@@ -153,50 +146,33 @@ def repair(store: Store, writer: Writer, finding: Finding) -> list[str]:
 
     Returns what was done to files. Raises WorkError.
     """
+    told = []
     try:
-        writer.invalidate([*finding.bad, *_named_by_damage(store)])
-        told = _lengthen(store) + _mend_headers(store) + _mend_journals(store)
+        damaged = [store.states.readers[index] for index in store.states.damaged()]
+        named = {row for reader in damaged if not store.states.is_foreign(reader) for row in reader.damaged_rows()}
+        # A damaged record may have been one that made its row missing.
+        suspects = [row for row in named if row < store.rows and store.states.state[row] == RowState.DONE]
+        writer.invalidate([*finding.bad, *suspects])
+        for name in store.cut_arrays():
+            new_file(store.layout.array(name), store.arrays[name].shape, store.arrays[name].dtype)
+            sync_folder(store.layout.data)
+            told.append(f"{store.layout.array(name)}: lengthened to its {store.rows} rows")
+        wrong = store.wrong_headers()
+        store.write_headers(wrong)
+        told += [f"{store.layout.array(array.name)}: header written anew" for array in wrong]
+        for index in store.states.damaged():
+            reader = store.states.readers[index]
+            if store.states.is_foreign(reader):
+                os.rename(reader.path, reader.path.with_suffix(".bin.damaged"))
+                told.append(f"{reader.path}: set aside as *.damaged")
+            elif reader.mend(store.manifest.id):
+                told.append(f"{reader.path}: its intact records were kept, a copy lies beside it as *.damaged")
+            else:
+                raise WorkError(
+                    f"{reader.path} is damaged, but its process is still at work: repair again once it has ended"
+                )
     except OSError as error:
         raise WorkError(f"cannot mend {error.filename or store.layout.data}: {error.strerror}") from None
     store.refresh()
     store.sync_flags()
-    return told
-
-
-def _named_by_damage(store: Store) -> list[int]:
-    """Rows that are done, but that a damaged record names: it may have been one that made the row missing."""
-    journals = [store.states.readers[index] for index in store.states.damaged()]
-    rows = {row for reader in journals if not store.states.is_foreign(reader) for row in reader.damaged_rows()}
-    return [row for row in rows if row < store.rows and store.states.state[row] == RowState.DONE]
-
-
-def _lengthen(store: Store) -> list[str]:
-    """Give arrays that were cut short their length again, with zeros."""
-    told = []
-    for name in store.cut_arrays():
-        array = store.arrays[name]
-        new_file(store.layout.array(name), array.shape, array.dtype)
-        told.append(f"{store.layout.array(name)}: lengthened to its {store.rows} rows")
-    return told
-
-
-def _mend_headers(store: Store) -> list[str]:
-    wrong = store.wrong_headers()
-    store.write_headers(wrong)
-    return [f"{store.layout.array(array.name)}: header written anew" for array in wrong]
-
-
-def _mend_journals(store: Store) -> list[str]:
-    told = []
-    for index in store.states.damaged():
-        reader = store.states.readers[index]
-        if store.states.is_foreign(reader):
-            os.rename(reader.path, reader.path.with_suffix(".bin.damaged"))
-            told.append(f"{reader.path}: set aside as *.damaged")
-        elif reader.mend(store.manifest.id):
-            told.append(f"{reader.path}: its intact records were kept, a copy lies beside it as *.damaged")
-        else:
-            raise WorkError(
-                f"{reader.path} is damaged, but its process is still at work: repair again once it has ended"
-            )
     return told

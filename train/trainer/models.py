@@ -20,7 +20,7 @@ from datamodels.train.config import Recipe
 from datamodels.train.errors import UserError
 from datamodels.train.kernels import activated, batch_norm_act, max_pool2d, usable
 from datamodels.train.trainer.custom_model import CustomNetwork
-from fmow.torchvision_compat import torchvision
+from fmow import torchvision
 
 
 class Unit:

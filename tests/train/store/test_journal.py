@@ -36,7 +36,7 @@ def records(*rows: int, **fields: Any) -> np.ndarray:
 
 def taken(reader: JournalReader) -> list[int]:
     """Rows of the news of a journal."""
-    return [row for found, _ in reader.news() for row in found["row"].tolist()]
+    return [row for found, _ in reader.new_records() for row in found["row"].tolist()]
 
 
 def written(folder: Path, *batches: np.ndarray, **provenance: Any) -> Path:

@@ -35,8 +35,11 @@ def test_a_lock_ends_with_its_file(path: Path) -> None:
 def test_a_lock_holds_between_processes(path: Path) -> None:
     lock = LockFile(path)
     lock.acquire(7)
-    code = f"from datamodels.train.store.locks import LockFile; from pathlib import Path; print(LockFile(Path({str(path)!r})).acquire(7))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    code = (
+        "import sys; from pathlib import Path; from datamodels.train.store.locks import LockFile; "
+        "print(LockFile(Path(sys.argv[1])).acquire(7))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
 

@@ -107,15 +107,6 @@ def test_every_order_of_arrival_gives_the_state_that_is_defined(events: list[Eve
         assert np.array_equal(followed.checksums[done], opened.checksums[done])
 
 
-def test_a_delayed_record_does_not_bring_back_what_was_invalidated(tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
-    folder.append(Event(0, 1, 1, Kind.INVALID, 1, 0))
-    folder.append(Event(1, 1, 0, Kind.DONE, 1, 7))
-    states = folder.states()
-    states.refresh()
-    assert states.state[1] == RowState.MISSING
-
-
 def test_the_reason_of_a_failure_is_told(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     for _ in range(2):
@@ -196,8 +187,8 @@ def test_unchanged_journals_are_not_opened_again(tmp_path: Path, monkeypatch: py
     states = folder.states()
     states.refresh()
     opened: list[Path] = []
-    news = JournalReader.news
-    monkeypatch.setattr(JournalReader, "news", lambda self: opened.append(self.path) or news(self))
+    real = JournalReader.new_records
+    monkeypatch.setattr(JournalReader, "new_records", lambda self: opened.append(self.path) or real(self))
     states.refresh()
     assert opened == []
     folder.append(Event(7, 3, 0, Kind.DONE, 1, 1))

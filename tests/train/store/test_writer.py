@@ -1,5 +1,6 @@
 """Several writers, and writers that lose their lease."""
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,11 +10,11 @@ import numpy as np
 import pytest
 
 from datamodels.train.errors import UserError, WorkError
-from datamodels.train.npy_file import HEADER_BYTES
-from datamodels.train.store.journal import Kind
+from datamodels.train.npy_file import HEADER_BYTES, RowFile
+from datamodels.train.store.journal import JournalWriter, Kind
 from datamodels.train.store.locks import LockFile
 from datamodels.train.store.row_state import RowState
-from datamodels.train.store.store import Store, open_own
+from datamodels.train.store.store import Store
 from datamodels.train.store.verify import verify
 from datamodels.train.store.writer import RowFailure, Writer
 from datamodels.train.trainer.run_rows import retry_failed
@@ -35,7 +36,7 @@ def no_locks() -> Iterator[None]:
 
 
 def again(store: Store) -> Store:
-    return open_own(store.layout, store.setting)
+    return Store.open(store.layout, store.setting)
 
 
 def redo(store: Store) -> None:
@@ -59,20 +60,17 @@ def test_a_committed_group_is_done_and_right(store: Store) -> None:
     assert check(store.layout.root) == 4
 
 
-def test_a_group_is_leased_to_one_writer(store: Store) -> None:
-    with writing(store) as first, writing(again(store)) as second:
-        assert first.lease(0)
-        assert not second.lease(0)
-        assert second.lease(1)
-        first.release(0)
-        assert second.lease(0)
-
-
-def test_a_lease_ends_with_its_writer(store: Store) -> None:
-    with writing(store) as first:
-        assert first.lease(0)
+def test_a_group_is_leased_to_one_writer_until_that_lets_go_or_ends(store: Store) -> None:
     with writing(store) as second:
-        assert second.lease(0)
+        with writing(again(store)) as first:
+            assert first.lease(0)
+            assert first.lease(2)
+            assert not second.lease(0)
+            assert second.lease(1)
+            first.release(0)
+            assert second.lease(0)
+            assert not second.lease(2)
+        assert second.lease(2)
 
 
 def test_a_lost_lock_file_means_nothing_is_written(store: Store) -> None:
@@ -108,26 +106,34 @@ def test_rows_that_were_invalidated_meanwhile_are_left_out(store: Store, no_lock
     assert states.state[list(GROUP)].tolist() == [1, 0, 1, 1]
 
 
-def stalled(zombie: Writer, moment: str, meanwhile: Callable[[], object]) -> None:
-    """Let the zombie fall asleep at a moment of its commit, and others go on."""
-    real = getattr(zombie, moment)
+def stalled(zombie: Writer, call: str, number: int, meanwhile: Callable[[], object]) -> None:
+    """Let the zombie fall asleep before the given system call of its commit, and others go on."""
+    real, calls = getattr(os, call), itertools.count()
 
     def sleep(*arguments: object) -> object:
-        meanwhile()
+        if next(calls) == number:
+            with mock.patch.object(os, call, real):
+                meanwhile()
         return real(*arguments)
 
-    with mock.patch.object(zombie, moment, sleep):
+    with mock.patch.object(os, call, sleep):
         zombie.commit(1, [result(zombie.store, row, salt=9) for row in GROUP])
 
 
-@pytest.mark.parametrize("moment", ["_lower", "_write", "_record"])
-def test_a_zombie_that_wakes_among_its_writes_is_found_out(store: Store, no_locks: None, moment: str) -> None:
+@pytest.mark.parametrize(
+    ("call", "number"),
+    [("preadv", 0), ("pwrite", 0), ("pwrite", 3), ("pwrite", 5)],
+    ids=["before it reads the flags", "before its first array", "among its arrays", "before its journal"],
+)
+def test_a_zombie_that_wakes_among_its_writes_is_found_out(
+    store: Store, no_locks: None, call: str, number: int
+) -> None:
     def others() -> None:
         with writing(again(store)) as other:
             fill(other.store, other)
 
     with writing(store) as zombie, zombie.leased(1):
-        stalled(zombie, moment, others)
+        stalled(zombie, call, number, others)
     store = again(store)
     assert set(np.flatnonzero(store.states.state == RowState.CONFLICT)) == set(GROUP)
     redo(store)
@@ -141,7 +147,7 @@ def test_a_zombie_that_wakes_after_its_rows_were_redone_is_found_out(store: Stor
             fill(other.store, other)
 
     with writing(store) as zombie, zombie.leased(1):
-        stalled(zombie, "_write", others)
+        stalled(zombie, "pwrite", 0, others)
     store = again(store)
     assert set(np.flatnonzero(store.states.state == RowState.CONFLICT)) == set(GROUP)
     assert not any(raw_flags(store)[row] for row in GROUP)
@@ -163,19 +169,26 @@ def test_a_flag_stays_down_where_the_row_was_invalidated_meanwhile(store: Store,
         with writing(again(store)) as other:
             other.invalidate(list(GROUP))
 
-    with writing(store) as zombie, zombie.leased(1):
-        stalled(zombie, "_raise_flags", others)
+    real = JournalWriter.append
+
+    def recorded(*arguments: object, **options: object) -> None:
+        real(*arguments, **options)
+        with mock.patch.object(JournalWriter, "append", real):
+            others()
+
+    with writing(store) as zombie, zombie.leased(1), mock.patch.object(JournalWriter, "append", recorded):
+        zombie.commit(1, [result(store, row, salt=9) for row in GROUP])
     assert not any(raw_flags(store))
 
 
 def test_many_rows_are_invalidated_at_once(tmp_path: Path) -> None:
-    store = filled(tmp_path, setting(models=1000))
+    store = filled(tmp_path, setting(models=200))
     with writing(store) as writer, mock.patch("os.fdatasync", side_effect=os.fdatasync) as synced:
-        writer.invalidate(range(2, 900))
+        writer.invalidate(range(2, 190))
         assert synced.call_count <= 3, "one of the records, one of the flags"
-    found = open_own(store.layout, setting(models=1000))
-    assert found.missing().tolist() == list(range(2, 900))
-    assert np.flatnonzero(~np.load(store.layout.completed)).tolist() == list(range(2, 900))
+    found = Store.open(store.layout, setting(models=200))
+    assert found.missing().tolist() == list(range(2, 190))
+    assert np.flatnonzero(~np.load(store.layout.completed)).tolist() == list(range(2, 190))
     with writing(found) as writer, writer.leased(3), writing(again(found)) as other:
         with pytest.raises(WorkError, match="group 3 are being written"):
             other.invalidate(range(20))
@@ -185,8 +198,8 @@ def test_many_rows_are_invalidated_at_once(tmp_path: Path) -> None:
 def test_a_zombie_that_dies_among_its_writes_is_found_out(store: Store, no_locks: None) -> None:
     with writing(again(store)) as other:
         fill(other.store, other)
-    with writing(store) as zombie:
-        zombie._files["train_margins"].write(6, np.ones((1, 700), np.float16))
+    array = store.arrays["train_margins"]
+    RowFile(store.layout.array(array.name), array.shape, array.dtype, True).write(6, np.ones((1, 700), np.float16))
     assert verify(again(store)).bad == [6]
 
 
@@ -194,19 +207,16 @@ def test_invalidation_is_recorded_before_the_flag_goes_down(store: Store) -> Non
     filled(store.layout.root)
     store = again(store)
     seen = []
+    real = RowFile.write
 
-    def look(rows: list[int]) -> None:
-        seen.append(again(store).states.generation[3])
+    def look(file: RowFile, first: int, rows: np.ndarray) -> None:
+        with mock.patch.object(RowFile, "write", real):
+            seen.append((file.path, first, again(store).states.generation[3]))
+        real(file, first, rows)
 
-    with writing(store) as writer, mock.patch.object(writer, "_lower", look):
+    with writing(store) as writer, mock.patch.object(RowFile, "write", look):
         writer.invalidate([3])
-    assert seen == [1]
-
-
-def test_a_row_that_another_process_writes_cannot_be_invalidated(store: Store) -> None:
-    refused = pytest.raises(WorkError, match="group 1 are being written by another process")
-    with writing(store) as first, writing(again(store)) as second, first.leased(1), refused:
-        second.invalidate([5])
+    assert seen == [(store.layout.completed, 3, 1)]
 
 
 def test_failures_count_twice_and_can_be_retried(store: Store) -> None:
@@ -224,11 +234,17 @@ def test_failures_count_twice_and_can_be_retried(store: Store) -> None:
 
 
 def test_an_error_in_the_middle_of_a_commit_leaves_rows_missing(store: Store) -> None:
-    for number in range(5):
-        with writing(store) as writer, writer.leased(1):
-            file = list(writer._files.values())[number]
-            with mock.patch.object(file, "sync", side_effect=WorkError("no")), pytest.raises(WorkError):
-                writer.commit(1, [result(store, row) for row in GROUP])
+    real = RowFile.sync
+    for name in store.arrays:
+
+        def fail(file: RowFile, row: int, name: str = name) -> None:
+            if file.path.name.startswith(name):
+                raise WorkError("no")
+            real(file, row)
+
+        failing = mock.patch.object(RowFile, "sync", fail)
+        with writing(store) as writer, writer.leased(1), failing, pytest.raises(WorkError, match="no"):
+            writer.commit(1, [result(store, row) for row in GROUP])
         assert not any(raw_flags(store))
         assert not again(store).completed().any()
 

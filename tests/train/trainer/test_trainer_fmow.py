@@ -19,7 +19,7 @@ from datamodels.train.store.writer import RowResult
 from datamodels.train.trainer.models import build, normal
 from datamodels.train.trainer.optimizer import FlatParameters
 from datamodels.train.trainer.trainer import Trainer
-from fmow.torchvision_compat import torchvision
+from fmow import torchvision
 from tests.conftest import PROJECT
 from tests.train.data.test_packing import write_raw
 
