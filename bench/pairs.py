@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from datamodels.lasso import evaluate, load
-from datamodels.launch.report.outliers import DEPTH, Leads
+from datamodels.launch.report.outliers import DEPTH, outliers_of
 from datamodels.train.config import Data
 from datamodels.train.data import cifar
 from datamodels.train.data.images import Split
@@ -43,7 +43,7 @@ SHOWN = 12
 """Suspected duplicates in a report."""
 HEADER = """\
 | scores | LDS | largest of {n} is the pair's | one of the 5 largest is | its median rank |\
- of {shown} and of {pairs} that lead most, pairs | | of the {wrong} most harmful, wrong |
+ of the {shown} and the {pairs} largest outlier scores, pairs | | of the {wrong} most harmful, wrong |
 |---|---|---|---|---|---|---|---|"""
 
 
@@ -151,7 +151,7 @@ def differences(masks: NDArray[np.bool_], margins: NDArray[np.float16]) -> NDArr
 
 
 def verdict(scores: NDArray[np.float32], chosen: Chosen) -> str:
-    """Where pairs and wrong labels come out by scores [N_train, T]; leads and harm as in the report.
+    """Where pairs and wrong labels come out by scores [N_train, T]; outliers and harm as in the report.
 
     Equal scores share a rank.
     """
@@ -159,9 +159,9 @@ def verdict(scores: NDArray[np.float32], chosen: Chosen) -> str:
     own = scores[pairs, pairs]
     rank = ((scores[:, pairs] > own).sum(0) + (scores[:, pairs] >= own).sum(0) + 1) / 2
     largest = np.sort(scores, axis=0)[::-1][: DEPTH + 1]
-    lead = Leads.of(largest, np.sum(scores.astype(np.float64) ** 2, axis=0), len(scores)).size
-    leaders = np.argsort(-lead, kind="stable")
-    caught = (leaders < len(pairs)) & (scores.argmax(0)[leaders] == leaders)
+    outliers = outliers_of(largest, np.sum(scores.astype(np.float64) ** 2, axis=0), len(scores))
+    first = np.argsort(-outliers.score, kind="stable")
+    caught = (first < len(pairs)) & (scores.argmax(0)[first] == first)
     wrong = np.argsort(scores.mean(1), kind="stable")[: chosen.wrong] >= len(scores) - chosen.wrong
     shares = [f"{np.mean(rank == 1):.1%}", f"{np.mean(rank <= 5):.1%}", f"{np.median(rank):g}"]
     return " | ".join(

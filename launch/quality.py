@@ -1,4 +1,4 @@
-"""The quality of datamodels as lines of text."""
+"""An evaluation as lines of text."""
 
 from datamodels.lasso import Evaluation
 
@@ -7,7 +7,7 @@ Lines = list[tuple[str, str]]
 
 
 def headline(found: Evaluation) -> Lines:
-    """LDS with its interval, and what it could be at most."""
+    """LDS with its interval, and its ceiling."""
     lds = f"{found.lds:.4f}"
     if interval := found.lds_interval:
         lds += f", {interval.level:.0%} interval {interval.low:.4f} to {interval.high:.4f}"
@@ -18,7 +18,7 @@ def headline(found: Evaluation) -> Lines:
 
 
 def everything(found: Evaluation) -> Lines:
-    """All figures of an evaluation, with n; margins, and so predictions, are in units of logits."""
+    """All figures of an evaluation, with n."""
     return [
         *headline(found),
         ("Pearson", f"{found.pearson:.4f}"),
@@ -30,4 +30,5 @@ def everything(found: Evaluation) -> Lines:
 
 
 def aligned(lines: Lines) -> str:
+    """The lines as text in two columns."""
     return "\n".join(f"{name:12} {value}" for name, value in lines)

@@ -41,8 +41,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_wheel_brings_two_packages_with_all_modules_and_types(wheel: Path) -> None:
     assert sorted(path.name for path in wheel.iterdir() if path.suffix != ".dist-info") == ["datamodels", "fmow"]
     for name, place in PACKAGES.items():
-        modules = {path.relative_to(PROJECT / name) for path in (PROJECT / name).rglob("*.py")}
-        assert modules == {path.relative_to(wheel / place) for path in (wheel / place).rglob("*.py")}
+        for pattern in ("*.py", "*.html", "*.css"):
+            files = {path.relative_to(PROJECT / name) for path in (PROJECT / name).rglob(pattern)}
+            assert files == {path.relative_to(wheel / place) for path in (wheel / place).rglob(pattern)}
     assert (wheel / "datamodels" / "py.typed").exists()
     assert (wheel / "fmow" / "py.typed").exists()
 

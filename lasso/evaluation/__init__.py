@@ -1,6 +1,7 @@
 """Quality of datamodels and other scores on evaluation rows: LDS, intervals, LDS curve."""
 
 from datamodels.lasso.evaluation.curve import FITTED, Curve, Law, Point, curve
+from datamodels.lasso.evaluation.curve_file import read_curve, write_curve
 from datamodels.lasso.evaluation.evaluate import evaluate, protocol
 from datamodels.lasso.evaluation.intervals import Interval
 from datamodels.lasso.evaluation.result import Evaluation
@@ -19,4 +20,6 @@ __all__ = [
     "curve",
     "evaluate",
     "protocol",
+    "read_curve",
+    "write_curve",
 ]

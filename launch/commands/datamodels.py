@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datamodels.launch.progress import Stages, notice
 from datamodels.launch.request import Request
-from datamodels.train import UserError
+from datamodels.train import UserError, WorkError
 from datamodels.train.store import ReadableStore
 
 
@@ -50,8 +50,7 @@ def evaluate(request: Request) -> int:
 
 
 def _curve(request: Request) -> int:
-    from datamodels.lasso.evaluation import curve, protocol
-    from datamodels.launch.lds_curve import keep
+    from datamodels.lasso.evaluation import curve, protocol, write_curve
 
     for option in ("weights", "weight_units", "per_target"):
         if request.options[option]:
@@ -59,7 +58,10 @@ def _curve(request: Request) -> int:
     store, split = request.store(), request.options["split"]
     with Stages() as progress:
         found = curve(store, split=split, progress=progress)
-    keep(store, split, found)
+    try:
+        write_curve(store, split, found)
+    except WorkError as error:
+        notice(f"the curve is not kept: {error}")
     if request.options["json"]:
         print(json.dumps({**found.to_json(), **protocol(store, split)}))
         return 0

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from datamodels.lasso import fit_bytes, path_of, read_report
+from datamodels.lasso.evaluation import read_curve
 from datamodels.lasso.gram import curve_disk_bytes, disk_bytes
-from datamodels.launch.lds_curve import kept
 from datamodels.launch.plan.rates import Rate, main_device, probe, rate_of
 from datamodels.launch.plan.sizes import arrays_of, store_as_it_is
 from datamodels.launch.progress import notice
@@ -144,7 +144,7 @@ def _bought(setting: Setting, alpha: float, rate: Rate | None, store: Store | No
 
 def _expected_lds(store: Store | None, models: int) -> dict[str, Any] | None:
     """LDS of so many models, by the law of the curve that `eval --curve` kept for the test targets of the store."""
-    found = kept(store, "test") if store and models > 0 else None
+    found = read_curve(store, "test") if store and models > 0 else None
     if not found or not found[0].law:
         return None
     curve, current = found

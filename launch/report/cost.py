@@ -5,9 +5,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from datamodels.launch.progress import duration
 from datamodels.launch.status import begun, device_of
-from datamodels.launch.text import counted
 from datamodels.train.store import ReadableStore, Store
 
 
@@ -26,60 +24,39 @@ class Work:
     last: datetime
     """When the last row was done."""
 
-    def headline(self, price: float | None) -> tuple[str, str, str]:
-        money = self.money(price)
-        more = f"of {self._unit}, {self._per_row} a model"
-        return "Training", duration(self.gpu + self.cpu), more if money is None else f"{more}; {_amount(money)} in all"
-
-    def table(self, price: float | None, machines: int) -> list[tuple[str, str]]:
-        elapsed = duration((self.last - self.first).total_seconds())
-        dates = " to ".join(f"{time:%Y-%m-%d %H:%M}" for time in (self.first, self.last))
-        where = counted(machines, "machine")
-        return [
-            ("Cost", f"{self._hours}, {self._per_row} of {self._unit} a model; rows that failed are not counted"),
-            *self._priced(price),
-            ("Time", f"{elapsed} from the first row to the last, pauses included; {dates} UTC, on {where}"),
-        ]
-
-    def money(self, price: float | None) -> float | None:
-        """At the price of a GPU hour, or of a CPU core hour; None without one, or where it cannot be that of both."""
-        if price is None or (self.gpu and self.cpu):
-            return None
-        return price * (self.gpu or self.cpu * self.threads) / 3600
-
-    def _priced(self, price: float | None) -> list[tuple[str, str]]:
-        if price is None:
-            return []
-        money, what = self.money(price), "a GPU" if self.gpu else "a CPU core"
-        if money is None:
-            return [("Money", f"not known: {price:g} an hour is not the price of both a GPU and a CPU core")]
-        return [("Money", f"{_amount(money)}, at {price:g} for an hour of {what}")]
+    @property
+    def seconds(self) -> float:
+        return self.gpu + self.cpu
 
     @property
-    def _per_row(self) -> str:
-        return f"{(self.gpu + self.cpu) / self.rows:,.3g} s"
+    def seconds_per_row(self) -> str:
+        return f"{self.seconds / self.rows:,.3g} s"
 
     @property
-    def _hours(self) -> str:
+    def unit(self) -> str:
+        """What the seconds are of: `a GPU`, `a CPU core`, `4 CPU cores`, or `a GPU or a CPU core`."""
+        worker = "a CPU core" if self.threads == 1 else f"{self.threads} CPU cores"
+        return " or ".join(["a GPU"] * bool(self.gpu) + [worker] * bool(self.cpu))
+
+    @property
+    def hours(self) -> str:
+        """Hours of GPUs and of CPU cores."""
         found = [f"{self.gpu / 3600:,.3g} GPU-hours"] if self.gpu else []
         if self.cpu:
             workers = f" ({self.cpu / 3600:,.3g} of workers with {self.threads} cores)" if self.threads > 1 else ""
             found.append(f"{self.cpu * self.threads / 3600:,.3g} CPU core-hours{workers}")
         return " and ".join(found)
 
-    @property
-    def _unit(self) -> str:
-        """What the seconds are of."""
-        worker = "a CPU core" if self.threads == 1 else f"{self.threads} CPU cores"
-        return " or ".join(["a GPU"] * bool(self.gpu) + [worker] * bool(self.cpu))
-
-
-def _amount(money: float) -> str:
-    return f"{money:,.2f}" if money >= 1 else f"{money:.2g}"
+    def cost(self, price: float | None) -> str | None:
+        """Money, at the price of a GPU hour or of a CPU core hour; None without one, or if both have trained."""
+        if price is None or (self.gpu and self.cpu):
+            return None
+        money = price * (self.gpu or self.cpu * self.threads) / 3600
+        return f"{money:,.2f}" if money >= 1 else f"{money:.2g}"
 
 
 def work_of(store: ReadableStore) -> Work | None:
-    """None for published files, which say nothing of it, and where no row is done."""
+    """The work of a store; None for published files, which do not record it, and if no row is done."""
     if not isinstance(store, Store) or not store.completed().any():
         return None
     done, states = store.completed(), store.states

@@ -1,43 +1,50 @@
-"""What a report is about, gathered before anything is written: the sections only tell it."""
+"""Everything that a report is about, gathered before anything is written."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.lasso import Curve, Evaluation, Progress
-from datamodels.lasso.evaluation import EvaluationRows, Tile, evaluate
-from datamodels.launch.lds_curve import growth_of
-from datamodels.launch.report.weights import Fitted, Survey, survey
-from datamodels.train import UserError
-from datamodels.train.data import Dataset, Split
-from datamodels.train.store import ReadableStore
+from datamodels.lasso.evaluation import EvaluationRows, Tile, curve, evaluate, read_curve, write_curve
+from datamodels.launch.progress import notice
+from datamodels.launch.report.cost import Work, work_of
+from datamodels.launch.report.fitted import Fitted
+from datamodels.launch.report.survey import Survey, survey
+from datamodels.train import UserError, WorkError
+from datamodels.train.data import Dataset
+from datamodels.train.store import ReadableStore, Store
 
-SHOWN = 10
+_SHOWN = 10
 """Targets shown with their training images."""
 _PLOTTED = 40
 """Targets whose predictions are plotted."""
+_CURVE_EXAMPLES = 2500
+"""Training examples up to which an LDS curve takes a minute at most."""
+ROWS, COLUMNS = 256, 2000
+"""Rows and columns of margins that are read, evenly spaced, if all of them would take long."""
 
 
 @dataclass(frozen=True)
-class Subject:
+class ReportData:
     store: ReadableStore
     split: str
     dataset: Dataset | None
-    """With the images and labels; None where they are not at hand."""
+    """Images and labels; None leaves images out."""
     fitted: Fitted
-    quality: Evaluation | None
-    """On the fitted targets; None where there are too few evaluation rows."""
-    unjudged: str
-    """Why there is no quality."""
-    growth: Curve | str
+    evaluation: Evaluation | None
+    """Of the fitted targets; None if there are too few evaluation rows."""
+    not_evaluated: str
+    """Why there is no evaluation."""
+    lds_curve: Curve | str
     """LDS against the number of models, or why it is not known."""
     plotted: NDArray[np.int64]
-    """Places among the fitted targets of those whose predictions are plotted; `found.columns` begins with them."""
+    """Places in `fitted.targets` of those whose predictions are plotted; `survey.columns` begins with them."""
     shown: NDArray[np.int64]
-    """Places of those shown with their training images; `found.columns` goes on with them."""
-    found: Survey
+    """Places of those shown with their training images; `survey.columns` goes on with them."""
+    survey: Survey
     price: float | None
     """Of an hour of a GPU or of a CPU core."""
 
@@ -46,41 +53,61 @@ class Subject:
         """What the targets are, for people."""
         return "training" if self.split == "train" else "test"
 
-    @property
-    def targets(self) -> Split:
-        """The targets' images and labels; only where there is a data set."""
-        assert self.dataset is not None
-        return self.dataset.train if self.split == "train" else self.dataset.test
+    @cached_property
+    def work(self) -> Work | None:
+        """What training took; None if that is not recorded."""
+        return work_of(self.store)
+
+    @cached_property
+    def accuracy(self) -> NDArray[np.float64]:
+        """Test accuracy of each done row as recorded; of published files that of some rows, on some test examples."""
+        if isinstance(self.store, Store):
+            return self.store.states.accuracy[self.store.completed()].astype(np.float64)
+        margins = sample_margins(self.store, "test", spread(self.store.rows, ROWS))
+        return np.mean(margins > 0, axis=1, dtype=np.float64)
 
 
 def gather(
     store: ReadableStore,
     split: str,
     dataset: Dataset | None,
-    quality: Evaluation | None,
+    evaluation: Evaluation | None,
     progress: Progress,
     price: float | None,
-) -> Subject:
-    """Raises UserError, WorkError. quality: what `evaluate` has found, where that is known already."""
+) -> ReportData:
+    """Raises UserError, WorkError. evaluation: what `evaluate` returns, if that is known already."""
     fitted = Fitted(store, split)
-    unjudged = ""
-    if quality is None:
-        quality, unjudged = _judge(store, split, fitted, progress)
-    plotted, shown = (spread(len(fitted.targets), count) for count in (_PLOTTED, SHOWN))
-    found = survey(fitted, np.concatenate([plotted, shown]), split == "train", progress)
-    growth = growth_of(store, split, progress) if quality else ""
-    return Subject(store, split, dataset, fitted, quality, unjudged, growth, plotted, shown, found, price)
+    not_evaluated = ""
+    if evaluation is None:
+        evaluation, not_evaluated = _evaluate(store, split, fitted, progress)
+    plotted, shown = (spread(len(fitted.targets), count) for count in (_PLOTTED, _SHOWN))
+    weights = survey(fitted, np.concatenate([plotted, shown]), split == "train", progress)
+    lds_curve = _lds_curve(store, split, progress) if evaluation else ""
+    return ReportData(
+        store, split, dataset, fitted, evaluation, not_evaluated, lds_curve, plotted, shown, weights, price
+    )
 
 
 def spread(total: int, count: int) -> NDArray[np.int64]:
-    """Some of `total` places, evenly spaced."""
+    """Up to `count` of `total` places, evenly spaced."""
     return np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64))
 
 
-def _judge(store: ReadableStore, split: str, fitted: Fitted, progress: Progress) -> tuple[Evaluation | None, str]:
-    """The quality of what is fitted, or why it is not known. Raises WorkError for damaged rows."""
+def column_step(columns: int) -> int:
+    """Every how many-th column is read so that at most COLUMNS are."""
+    return -(-columns // COLUMNS)
+
+
+def sample_margins(store: ReadableStore, split: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Margins [rows, columns] of some rows and of evenly spaced columns."""
+    margins = store.array(f"{split}_margins")
+    return np.stack([margins[row, :: column_step(margins.shape[1])] for row in rows]).astype(np.float32)
+
+
+def _evaluate(store: ReadableStore, split: str, fitted: Fitted, progress: Progress) -> tuple[Evaluation | None, str]:
+    """The evaluation of the fitted targets, or why there is none. Raises WorkError for damaged rows."""
     if not store.eval_models:
-        return None, "The setting has no evaluation models (eval_models is 0), so nothing here was held out."
+        return None, "The setting has no evaluation models (eval_models is 0), so that nothing can be evaluated."
     try:
         if fitted.whole:
             return evaluate(store, split=split, progress=progress), ""
@@ -95,4 +122,25 @@ def _tiles(fitted: Fitted, width: int) -> Iterator[Tile]:
     for part in fitted.parts:
         for start in range(part.first, part.last, width):
             targets = np.arange(start, min(start + width, part.last))
-            yield targets, *part.datamodels.columns(targets - part.first + part.skip)
+            yield targets, *part.datamodels.columns(targets - part.first + part.columns.start)
+
+
+def _lds_curve(store: ReadableStore, split: str, progress: Progress) -> Curve | str:
+    """The curve on disk; else one that is computed and written for the next time; else why there is none."""
+    found = read_curve(store, split)
+    if found and found[1]:
+        return found[0]
+    if store.n_train > _CURVE_EXAMPLES:
+        return (
+            f"No curve of LDS against the number of models: with {store.n_train:,} training examples it takes as long "
+            "as a fit. `datamodels eval CONFIG --curve` computes and keeps it, `datamodels report` then shows it."
+        )
+    try:
+        computed = curve(store, split=split, progress=progress)
+    except (UserError, WorkError) as error:  # a fit that fails here is no reason to show nothing else
+        return f"No curve of LDS against the number of models: {error}."
+    try:
+        write_curve(store, split, computed)
+    except WorkError as error:
+        notice(f"the curve is not kept: {error}")
+    return computed

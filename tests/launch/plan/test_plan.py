@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from datamodels.lasso import files
-from datamodels.lasso.evaluation import Curve, Law, Point
-from datamodels.launch.lds_curve import keep
+from datamodels.lasso.evaluation import Curve, Law, Point, write_curve
 from datamodels.launch.plan import Terms, describe, fit_bytes, plan
 from datamodels.train.store import Store
 from tests.conftest import DIGITS, PROJECT, TINY, in_process
@@ -146,7 +145,7 @@ def test_a_probe_measures_each_alpha_and_leaves_nothing(
 def test_a_kept_curve_gives_the_lds_to_expect(tmp_path: Path) -> None:
     store = measure(create(tmp_path), range(8), 4.0, **CPU)
     law = Law(limit=0.8, power=1.0, weakening=20.0, error=0.01, enough={})
-    keep(store, "test", Curve([Point(24, 0.5, 1.0, 0.1)], 60, None, law))
+    write_curve(store, "test", Curve([Point(24, 0.5, 1.0, 0.1)], 60, None, law))
     found = plan(store.setting, store.layout, Terms(budget=0.1))
 
     expected = float(law.at(np.array([10.0]))[0])

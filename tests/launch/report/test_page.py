@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from datamodels.lasso import fit
-from datamodels.launch.cli import main
 from datamodels.launch.report import write_report
-from tests.conftest import DIGITS, TINY
 from tests.launch.report.chromium import Browser, browser
+from tests.launch.report.conftest import page_in
 from tests.train.store.published import images, published
 
 
@@ -21,14 +20,11 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module", params=["images", "numbers", "own"])
-def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of published files with or without images, and of a store of ours, which has most to tell."""
-    folder = tmp_path_factory.mktemp("page")
+def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, own_store: Path) -> Path:
+    """Of published files with or without images, and of a store of ours, whose page says most."""
     if request.param == "own":
-        options = [*map(str, [DIGITS, "--root", folder, *TINY])]
-        assert main(["run", *options, "--workers=1"]) == main(["report", *options, "--price=2"]) == 0
-        return folder / "digits" / "report_test_50pct.html"
-    store = published(folder)
+        return page_in(own_store)
+    store = published(tmp_path_factory.mktemp("page"))
     fit(store)
     return write_report(store, "test", images(24, 30) if request.param == "images" else None)
 

@@ -1,0 +1,128 @@
+"""Thumbnails, and the sections made of them: images with the largest weights for targets, most influential images."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from datamodels.launch.report.report_data import ReportData
+
+_NEIGHBOURS = 6
+"""Images of each sign shown for an image."""
+_INFLUENTIAL = 6
+"""Most influential training images that are shown."""
+LARGEST_THUMBNAIL = 96
+"""Side in pixels that larger images are scaled down to."""
+_LOSSLESS = 48
+"""Side in pixels up to which thumbnails are the images' own pixels."""
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    url: str
+    alt: str
+    lines: Sequence[str]
+    """Shown below the image."""
+    soft: bool
+    """Whether the browser may blur it."""
+    kind: str = ""
+    """`up` or `down`: the sign of its weight."""
+    share: float | None = None
+    """Length of the bar between image and lines, of its width."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image, and those of the largest positive and of the largest negative weights."""
+
+    image: Thumbnail
+    positive: list[Thumbnail]
+    negative: list[Thumbnail]
+
+
+def thumbnail(
+    data: ReportData,
+    split: str,
+    number: int,
+    lines: Sequence[str] = (),
+    weight: float | None = None,
+    largest: float = 1.0,
+) -> Thumbnail:
+    """An image of a split over its class, its weight, `lines` and its number; the bar is |weight| / largest."""
+    assert data.dataset is not None
+    images = data.dataset.train if split == "train" else data.dataset.test
+    image, name = images.images[number], data.dataset.classes[images.labels[number]]
+    alt = f"{'training' if split == 'train' else 'test'} image {number}, {name}"
+    url, soft = data_url(image), min(image.shape[:2]) > LARGEST_THUMBNAIL
+    if weight is None:
+        return Thumbnail(url, alt, [name, *lines, f"#{number}"], soft)
+    told, kind = signed(weight), "up" if weight > 0 else "down"
+    share = min(1.0, abs(weight) / largest)
+    return Thumbnail(url, f"{alt}, weight {told}", [name, told, *lines, f"#{number}"], soft, kind, share)
+
+
+def signed(value: float) -> str:
+    """Three digits with a sign."""
+    return f"{value:+#.3g}".replace("-", "−")
+
+
+def data_url(image: NDArray[np.uint8]) -> str:
+    """An image [H, W, C] as a data URL: its own pixels as PNG, or if it is large a small JPEG.
+
+    Of 1 or 2 channels the first is shown as grey, of more the first 3 as red, green and blue.
+    """
+    picture = Image.fromarray(image[..., 0] if image.shape[2] < 3 else np.ascontiguousarray(image[..., :3]))
+    buffer = io.BytesIO()
+    if max(picture.size) <= _LOSSLESS:
+        kind = "png"
+        picture.save(buffer, "PNG", optimize=True)
+    else:
+        kind = "jpeg"
+        picture.thumbnail((LARGEST_THUMBNAIL, LARGEST_THUMBNAIL))
+        picture.save(buffer, "JPEG", quality=82)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def target_cases(data: ReportData) -> list[Case]:
+    """For some targets, the training images with the largest weights of either sign."""
+    cases = []
+    for column, place in enumerate(data.shown.tolist(), len(data.plotted)):
+        target, weight = int(data.fitted.targets[place]), data.survey.columns[:, column]
+        lines = [] if data.evaluation is None else [f"LDS {data.evaluation.target_lds[place]:.2f}"]
+        if data.survey.own is not None:
+            lines.append(f"self {signed(float(data.survey.own[place]))}")
+        image = thumbnail(data, data.split, target, lines)
+        cases.append(_case(data, image, weight, "train", np.arange(len(weight))))
+    return cases
+
+
+def influential_cases(data: ReportData) -> list[Case]:
+    """For the most influential training images, the targets that have the largest weights of either sign for them."""
+    influence, targets = data.survey.influence, data.fitted.targets
+    order = np.argsort(-influence, kind="stable")[:_INFLUENTIAL]
+    cases = []
+    for example, weight in zip(order.tolist(), data.fitted.rows(order), strict=True):
+        if data.survey.own is not None:
+            weight[targets == example] = 0
+        image = thumbnail(data, "train", example, [f"mean {influence[example]:.3g}"])
+        cases.append(_case(data, image, weight, data.split, targets))
+    return cases
+
+
+def _case(
+    data: ReportData, image: Thumbnail, weight: NDArray[np.float32], split: str, numbers: NDArray[np.int64]
+) -> Case:
+    """An image beside those of the largest weights, `numbers` being the images of a split that the weights are of."""
+    largest = float(np.abs(weight).max(initial=0.0)) or 1.0
+    order = np.argsort(weight, kind="stable")
+    ups = [place for place in order[::-1][:_NEIGHBOURS] if weight[place] > 0]
+    downs = [place for place in order[:_NEIGHBOURS] if weight[place] < 0]
+    positive, negative = (
+        [thumbnail(data, split, int(numbers[place]), weight=float(weight[place]), largest=largest) for place in places]
+        for places in (ups, downs)
+    )
+    return Case(image, positive, negative)

@@ -1,0 +1,173 @@
+"""Make the page: gather report data, let every section compute what it shows, fill in the templates."""
+
+import hashlib
+import importlib.metadata
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup, escape
+
+from datamodels.lasso import Evaluation, Progress, silent
+from datamodels.lasso.evaluation import read_curve
+from datamodels.launch.progress import duration
+from datamodels.launch.report.fit import fit
+from datamodels.launch.report.fitted import Fitted
+from datamodels.launch.report.images import influential_cases, signed, target_cases
+from datamodels.launch.report.models import models
+from datamodels.launch.report.quality import quality
+from datamodels.launch.report.report_data import ReportData, gather
+from datamodels.launch.report.suspects import duplicates, harmful
+from datamodels.launch.status import report_path, summary
+from datamodels.launch.text import counted
+from datamodels.train import READ_ONLY, UserError, WorkError, flatten, write_file
+from datamodels.train.data import Dataset
+from datamodels.train.store import ReadableStore, Store
+
+_HEAD_BYTES = 2000
+"""The fingerprint is among the first bytes of a page."""
+
+
+def number(value: float, form: str) -> str:
+    """A number in a format such as `.3f`, with a proper minus sign."""
+    return re.sub("^-", "−", format(value, form))
+
+
+def prose(text: str) -> Markup:
+    """Plain text as HTML: `code` is set as such, numbers have proper minus signs."""
+    marked = re.sub(r"(?<![\w-])-(?=\.?\d)", "−", str(escape(text)))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", marked))
+
+
+def labelled(svg: Markup, label: str) -> Markup:
+    """An SVG with a text alternative."""
+    return Markup(str(svg).replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))
+
+
+environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+environment.filters |= {
+    "counted": counted,
+    "duration": duration,
+    "labelled": labelled,
+    "number": number,
+    "prose": prose,
+    "signed": signed,
+}
+
+
+def refuse_unfitted(store: ReadableStore, split: str) -> None:
+    """Raises UserError if there are no datamodels to report on."""
+    Fitted(store, split)
+
+
+def is_up_to_date(store: ReadableStore, split: str, dataset: Dataset | None) -> bool:
+    """Whether `write_report` would make the page that is there. Raises UserError if there are no datamodels."""
+    expected = fingerprint(store, split, Fitted(store, split), dataset)
+    try:
+        with open(report_path(store, split), "rb") as file:
+            return expected.encode() in file.read(_HEAD_BYTES)
+    except OSError:
+        return False
+
+
+def write_report(
+    store: ReadableStore,
+    split: str,
+    dataset: Dataset | None,
+    evaluation: Evaluation | None = None,
+    progress: Progress = silent,
+    price: float | None = None,
+) -> Path:
+    """Write ROOT/{dataset}/report_{split}_{pct}pct.html and return its path. Raises UserError, WorkError.
+
+    dataset: for the images; None leaves them out. evaluation: what `evaluate` returns, if that is known already.
+    price: of an hour of a GPU, or of a CPU core if no GPU trained, for what training cost.
+    """
+    data = gather(store, split, dataset, evaluation, progress, price)
+    page = environment.get_template("page.html").render(
+        data=data,
+        title=f"{store.setting.dataset}, alpha {store.setting.pct}%, {split} targets",
+        used=data.fitted.report.get("rows", {}).get("used"),
+        notes=_notes(data),
+        channels=dataset.train.images.shape[3] if dataset else None,
+        sections=_sections(data),
+        fingerprint=fingerprint(store, split, data.fitted, dataset),
+        other_reports=other_reports(store, split),
+    )
+    path = report_path(store, split)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, page.encode())
+    except OSError as error:
+        kind = UserError if error.errno in READ_ONLY else WorkError
+        raise kind(f"cannot write {path}: {error.strerror}") from None
+    return path
+
+
+def _notes(data: ReportData) -> list[str]:
+    """Reasons to doubt the page's figures."""
+    notes = [f"{text}." for text in data.evaluation.notices] if data.evaluation else []
+    if data.fitted.stale and not notes:
+        notes.append(
+            "The datamodels were fitted to other rows or with other options than today's: run `datamodels fit`."
+        )
+    return notes
+
+
+def _sections(data: ReportData) -> list[tuple[str, str, Markup]]:
+    """Name, heading and HTML of each section; a section's template has its name."""
+    sections: list[tuple[str, str, dict[str, Any]]] = [("quality", "Quality", quality(data))]
+    if data.dataset:
+        sections += [
+            ("targets", "Largest weights", {"cases": target_cases(data)}),
+            ("influential", "Most influential images", {"cases": influential_cases(data)}),
+        ]
+    run = {
+        "status": summary(data.store),
+        "manifest": data.store.manifest if isinstance(data.store, Store) else None,
+        "settings": flatten(data.store.setting.to_dict()),
+    }
+    sections += [
+        ("duplicates", "Suspected duplicates", duplicates(data)),
+        ("harmful", f"Harmful {'images' if data.dataset else 'examples'}", harmful(data)),
+        ("fit", "Fit", fit(data)),
+        ("models", "Models and masks", models(data)),
+        ("run", "What was run", run),
+    ]
+    return [
+        (name, heading, Markup(environment.get_template(f"{name}.html").render(data=data, **values)))
+        for name, heading, values in sections
+    ]
+
+
+def fingerprint(store: ReadableStore, split: str, fitted: Fitted, dataset: Dataset | None) -> str:
+    """Digest of rows, setting, datamodels, the LDS curve on disk, whether there are images, and the other reports.
+
+    Images are those of the manifest, which does not change; images beside published files are not looked at.
+    """
+    content = {
+        "version": importlib.metadata.version("datamodels-harness"),
+        "rows": [store.row_stamp(np.flatnonzero(store.completed())), int(store.failed().sum()), str(store.layout.data)],
+        "manifest": store.manifest.id if isinstance(store, Store) else None,
+        "setting": store.setting.to_dict(),
+        "datamodels": [part.file for part in fitted.parts],
+        "curve": repr(read_curve(store, split)),
+        "images": dataset and dataset.classes,
+        "other_reports": [path.name for path in other_reports(store, split)],
+    }
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def other_reports(store: ReadableStore, split: str) -> list[Path]:
+    """The reports of other alphas and of the other split in the page's folder."""
+    own = report_path(store, split)
+    return sorted(path for path in own.parent.glob("report_*pct.html") if path != own)
