@@ -1,8 +1,11 @@
-# make demo   sets up .venv and runs the embedded default setting, about a minute after installation
-# make test   sets up .venv with everything the tests need, and runs them
-# make test-extern   has the libraries that exports are for read them, in an environment of their own
-# make docs   builds the documentation in build/docs, offline once it is set up
-# make check  style and types        make bench  speed against named peers        make clean  removes .venv*, runs and build
+# make demo         installs into .venv and runs configs/digits_50pct.yaml, about a minute after installation
+# make test         installs everything the tests need into .venv, and runs them
+# make check        ruff and mypy
+# make docs         the documentation in build/docs, offline once it is installed
+# make bench        training on this CPU against named peers
+# make faults       kills, fills and breaks stores for about 20 minutes
+# make test-extern  has TRAK, dattri and quanda read exports, in an environment of their own
+# make clean        removes .venv, .venv-extern and build; what lies in runs/ stays
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
@@ -65,4 +68,4 @@ faults: .venv/.test
 	touch $@
 
 clean:
-	rm -rf .venv .venv-extern runs build
+	rm -rf .venv .venv-extern build

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 project = html_title = "datamodels"
 author = "the datamodels authors"
-version = release = version_of("datamodels")
+version = release = version_of("datamodels-harness")
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 myst_heading_anchors = 3
 html_theme = "furo"

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import PROJECT
+import datamodels
+from tests.conftest import PROJECT, in_process
 
-VERSION = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
+ABOUT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
+FOLDERS = "train|lasso|launch|fmow|datamodels|bench|configs|docs|tests"
 ELSEWHERE = r"""=["']?(?:https?:)?//"""
 LOADED = re.compile(rf"<(?:script|img|iframe)\b[^>]*\bsrc{ELSEWHERE}|<link\b[^>]*\bhref{ELSEWHERE}")
 """What a page would fetch from elsewhere, links apart."""
@@ -40,7 +43,7 @@ def test_make_test_installs_what_tests_say_they_lack() -> None:
 
 def test_every_page_is_in_the_site(site: Path) -> None:
     names = {path.stem for path in (PROJECT / "docs").glob("*.md")}
-    assert {"api", "index", "store"} <= names
+    assert {"api", "cli", "format", "index"} <= names
     assert names <= {path.stem for path in site.glob("*.html")}
 
 
@@ -55,14 +58,9 @@ def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
 
 def test_the_api_page_documents_what_the_fronts_export(site: Path) -> None:
     page = (site / "api.html").read_text()
-    for name in (
-        "train.open",
-        "train.ReadableStore.margins",
-        "lasso.load",
-        "datamodels.lasso.evaluation.evaluate",
-        "fmow.FMoWDataset",
-    ):
-        assert f'id="{name}"' in page
+    named = [f"datamodels.{name}" for name in datamodels.__all__ if not name.startswith("__")]
+    assert [name for name in [*named, "fmow.FMoWDataset"] if f'id="{name}"' not in page] == []
+    assert re.search(r'id="datamodels\.\w+\.margins"', page)  # a method of what `open` returns
 
 
 def test_links_in_the_readme_lead_to_pages_of_the_site(site: Path) -> None:
@@ -72,6 +70,31 @@ def test_links_in_the_readme_lead_to_pages_of_the_site(site: Path) -> None:
     assert [link for link in links if f'href="{link}.html"' not in page] == []
 
 
-def test_the_version_is_told_alike() -> None:
-    assert yaml.safe_load((PROJECT / "CITATION.cff").read_text())["version"] == VERSION
-    assert f"## [{VERSION}]" in (PROJECT / "CHANGELOG.md").read_text()
+def test_the_command_page_names_every_command_and_option(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (PROJECT / "docs" / "cli.md").read_text()
+    commands = re.findall(r"^  (\w+)  ", in_process(capsys, "--help").out, re.MULTILINE)
+    assert len(commands) >= 14
+    for command in commands:
+        assert f"| `{command}` |" in page
+        options, keys = re.split(r"^One setting: .*", in_process(capsys, command, "--help").out, maxsplit=1, flags=re.M)
+        named = re.findall(r"^  (--\w[\w-]*)(?![\w.-])", options, re.MULTILINE)
+        assert [option for option in named if not re.search(rf"`{option}(?![\w-])", page)] == [], command
+    groups = {key.partition(".")[0] for key in re.findall(r"^  --(\w[\w.]*) ", keys, re.MULTILINE)}
+    assert [key for key in groups if f"`{key}`" not in page and f"`{key}.*`" not in page] == []
+
+
+def test_name_version_and_description_agree() -> None:
+    citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text())
+    for key, name in {"name": "title", "version": "version", "description": "abstract", "authors": "authors"}.items():
+        assert citation[name] == ABOUT[key], key
+    assert f"## [{ABOUT['version']}]" in (PROJECT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_and_make_targets_that_a_page_names_are_there(page: Path) -> None:
+    text = page.read_text()
+    files = [PROJECT / name for name in re.findall(rf"`((?:{FOLDERS})/[\w./]+\.\w+)`", text)]
+    links = [page.parent / name for name in re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", text)]
+    assert [path for path in files + links if not path.exists()] == []
+    targets = re.findall(r"^(\w+):", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"\bmake ([a-z]+)\b(?=`|$)", text, re.MULTILINE)) <= set(targets)

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT, run_command
+from tests.conftest import PROJECT, in_process
 
 PAGE = PROJECT / "docs" / "tutorial.md"
 BLOCKS = re.findall(r"^```(sh|python|text)\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 
 
-def test_the_tutorial_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tutorial_runs_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(PROJECT / "configs", "configs")
     printed, namespace = "", {}
@@ -24,23 +26,17 @@ def test_the_tutorial_runs_as_written(tmp_path: Path, monkeypatch: pytest.Monkey
         if kind == "text":
             assert_alike(printed, block)
         elif kind == "sh":
-            printed = "".join(run(line, tmp_path) for line in block.splitlines())
+            done = in_process(capsys, *shlex.split(block)[1:])
+            assert done.code == 0, done.err
+            printed = done.out
         else:
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 exec(compile(block, str(PAGE), "exec"), namespace)
             printed = out.getvalue()
 
 
-def run(line: str, folder: Path) -> str:
-    """A command of the page in its folder."""
-    words = [str(folder / word) if word.startswith(("configs/", "runs/")) else word for word in shlex.split(line)[1:]]
-    done = run_command(*words)
-    assert done.code == 0, done.err
-    return done.out
-
-
 def assert_alike(printed: str, shown: str) -> None:
-    """The same words and whole numbers, and others to a unit or two of their last digit, or 0.02.
+    """The same words and whole numbers; other numbers to 0.02, or to a unit or two of their last digit.
 
     Vector instructions of another CPU change margins by 0.004 at most here (ATen and oneDNN held to the oldest ones).
     """
