@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datamodels.lasso import Curve, Datamodels, Evaluation, curve, evaluate, fit, load
     from datamodels.train import UserError, WorkError
-    from datamodels.train.store import ReadableStore, open
+    from datamodels.train.store import BaseStore, open
 
     __version__: str
 
 __all__ = [
+    "BaseStore",
     "Curve",
     "Datamodels",
     "Evaluation",
-    "ReadableStore",
     "UserError",
     "WorkError",
     "__version__",
@@ -45,7 +45,7 @@ def __getattr__(name: str) -> Any:
             return "unknown"  # a source tree that was never installed
     if name in ("UserError", "WorkError"):
         module = "datamodels.train"
-    elif name in ("ReadableStore", "open"):
+    elif name in ("BaseStore", "open"):
         module = "datamodels.train.store"
     elif name in __all__:
         module = "datamodels.lasso"

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from datamodels.lasso.design import Scale, divide, product_with
 from datamodels.train import Summary, UserError
-from datamodels.train.store import ReadableStore as Store
+from datamodels.train.store import BaseStore as Store
 
 _TILE_VALUES = 2**23
 """Weights, and mask entries, that `predict` holds at a time: 64 MiB as float64."""

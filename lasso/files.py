@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from datamodels.lasso.atomic import replacing
 from datamodels.lasso.datamodels import load, path_of, piece_of, read_report
 from datamodels.train import UserError
-from datamodels.train.store import ReadableStore as Store
+from datamodels.train.store import BaseStore as Store
 
 VECTORS = {
     "bias": np.float32,

@@ -20,7 +20,7 @@ from datamodels.lasso.gram import GramCache, Matrices, target_batches
 from datamodels.lasso.rows import FitRows, Progress, enough_memory, estimation_rows, silent, target_count
 from datamodels.lasso.solver import Solution, TargetBatch
 from datamodels.train import UserError, WorkError
-from datamodels.train.store import ReadableStore as Store
+from datamodels.train.store import BaseStore as Store
 
 Range = tuple[int, int]
 """Targets [A, B)."""

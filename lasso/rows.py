@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.train import Setting, UserError, WorkError, validation_rows
-from datamodels.train.store import ReadableStore as Store
+from datamodels.train.store import BaseStore as Store
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) as the work goes on."""

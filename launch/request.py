@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodels.train import Setting, UserError
-from datamodels.train.store import Layout, ReadableStore, Store, open_own, open_store
+from datamodels.train.store import BaseStore, Layout, Store, open_store
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Request:
     def layout(self) -> Layout:
         return Layout(self.root, self.setting.dataset, self.setting.pct)
 
-    def store(self) -> ReadableStore:
+    def store(self) -> BaseStore:
         """The store, or the published files, for reading. Raises UserError."""
         store = open_store(self.layout, self.setting, self.explicit_models)
         if out := self.options.get("out"):
@@ -30,7 +30,7 @@ class Request:
 
     def own_store(self) -> Store:
         """The store, for training. Raises UserError where there is none, or published files alone."""
-        return open_own(self.layout, self.setting)
+        return Store.open(self.layout, self.setting)
 
     def span(self, key: str, stop: int) -> tuple[int, int] | None:
         """The option `A:B` as numbers within [0, stop), or None where it is not given. Raises UserError."""

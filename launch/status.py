@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from datamodels.launch.progress import counted, duration
 from datamodels.train import WorkError
-from datamodels.train.store import ReadableStore, Store
+from datamodels.train.store import BaseStore, Store
 
 RECENT_SECONDS = 600.0
 """Rates are those of the rows done in the last ten minutes of work."""
@@ -19,7 +19,7 @@ RECENT_SECONDS = 600.0
 Maker = TypeVar("Maker")
 
 
-def summary(store: ReadableStore) -> dict[str, Any]:
+def summary(store: BaseStore) -> dict[str, Any]:
     """The status of a store as plain values; the keys of `status --json`."""
     completed = store.completed()
     done, failed = int(completed.sum()), int(store.failed().sum())
@@ -107,7 +107,7 @@ def refuse_failures(store: Store, retry: str) -> None:
         )
 
 
-def report_path(store: ReadableStore, split: str) -> Path:
+def report_path(store: BaseStore, split: str) -> Path:
     """Where a setting's report lies."""
     return store.derived / f"report_{split}_{store.setting.pct}pct.html"
 

@@ -13,7 +13,7 @@ from typing import Any
 from datamodels.launch.stop import Stop, code_of, installed, raise_interrupt
 from datamodels.train import Interrupted, UserError, WorkError, from_dict
 from datamodels.train.data import load
-from datamodels.train.store import Layout, check_data, open_own
+from datamodels.train.store import Layout, Store, check_data
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def work(task: Task, stop: Stop, finished: Callable[[int], None] = lambda rows: 
         from datamodels.train.store import Writer
         from datamodels.train.trainer import Trainer, environment, train_rows
 
-        store = open_own(Layout(Path(task.root), setting.dataset, setting.pct), setting)
+        store = Store.open(Layout(Path(task.root), setting.dataset, setting.pct), setting)
         dataset = load(store.setting)
         check_data(store.manifest, dataset)
         device = torch.device(task.device)

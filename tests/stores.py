@@ -11,13 +11,13 @@ import numpy as np
 from datamodels.train.config import Fit, Recipe, Setting
 from datamodels.train.masks import Masks
 from datamodels.train.npy_file import HEADER_BYTES
-from datamodels.train.store import Layout, PublishedStore, ReadableStore, RowFailure, RowResult, Store, Writer
+from datamodels.train.store import BaseStore, Layout, PublishedStore, RowFailure, RowResult, Store, Writer
 from datamodels.train.store import create_store as create
 
 DATASET, PCT = "made-up", "50"
 """What stores are called: their files lie in {folder}/made-up/data and end in _50pct."""
 
-AnyStore = TypeVar("AnyStore", bound=ReadableStore)
+AnyStore = TypeVar("AnyStore", bound=BaseStore)
 
 
 def seeded_masks(rows: int, n_train: int, eval_models: int = 0, runs: int = 1, seed: int = 0) -> np.ndarray:
@@ -141,7 +141,7 @@ def rewrite(store: Store, rows: Collection[int], **changes: np.ndarray) -> None:
     write_rows(store, arrays["train_masks"], arrays["test_margins"], arrays["train_margins"], rows)
 
 
-def damage(store: ReadableStore, name: str, rows: Collection[int]) -> None:
+def damage(store: BaseStore, name: str, rows: Collection[int]) -> None:
     """Flip a bit of the first value of some rows of an array, which their checksums then do not match; twice undoes."""
     values = store.array(name)
     size = values[0].nbytes

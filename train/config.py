@@ -108,12 +108,12 @@ class Recipe:
     """Images per forward pass when margins and logits are computed."""
 
     @property
-    def own_network(self) -> bool:
+    def custom_network(self) -> bool:
         """Whether the network is a Python file of the user."""
         return self.network.endswith(".py")
 
     def __post_init__(self) -> None:
-        if self.own_network:
+        if self.custom_network:
             self.network_sha256 = self.network_sha256 or sha256_of(self.network, "recipe.network")
         else:
             names = ("resnet9", "resnet18", "convnet")

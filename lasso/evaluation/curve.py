@@ -13,7 +13,7 @@ from datamodels.lasso.gram import Matrices, nested_subsets
 from datamodels.lasso.rows import Progress, enough_memory, silent
 from datamodels.lasso.solver import solve
 from datamodels.train import UserError
-from datamodels.train.store import ReadableStore as Store
+from datamodels.train.store import BaseStore as Store
 
 _TARGETS = 256
 """Targets that stand for all of them where none are named."""

@@ -10,7 +10,7 @@ import numpy as np
 from datamodels.lasso.datamodels import path_of, places
 from datamodels.lasso.evaluation.curve import Curve, Law, Point
 from datamodels.train import WorkError, write_file
-from datamodels.train.store import ReadableStore as Store
+from datamodels.train.store import BaseStore as Store
 
 
 def write_curve(store: Store, split: str, found: Curve) -> Path:

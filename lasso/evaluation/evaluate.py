@@ -14,8 +14,8 @@ from datamodels.lasso.evaluation.scores import EvaluationRows, Tile
 from datamodels.lasso.fit import is_fresh
 from datamodels.lasso.rows import Progress, blocks, enough_memory, estimation_rows, read_masks, silent
 from datamodels.train import UserError, mapped
+from datamodels.train.store import BaseStore as Store
 from datamodels.train.store import PublishedStore
-from datamodels.train.store import ReadableStore as Store
 
 MARGIN = (
     "correct-class logit minus the largest other logit, of logits averaged over the test-time views (tta), rounded to "

@@ -31,7 +31,7 @@ from datamodels.lasso.rows import (
     silent,
 )
 from datamodels.train import UserError
-from datamodels.train.store import ReadableStore as Store
+from datamodels.train.store import BaseStore as Store
 
 Tile = tuple[slice | NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
 """Which targets, and their weight [N_train, t] and bias [t] in mask units."""

@@ -24,7 +24,7 @@ from datamodels.lasso.gram.shard import Range, Shard
 from datamodels.lasso.gram.sums import Cross, Gram
 from datamodels.lasso.rows import FitRows, Progress, silent, target_count
 from datamodels.train import UserError
-from datamodels.train.store import ReadableStore as Store
+from datamodels.train.store import BaseStore as Store
 
 TARGETS_PER_FILE = 512
 BATCH_BYTES = 2**28

@@ -12,7 +12,7 @@ from datamodels.lasso.atomic import temporary_beside, writing
 from datamodels.lasso.gram.counts import HEADER, DiskCounts, read
 from datamodels.lasso.gram.sums import Cross, Gram
 from datamodels.lasso.rows import FitRows, read_margins, read_masks
-from datamodels.train.store import ReadableStore as Store
+from datamodels.train.store import BaseStore as Store
 
 _SMALLEST = 1 / 32
 """Share of the rows in the first subset."""

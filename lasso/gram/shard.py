@@ -18,7 +18,7 @@ from datamodels.lasso.atomic import replacing
 from datamodels.lasso.gram.counts import check, read, write
 from datamodels.lasso.gram.sums import Cross, Gram
 from datamodels.lasso.rows import FitRows, Progress, read_masks, stored_margins
-from datamodels.train.store import ReadableStore as Store
+from datamodels.train.store import BaseStore as Store
 
 _GROUPS = ("training", "validation")
 _UINT8 = np.dtype(np.uint8)

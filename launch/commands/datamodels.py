@@ -7,7 +7,7 @@ from pathlib import Path
 from datamodels.launch.progress import Stages, notice
 from datamodels.launch.request import Request
 from datamodels.train import UserError, WorkError
-from datamodels.train.store import ReadableStore
+from datamodels.train.store import BaseStore
 
 
 def fit(request: Request) -> int:
@@ -17,7 +17,7 @@ def fit(request: Request) -> int:
     return 0
 
 
-def fit_split(store: ReadableStore, split: str, targets: tuple[int, int] | None) -> Path:
+def fit_split(store: BaseStore, split: str, targets: tuple[int, int] | None) -> Path:
     """Fit a split, or only some of its targets; returns the path of the datamodels."""
     from datamodels.lasso import fit as fit_datamodels
 

@@ -15,7 +15,7 @@ from datamodels.lasso import Progress
 from datamodels.launch.export import dattri, parquet, quanda, sparse, trak
 from datamodels.launch.export.folder import new_folder
 from datamodels.train import UserError
-from datamodels.train.store import ReadableStore
+from datamodels.train.store import BaseStore
 
 __all__ = ["TARGETS", "options_of", "write_export"]
 
@@ -34,7 +34,7 @@ def options_of(to: str) -> dict[str, Any]:
     return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
 
 
-def write_export(store: ReadableStore, to: str, given: dict[str, Any], progress: Progress) -> Path:
+def write_export(store: BaseStore, to: str, given: dict[str, Any], progress: Progress) -> Path:
     """Write the files of a target and return their folder, {store.derived}/export/{to}_{split}_{pct}pct.
 
     `given` holds the options that are not at their defaults. The folder's name has no split if the target takes none.

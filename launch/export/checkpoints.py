@@ -1,7 +1,7 @@
 """Checkpoints of rows: the rows are trained again, compared with the store, and written for a plain module.
 
 network.py, network.json   the module, and what it is built from (launch/export/network.py)
-own_network.py             a copy of the user's network file, if recipe.network is one
+custom_network.py             a copy of the user's network file, if recipe.network is one
 checkpoints/row_R.pt       its state dict after row R's training
 """
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from datamodels.lasso import Progress
 from datamodels.train import UserError, WorkError, function_of
 from datamodels.train.data import Dataset, load
-from datamodels.train.store import ReadableStore, RowFailure, RowResult, Store, check_data
+from datamodels.train.store import BaseStore, RowFailure, RowResult, Store, check_data
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ LARGEST_DEVIATION = {"float32": 0.002, "bfloat16": 0.05, "float16": 0.01}
 row's; by the precision that the row was trained in."""
 
 
-def write_checkpoints(store: ReadableStore, rows: NDArray[np.int64], folder: Path, progress: Progress) -> list[str]:
+def write_checkpoints(store: BaseStore, rows: NDArray[np.int64], folder: Path, progress: Progress) -> list[str]:
     """Train the rows again, write the network of each, and return the checkpoints' names.
 
     Raises UserError for published files or without the data set, WorkError if a row differs from what is stored.
@@ -60,12 +60,12 @@ def write_checkpoints(store: ReadableStore, rows: NDArray[np.int64], folder: Pat
 
 
 def _write_network(store: Store, dataset: Dataset, folder: Path) -> "Network":
-    """Write network.py, network.json and own_network.py; returns the module, its parameters yet to be loaded."""
+    """Write network.py, network.json and custom_network.py; returns the module, its parameters yet to be loaded."""
     from datamodels.launch.export import network
 
     recipe = store.setting.recipe
     about = {
-        "network": "own" if recipe.own_network else recipe.network,
+        "network": "own" if recipe.custom_network else recipe.network,
         "width": recipe.width,
         "image": list(dataset.train.images.shape[1:]),
         "classes": len(dataset.classes),
@@ -75,9 +75,9 @@ def _write_network(store: Store, dataset: Dataset, folder: Path) -> "Network":
     }
     (folder / "network.json").write_text(json.dumps(about, indent=1) + "\n")
     shutil.copyfile(network.__file__, folder / "network.py")
-    if not recipe.own_network:
+    if not recipe.custom_network:
         return network.build(about)
-    copy = folder / "own_network.py"
+    copy = folder / "custom_network.py"
     shutil.copyfile(Path(recipe.network).expanduser(), copy)
     return network.build(about, function_of(str(copy), "recipe.network", "network", recipe.network_sha256))
 

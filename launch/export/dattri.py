@@ -17,13 +17,13 @@ from datamodels.launch.export.folder import append
 from datamodels.launch.export.rows import Span, Subsets
 from datamodels.launch.export.weights import Weights
 from datamodels.train import UserError
-from datamodels.train.store import ReadableStore
+from datamodels.train.store import BaseStore
 
 _INSTEAD = "dattri takes subsets of one size; `--to trak` and `--to quanda` take any"
 
 
 def write(
-    store: ReadableStore,
+    store: BaseStore,
     folder: Path,
     progress: Progress,
     *,

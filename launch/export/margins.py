@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from datamodels.lasso import read_rows
 from datamodels.train import UserError, WorkError
-from datamodels.train.store import ReadableStore
+from datamodels.train.store import BaseStore
 
 _ROUNDING = 4.5 * 2**-11
 """Largest difference of a margin of float16 logits from the stored one, as a share of the largest logit: half a unit of
@@ -18,7 +18,7 @@ _MOST_ROWS = 64
 """Rows to read until every target has one label."""
 
 
-def labels_of(store: ReadableStore, split: str) -> NDArray[np.int64]:
+def labels_of(store: BaseStore, split: str) -> NDArray[np.int64]:
     """The class of each target, [T]: the one whose margin, computed from the stored logits, is the stored margin.
 
     So no data set is needed, and logits that do not belong to the margins are noticed. Raises UserError if the store
@@ -49,7 +49,7 @@ def labels_of(store: ReadableStore, split: str) -> NDArray[np.int64]:
 
 
 def trak_margins(
-    store: ReadableStore, split: str, rows: NDArray[np.int64], labels_T: NDArray[np.int64]
+    store: BaseStore, split: str, rows: NDArray[np.int64], labels_T: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """TRAK's margins [R, T] of rows in ascending order. Raises WorkError for damaged rows."""
     from scipy.special import logsumexp

@@ -132,13 +132,13 @@ def build(about: dict[str, Any], make: MakeNetwork | None = None) -> Network:
 
 
 def load(folder: str | Path) -> Network:
-    """The model of an export's folder. Runs own_network.py, the user's file, if there is one."""
+    """The model of an export's folder. Runs custom_network.py, the user's file, if there is one."""
     about = json.loads((Path(folder) / "network.json").read_text())
     if about["network"] != "own":
         return build(about)
-    spec = importlib.util.spec_from_file_location("own_network", Path(folder) / "own_network.py")
+    spec = importlib.util.spec_from_file_location("custom_network", Path(folder) / "custom_network.py")
     assert spec is not None
     assert spec.loader is not None
-    module = sys.modules["own_network"] = importlib.util.module_from_spec(spec)
+    module = sys.modules["custom_network"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return build(about, module.network)

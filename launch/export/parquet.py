@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 from datamodels.lasso import Progress
 from datamodels.launch.export.weights import Weights
 from datamodels.train import UserError
-from datamodels.train.store import ReadableStore
+from datamodels.train.store import BaseStore
 
 COLUMNS = {"target": "int32", "sign": "int8", "rank": "int32", "train_index": "int32", "weight": "float32"}
 
 
-def write(
-    store: ReadableStore, folder: Path, progress: Progress, *, split: str = "test", k: int = 50
-) -> dict[str, Any]:
+def write(store: BaseStore, folder: Path, progress: Progress, *, split: str = "test", k: int = 50) -> dict[str, Any]:
     """Write the k strongest training examples of each sign. Raises UserError without datamodels or PyArrow."""
     try:
         import pyarrow.parquet

@@ -13,13 +13,13 @@ from datamodels.lasso.evaluation import LEAST_MASKS
 from datamodels.launch.export.margins import labels_of, trak_margins
 from datamodels.launch.progress import notice
 from datamodels.train import UserError
-from datamodels.train.store import ReadableStore
+from datamodels.train.store import BaseStore
 
 Span = tuple[int, int]
 """Rows [A, B)."""
 
 
-def choose(store: ReadableStore, span: Span | None) -> NDArray[np.int64]:
+def choose(store: BaseStore, span: Span | None) -> NDArray[np.int64]:
     """Numbers of the completed rows in the span, or else of the completed evaluation rows; a notice counts the others.
 
     Raises UserError if none is completed, WorkError for damaged files.
@@ -40,7 +40,7 @@ class Subsets:
     block_values = 2**24
     """Values of one array in memory at a time."""
 
-    def __init__(self, store: ReadableStore, span: Span | None, progress: Progress) -> None:
+    def __init__(self, store: BaseStore, span: Span | None, progress: Progress) -> None:
         """Raises UserError for too few masks, or for rows that do not share masks as runs_per_mask says; WorkError."""
         self.store, self.progress = store, progress
         self.rows = choose(store, span)

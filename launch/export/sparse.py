@@ -17,13 +17,13 @@ from datamodels.lasso import Progress
 from datamodels.launch.export.folder import write_array, write_npy
 from datamodels.launch.export.weights import Weights
 from datamodels.train import UserError
-from datamodels.train.store import ReadableStore
+from datamodels.train.store import BaseStore
 
 _COPY_BYTES = 2**20
 
 
 def write(
-    store: ReadableStore, folder: Path, progress: Progress, *, split: str = "test", threshold: float = 0.0
+    store: BaseStore, folder: Path, progress: Progress, *, split: str = "test", threshold: float = 0.0
 ) -> dict[str, Any]:
     """Write the weights whose size is above the threshold, in mask units, in one pass and in constant memory.
 

@@ -12,11 +12,11 @@ import numpy as np
 from datamodels.lasso import Progress, target_count
 from datamodels.launch.export.folder import write_npy
 from datamodels.launch.export.rows import Span, Subsets
-from datamodels.train.store import ReadableStore
+from datamodels.train.store import BaseStore
 
 
 def write(
-    store: ReadableStore,
+    store: BaseStore,
     folder: Path,
     progress: Progress,
     *,

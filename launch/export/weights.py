@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from datamodels.lasso import Progress, find, is_fresh, load, target_count
 from datamodels.launch.progress import notice
 from datamodels.train import UserError
-from datamodels.train.store import ReadableStore
+from datamodels.train.store import BaseStore
 
 
 class Weights:
@@ -20,7 +20,7 @@ class Weights:
     piece_values = 2**23
     """Weights in memory at a time: 64 MiB as float64."""
 
-    def __init__(self, store: ReadableStore, split: str, progress: Progress) -> None:
+    def __init__(self, store: BaseStore, split: str, progress: Progress) -> None:
         """Opens the datamodels under --out or else in the root, with a notice if they are stale.
 
         Raises UserError if there are none.

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from datamodels.launch.status import begun, device_of
-from datamodels.train.store import ReadableStore, Store
+from datamodels.train.store import BaseStore, Store
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Work:
         return f"{money:,.2f}" if money >= 1 else f"{money:.2g}"
 
 
-def work_of(store: ReadableStore) -> Work | None:
+def work_of(store: BaseStore) -> Work | None:
     """The work of a store; None for published files, which do not record it, and if no row is done."""
     if not isinstance(store, Store) or not store.completed().any():
         return None

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from datamodels.lasso import VECTORS, Datamodels, find, is_fresh, load, piece_of, pieces, places, target_count
 from datamodels.train import UserError
-from datamodels.train.store import ReadableStore
+from datamodels.train.store import BaseStore
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Part:
 class Fitted:
     """The datamodels of a split. A whole fit that is stale gives way to pieces of today's rows and options, if any."""
 
-    def __init__(self, store: ReadableStore, split: str) -> None:
+    def __init__(self, store: BaseStore, split: str) -> None:
         """Raises UserError if none is fitted."""
         self.parts, self.whole = _parts(store, split)
         """whole: the weights are those of one file of all targets, which `evaluate` finds too"""
@@ -74,7 +74,7 @@ class Fitted:
         return np.concatenate([part.datamodels.bias[part.columns] for part in self.parts]).astype(np.float64)
 
 
-def _parts(store: ReadableStore, split: str) -> tuple[list[Part], bool]:
+def _parts(store: BaseStore, split: str) -> tuple[list[Part], bool]:
     """The whole file if it is fresh, else fresh pieces of one folder, else the whole file; and whether it is that.
 
     Raises UserError if there is nothing.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from datamodels.lasso import FitRows, read_margins, read_masks
 from datamodels.launch.report.fitted import Fitted
 from datamodels.launch.report.report_data import spread
-from datamodels.train.store import ReadableStore
+from datamodels.train.store import BaseStore
 
 _TARGETS = 6
 _EXAMPLES, _ENTRIES = 1000, 2**23
@@ -32,7 +32,7 @@ class LambdaPaths:
     """[p] the error that the fit recorded there"""
 
 
-def lambda_paths(store: ReadableStore, split: str, fitted: Fitted) -> LambdaPaths | None:
+def lambda_paths(store: BaseStore, split: str, fitted: Fitted) -> LambdaPaths | None:
     """None if it takes long, or if today's rows are not those of the fit. Raises WorkError for damaged rows."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import lasso_path

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from datamodels.lasso import Evaluation, Progress, silent
 from datamodels.lasso.evaluation import read_curve
-from datamodels.launch.progress import duration
+from datamodels.launch.progress import counted, duration
 from datamodels.launch.report.fit import fit
 from datamodels.launch.report.fitted import Fitted
 from datamodels.launch.report.images import influential_cases, signed, target_cases
@@ -22,10 +22,9 @@ from datamodels.launch.report.quality import quality
 from datamodels.launch.report.report_data import ReportData, gather
 from datamodels.launch.report.suspects import duplicates, harmful
 from datamodels.launch.status import report_path, summary
-from datamodels.launch.text import counted
 from datamodels.train import READ_ONLY, UserError, WorkError, flatten, write_file
 from datamodels.train.data import Dataset
-from datamodels.train.store import ReadableStore, Store
+from datamodels.train.store import BaseStore, Store
 
 _HEAD_BYTES = 2000
 """The fingerprint is among the first bytes of a page."""
@@ -64,12 +63,12 @@ environment.filters |= {
 }
 
 
-def refuse_unfitted(store: ReadableStore, split: str) -> None:
+def refuse_unfitted(store: BaseStore, split: str) -> None:
     """Raises UserError if there are no datamodels to report on."""
     Fitted(store, split)
 
 
-def is_up_to_date(store: ReadableStore, split: str, dataset: Dataset | None) -> bool:
+def is_up_to_date(store: BaseStore, split: str, dataset: Dataset | None) -> bool:
     """Whether `write_report` would make the page that is there. Raises UserError if there are no datamodels."""
     expected = fingerprint(store, split, Fitted(store, split), dataset)
     try:
@@ -80,7 +79,7 @@ def is_up_to_date(store: ReadableStore, split: str, dataset: Dataset | None) -> 
 
 
 def write_report(
-    store: ReadableStore,
+    store: BaseStore,
     split: str,
     dataset: Dataset | None,
     evaluation: Evaluation | None = None,
@@ -149,7 +148,7 @@ def _sections(data: ReportData) -> list[tuple[str, str, Markup]]:
     ]
 
 
-def fingerprint(store: ReadableStore, split: str, fitted: Fitted, dataset: Dataset | None) -> str:
+def fingerprint(store: BaseStore, split: str, fitted: Fitted, dataset: Dataset | None) -> str:
     """Digest of rows, setting, datamodels, the LDS curve on disk, whether there are images, and the other reports.
 
     Images are those of the manifest, which does not change; images beside published files are not looked at.
@@ -167,7 +166,7 @@ def fingerprint(store: ReadableStore, split: str, fitted: Fitted, dataset: Datas
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def other_reports(store: ReadableStore, split: str) -> list[Path]:
+def other_reports(store: BaseStore, split: str) -> list[Path]:
     """The reports of other alphas and of the other split in the page's folder."""
     own = report_path(store, split)
     return sorted(path for path in own.parent.glob("report_*pct.html") if path != own)

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodels.launch.progress import counted
 from datamodels.launch.report import plots
 from datamodels.launch.report.images import thumbnail
 from datamodels.launch.report.report_data import ReportData, spread
-from datamodels.launch.text import counted
 
 _EXTREMES = 8
 """Targets of the largest and of the smallest LDS that are shown."""

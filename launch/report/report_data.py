@@ -15,7 +15,7 @@ from datamodels.launch.report.fitted import Fitted
 from datamodels.launch.report.survey import Survey, survey
 from datamodels.train import UserError, WorkError
 from datamodels.train.data import Dataset
-from datamodels.train.store import ReadableStore, Store
+from datamodels.train.store import BaseStore, Store
 
 _SHOWN = 10
 """Targets shown with their training images."""
@@ -29,7 +29,7 @@ ROWS, COLUMNS = 256, 2000
 
 @dataclass(frozen=True)
 class ReportData:
-    store: ReadableStore
+    store: BaseStore
     split: str
     dataset: Dataset | None
     """Images and labels; None leaves images out."""
@@ -68,7 +68,7 @@ class ReportData:
 
 
 def gather(
-    store: ReadableStore,
+    store: BaseStore,
     split: str,
     dataset: Dataset | None,
     evaluation: Evaluation | None,
@@ -98,13 +98,13 @@ def column_step(columns: int) -> int:
     return -(-columns // COLUMNS)
 
 
-def sample_margins(store: ReadableStore, split: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+def sample_margins(store: BaseStore, split: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     """Margins [rows, columns] of some rows and of evenly spaced columns."""
     margins = store.array(f"{split}_margins")
     return np.stack([margins[row, :: column_step(margins.shape[1])] for row in rows]).astype(np.float32)
 
 
-def _evaluate(store: ReadableStore, split: str, fitted: Fitted, progress: Progress) -> tuple[Evaluation | None, str]:
+def _evaluate(store: BaseStore, split: str, fitted: Fitted, progress: Progress) -> tuple[Evaluation | None, str]:
     """The evaluation of the fitted targets, or why there is none. Raises WorkError for damaged rows."""
     if not store.eval_models:
         return None, "The setting has no evaluation models (eval_models is 0), so that nothing can be evaluated."
@@ -125,7 +125,7 @@ def _tiles(fitted: Fitted, width: int) -> Iterator[Tile]:
             yield targets, *part.datamodels.columns(targets - part.first + part.columns.start)
 
 
-def _lds_curve(store: ReadableStore, split: str, progress: Progress) -> Curve | str:
+def _lds_curve(store: BaseStore, split: str, progress: Progress) -> Curve | str:
     """The curve on disk; else one that is computed and written for the next time; else why there is none."""
     found = read_curve(store, split)
     if found and found[1]:

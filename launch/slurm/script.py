@@ -182,7 +182,7 @@ def portable(setting: Setting) -> dict[str, object]:
         content["data"][key] = absolute(content["data"][key])
     if setting.data.python:
         content["data"]["python"] = absolute(setting.data.python)
-    if setting.recipe.own_network:
+    if setting.recipe.custom_network:
         content["recipe"]["network"] = absolute(setting.recipe.network)
     return content
 

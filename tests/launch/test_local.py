@@ -14,7 +14,7 @@ from datamodels.launch.progress import Progress
 from datamodels.launch.stop import Stop
 from datamodels.train.errors import Interrupted, UserError, WorkError
 from datamodels.train.store.layout import Layout
-from datamodels.train.store.store import Store, open_own
+from datamodels.train.store.store import Store
 from tests.conftest import DIGITS, PROJECT, TINY, in_process, tiny
 
 CPU = tiny().recipe
@@ -25,7 +25,7 @@ GPU = replace(CPU, device="cuda")
 def store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Store:
     """32 rows in 4 groups, none of them done."""
     assert in_process(capsys, "init", DIGITS, "--root", tmp_path, *TINY).code == 0
-    return open_own(Layout(tmp_path, "digits", "50"), tiny())
+    return Store.open(Layout(tmp_path, "digits", "50"), tiny())
 
 
 @pytest.mark.parametrize(

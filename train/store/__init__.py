@@ -15,16 +15,12 @@ from datamodels.train.store.store import Store, open_store
 from datamodels.train.store.verify import repair, verify
 from datamodels.train.store.writer import RowFailure, RowResult, Writer
 
-ReadableStore = BaseStore
-open_own = Store.open
-
 __all__ = [
     "Array",
     "BaseStore",
     "Layout",
     "LockFile",
     "PublishedStore",
-    "ReadableStore",
     "RowFailure",
     "RowResult",
     "RowState",
@@ -36,7 +32,6 @@ __all__ = [
     "create_store",
     "grow",
     "open",
-    "open_own",
     "open_store",
     "read_manifest",
     "repair",

@@ -290,6 +290,3 @@ def open_store(layout: Layout, setting: Setting, explicit_models: bool = False) 
             beside = next(iter(found.values()))
             raise UserError(f"{layout.array(name)} does not exist beside {beside}: reading published files takes both")
     return PublishedStore(layout, setting, explicit_models)
-
-
-open_own = Store.open

@@ -74,7 +74,7 @@ class Engine:
 
     def capture(self) -> None:
         """Have a GPU capture what it will replay, on the current stream: no custom network, whose code may branch."""
-        if self.recipe.own_network:
+        if self.recipe.custom_network:
             return
         self.network.train()
         self._train_graph = self.executor.capture(self._train_step)

@@ -147,7 +147,7 @@ class ConvNet(nn.Module):
 
 def build(recipe: Recipe, shape: tuple[int, ...], classes: int) -> nn.Module:
     """The network of a recipe for images [H, W, C], with undefined parameters."""
-    if recipe.own_network:
+    if recipe.custom_network:
         return CustomNetwork(recipe, shape, classes)
     if recipe.network == "resnet9":
         return ResNet9(recipe.width, shape[2], classes)

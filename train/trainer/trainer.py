@@ -49,7 +49,7 @@ class Trainer:
         streams: int = 1,
     ) -> None:
         recipe = setting.recipe
-        if streams > 1 and recipe.own_network:  # it draws from torch's generators, of which a process has one set
+        if streams > 1 and recipe.custom_network:  # it draws from torch's generators, of which a process has one set
             raise UserError(f"{streams} groups at once with {recipe.network}: custom networks train one at a time")
         torch.set_num_threads(recipe.threads)
         self.executor = device if isinstance(device, Executor) else executor_of(device)
@@ -92,7 +92,7 @@ class Trainer:
         subsets = [np.flatnonzero(mask) if mask.any() else np.zeros(1, np.int64) for mask in masks]
         schedule = draw_schedule(self.recipe, self.setting.seed, rows, subsets, self.batch)
         parameters = self.engines[0].parameters
-        start = None if self.recipe.own_network else parameters.initial_values(self.setting.seed, rows)
+        start = None if self.recipe.custom_network else parameters.initial_values(self.setting.seed, rows)
         return Drawn(masks, schedule, start)
 
     def train(self, engine: Engine, rows: range, stop: Stop, drawn: "Drawn | None" = None) -> "Outcome":

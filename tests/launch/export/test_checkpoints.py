@@ -111,7 +111,7 @@ def test_own_networks_are_exported_with_their_file(tmp_path: Path, capsys: pytes
     done = in_process(capsys, "export", DIGITS, *options, "--to=quanda", "--checkpoints=0:3")
     assert done.code == 0, done.err
     made, test = Path(done.out.strip()), load(tiny()).test
-    assert (made / "own_network.py").read_text() == OWN
+    assert (made / "custom_network.py").read_text() == OWN
     own.unlink()
     model = network.load(made)
     model.load_state_dict(torch.load(made / "checkpoints" / "row_2.pt", weights_only=True))

@@ -19,7 +19,7 @@ from datamodels.launch.export.rows import Subsets
 from datamodels.launch.export.weights import Weights
 from datamodels.train import UserError, WorkError
 from datamodels.train.data import load
-from datamodels.train.store import ReadableStore
+from datamodels.train.store import BaseStore
 from tests.conftest import DIGITS, PROJECT, in_process, run_command, tiny
 from tests.launch.export.conftest import OPTIONS
 from tests.stores import created_store, damage, linear_data, published_store, seeded_masks
@@ -170,7 +170,7 @@ def test_command_and_docs_offer_every_target_with_its_options() -> None:
         assert re.findall(r"--(\w+)", row) == list(options_of(name))
 
 
-def write_weights(store: ReadableStore) -> None:
+def write_weights(store: BaseStore) -> None:
     """What a fit might have given."""
     weight = torch.arange(store.n_train * store.n_test).reshape(store.n_train, store.n_test) % 5 - 2.0
     path = path_of(store, "test")

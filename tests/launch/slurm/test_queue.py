@@ -15,7 +15,7 @@ from datamodels.launch.slurm.queue import Queue
 from datamodels.launch.slurm.work import Rows
 from datamodels.train.errors import UserError
 from datamodels.train.store.layout import Layout
-from datamodels.train.store.store import open_own
+from datamodels.train.store.store import Store
 from tests.conftest import DIGITS, TINY, in_process, tiny
 from tests.launch.slurm.fake import FakeSlurm
 from tests.launch.slurm.test_script import write_two_tasks
@@ -126,7 +126,7 @@ def test_status_tells_how_far_running_tasks_are(
     options = [DIGITS, "--root", tmp_path, *TINY]
     assert in_process(capsys, "init", *options).code == 0
     assert in_process(capsys, "train", *options, "--rows=0:8", "--workers=1").code == 0
-    store = open_own(Layout(tmp_path, "digits", "50"), tiny())
+    store = Store.open(Layout(tmp_path, "digits", "50"), tiny())
     write_two_tasks(tmp_path)
     running, waiting = "1|0|2|RUNNING|n1|None|train_0.sh", "1|1|1|PENDING||launch failed requeued held|train_0.sh"
     others = [f"9|{number}|9{number}|PENDING||PartitionTimeLimit|train_0.sh" for number in range(3)]

@@ -20,7 +20,7 @@ from datamodels.train.data.sources import Dataset, Split, load
 from datamodels.train.errors import Interrupted
 from datamodels.train.store.create import create_store
 from datamodels.train.store.layout import Layout
-from datamodels.train.store.store import open_own
+from datamodels.train.store.store import Store
 from datamodels.train.store.writer import RowResult
 from datamodels.train.trainer import trainer as trainer_file
 from datamodels.train.trainer.loader import AHEAD, Loader
@@ -75,7 +75,7 @@ def test_a_record_tells_how_many_groups_shared_the_device(tmp_path: Path) -> Non
     layout = Layout(tmp_path, "digits", "50")
     create_store(layout, tiny(), load(tiny()), lambda text: None)
     work(Task(str(tmp_path), tiny().to_dict(), (0, 24), "cpu", streams=2), Stop())
-    (reader,) = open_own(layout, tiny()).states.readers
+    (reader,) = Store.open(layout, tiny()).states.readers
     assert reader.provenance["streams"] == 2
 
 

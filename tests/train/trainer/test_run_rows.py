@@ -13,7 +13,7 @@ import pytest
 
 from datamodels.train.errors import Interrupted, WorkError
 from datamodels.train.npy_file import HEADER_BYTES
-from datamodels.train.store.store import Store, open_own
+from datamodels.train.store.store import Store
 from datamodels.train.store.writer import RowResult, Writer
 from datamodels.train.trainer.run_rows import train_rows
 from tests.faults.stores import check, create, filled, first_salt, layout, result, setting, writing
@@ -98,7 +98,7 @@ def test_an_error_of_a_commit_surfaces_and_leases_are_given_back(store: Store) -
     with mock.patch.object(Writer, "commit", commit), pytest.raises(WorkError, match="cannot write row 4"):
         train(store, trainer)
     assert trainer.groups[:3] == [0, 1, 2]
-    found = open_own(layout(store.layout.root), setting())
+    found = Store.open(layout(store.layout.root), setting())
     assert np.flatnonzero(found.completed()).tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
     with writing(found) as writer:
         assert all(writer.lease(group) for group in range(4))
@@ -117,7 +117,7 @@ def test_a_row_in_conflict_is_invalidated_and_redone(tmp_path: Path) -> None:
         with writing(store) as writer, mock.patch.object(Writer, "_still_wanted", lambda self, group, results: results):
             assert writer.lease(1)
             writer.commit(1, [result(store, 5, salt)])
-    store = open_own(store.layout, setting())
+    store = Store.open(store.layout, setting())
     assert store.missing(4, 8).tolist() == [4, 5, 6, 7]
     train(store, MadeUp(store))
     assert check(tmp_path) == 14
@@ -138,7 +138,7 @@ def test_waiting_for_a_process_that_hangs_is_told_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], recorded: bool
 ) -> None:
     hung = create(tmp_path)
-    store = open_own(layout(tmp_path), setting())
+    store = Store.open(layout(tmp_path), setting())
     polls = 0
 
     def wait(seconds: float) -> None:
