@@ -8,26 +8,23 @@ from typing import Any
 
 from numba import njit
 
+OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": {"reassoc", "contract", "nsz", "nnan", "arcp"},  # sums in any order, of numbers that are finite
+}
+
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """njit with sums in any order, for numbers that are finite; see _kept."""
-    return _kept(function, {"reassoc", "contract", "nsz", "nnan", "arcp"})
-
-
-def compiled_strictly(function: Callable[..., Any]) -> Callable[..., Any]:
-    """njit in which NaN and infinity count; products and sums may be joined, no more. See _kept."""
-    return _kept(function, {"contract"})
-
-
-def _kept(function: Callable[..., Any], fastmath: set[str]) -> Callable[..., Any]:
-    """The compiled code is kept on disk, or in this process alone where no cache folder can be written."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
+    """Compile a function with numba; the code is kept on disk, or in this process if no cache folder can be written."""
     try:
-        kernel = njit(cache=True, **options)(function)
+        kernel = njit(cache=True, **OPTIONS)(function)
     except RuntimeError:
-        return njit(**options)(function)
-    # numba takes kept code as current while the function's own file is: functions that it calls may lie in others
-    kernel._cache._cache_file._source_stamp = sources_stamp(Path(function.__code__.co_filename).parent)
+        return njit(**OPTIONS)(function)
+    # Numba takes cached code as current while the function's own file is, but functions that it calls may lie in others.
+    # It compares the version before it reads anything else, which may name classes that are gone.
+    file = kernel._cache._cache_file
+    file._version = f"{file._version} {sources_stamp(Path(function.__code__.co_filename).parent)}"
     return kernel
 
 

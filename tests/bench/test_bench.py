@@ -20,7 +20,7 @@ from datamodels.train.store import RowResult
 from tests.conftest import PROJECT
 
 ABSENT = ["ffcv", "matplotlib", "pandas", "sklearn", "tqdm", "wilds"]
-"""Packages that a machine which is lent for a measurement may lack: torch, NumPy, SciPy, PyYAML and jsonargparse are enough."""
+"""Packages that a measurement on a GPU can do without."""
 
 WITHOUT = """
 import runpy, sys

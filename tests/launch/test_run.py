@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodels.lasso import foresee
+from datamodels.lasso import preflight_check
 from datamodels.launch.cli import main
 from datamodels.train.config import Data, Fit, Setting
 from datamodels.train.data import cifar
@@ -226,4 +226,4 @@ def test_what_could_not_be_used_is_refused_before_it_is_trained(
 
 
 def test_many_models_are_not_refused_for_a_small_share() -> None:
-    foresee(Setting(models=1500, fit=Fit(share=1e-6)))
+    preflight_check(Setting(models=1500, fit=Fit(share=1e-6)))

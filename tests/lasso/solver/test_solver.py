@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -271,11 +273,29 @@ def test_kernels_compile_without_a_cache_folder(monkeypatch):
 
 def test_kept_code_is_out_of_date_when_any_module_with_kernels_changed(tmp_path):
     folder = Path(descent.__file__).parent
-    assert descent.minimise._cache._cache_file._source_stamp == compiled.sources_stamp(folder)
+    assert descent.minimise._cache._cache_file._version.endswith(compiled.sources_stamp(folder))
     shutil.copytree(folder, tmp_path / "copy")
     with open(tmp_path / "copy" / "gap.py", "a") as file:
         file.write("# changed\n")
     assert compiled.sources_stamp(tmp_path / "copy") != compiled.sources_stamp(folder)
+
+
+def test_kept_code_of_another_version_is_not_unpickled(tmp_path):
+    shutil.copytree(Path(compiled.__file__).parent, tmp_path / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    run = [sys.executable, "-c", "import numpy as np; from kernels.kinds import twice, Kind; print(twice(Kind(2.0)))"]
+    text = """from typing import NamedTuple
+from kernels.compiled import compiled
+class {0}(NamedTuple):
+    value: float
+{1}
+@compiled
+def twice(x): return 2 * x.value
+"""
+    for name, alias in (("Old", "Kind = Old"), ("Kind", "")):  # the first one's index names a class that is gone then
+        (tmp_path / "kernels" / "kinds.py").write_text(text.format(name, alias))
+        (tmp_path / "kernels" / "__init__.py").write_text("")
+        done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, "4.0\n"), done.stderr
 
 
 def test_a_looser_tolerance_is_still_met():

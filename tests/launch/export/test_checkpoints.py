@@ -15,9 +15,10 @@ import torch
 from datamodels.launch.export import network
 from datamodels.launch.export.checkpoints import row_state
 from datamodels.train.data import load
-from datamodels.train.kernels.augment import Normalise, views
+from datamodels.train.kernels import Augment
 from datamodels.train.store import open as open_store
 from datamodels.train.trainer import margin
+from datamodels.train.trainer.engine import views
 from datamodels.train.trainer.models import build
 from tests.conftest import DIGITS, TINY, in_process, tiny
 from tests.launch.export.conftest import OPTIONS
@@ -65,7 +66,7 @@ def test_plain_networks_are_those_that_are_trained(name: str, tta: str) -> None:
     about = {"network": name, "width": 4, "image": [32, 32, 3], "classes": 7, "tta": tta}
     plain = network.build({**about, "mean": dataset.mean, "std": dataset.std})
     images = torch.randint(0, 256, (5, 32, 32, 3), dtype=torch.uint8, generator=generator)
-    shown = views(Normalise(dataset, torch.device("cpu"))(images), tta)
+    shown = views(Augment(dataset, recipe, torch.device("cpu")).normalise(images), tta)
     with torch.inference_mode():
         wanted = torch.stack([trained(view[None]) for view in shown]).mean(0)
         for place in range(recipe.group):

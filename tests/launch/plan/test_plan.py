@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datamodels.lasso import files
+from datamodels.lasso import files, fit_bytes
 from datamodels.lasso.evaluation import Curve, Law, Point, write_curve
-from datamodels.launch.plan import Terms, describe, fit_bytes, plan
+from datamodels.launch.plan import Terms, describe, plan
 from datamodels.train.store import Store
 from tests.conftest import DIGITS, PROJECT, TINY, in_process
 from tests.faults.stores import create, result, setting, writing
