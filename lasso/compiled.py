@@ -21,8 +21,8 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         kernel = njit(cache=True, **OPTIONS)(function)
     except RuntimeError:
         return njit(**OPTIONS)(function)
-    # Numba takes cached code as current while the function's own file is, but functions that it calls may lie in others.
-    # It compares the version before it reads anything else, which may name classes that are gone.
+    # Numba takes cached code as current while the function's own file is, but the functions that it calls may lie in
+    # others. It compares the version before it reads anything else, which may name classes that are gone.
     file = kernel._cache._cache_file
     file._version = f"{file._version} {sources_stamp(Path(function.__code__.co_filename).parent)}"
     return kernel
