@@ -1,5 +1,6 @@
 """The loop that trains what is missing: commits beside the training, waiting, and what an interruption leaves."""
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -112,12 +113,15 @@ def test_an_interruption_leaves_what_was_trained_committed(store: Store) -> None
 
 
 def test_a_row_in_conflict_is_invalidated_and_redone(tmp_path: Path) -> None:
-    store = create(tmp_path)
-    for salt in (7, 0):
-        with writing(store) as writer, mock.patch.object(Writer, "_still_wanted", lambda self, group, results: results):
+    create(tmp_path)
+    other = shutil.copytree(tmp_path, tmp_path.with_name("other"))  # as if neither saw what the other had written
+    for root, salt in ((other, 7), (tmp_path, 0)):
+        store = Store.open(layout(root), setting())
+        with writing(store) as writer:
             assert writer.lease(1)
             writer.commit(1, [result(store, 5, salt)])
-    store = Store.open(store.layout, setting())
+    shutil.copytree(layout(other).journals, layout(tmp_path).journals, dirs_exist_ok=True)
+    store = Store.open(layout(tmp_path), setting())
     assert store.missing(4, 8).tolist() == [4, 5, 6, 7]
     train(store, MadeUp(store))
     assert check(tmp_path) == 14
