@@ -19,3 +19,7 @@ def __getattr__(name: str) -> Any:
     from fmow import dataset
 
     return getattr(dataset, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -191,7 +191,9 @@ def test_rows_that_fail_are_counted_told_and_retried_on_request(run: Run, tmp_pa
     assert "nothing to train" in quick.err
     assert run("train", *rows, "--retry-failed").code == 1
     journals = tmp_path / "digits" / "data" / "_journal_50pct"
-    records = [record for path in journals.iterdir() for news, _ in JournalReader(path).news() for record in news]
+    records = [
+        record for path in journals.iterdir() for found, _ in JournalReader(path).new_records() for record in found
+    ]
     assert sum(record["kind"] == Kind.FAILED for record in records) == 8 * (2 + 2)
 
 
