@@ -124,7 +124,7 @@ def labels_of(split: Split, positions: list[int]) -> NDArray[np.int64]:
 
 def prepare(data_root: str, folder: Path) -> None:
     rng = np.random.default_rng(SEED)
-    train, test, _ = cifar.read(Data(root=data_root))
+    train, test, *_ = cifar.read(Data(root=data_root))
     chosen = choose(train, test, rng)
     images = {"train": train.images[np.array(chosen.train)], "test": test.images[np.array(chosen.test)]}
     labels = {"train": labels_of(train, chosen.train), "test": labels_of(test, chosen.test)}

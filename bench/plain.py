@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--out")
     options = parser.parse_args()
     torch.set_num_threads(2)
-    train, test, _ = cifar.read(Data(root=options.data_root))
+    train, test, *_ = cifar.read(Data(root=options.data_root))
     train, test = train.first(options.train, "train"), test.first(options.test, "test")
     tensors = [torch.from_numpy(array) for split in (train, test) for array in (np.array(split.images), split.labels)]
     images = Images(*tensors)

@@ -16,7 +16,6 @@ from typing import Any, cast
 import numpy as np
 
 from datamodels.train.config import Outputs, Recipe, Setting
-from datamodels.train.masks import Masks
 from datamodels.train.store.create import create_store
 from datamodels.train.store.journal import RECORD, JournalWriter, Kind, encode_header
 from datamodels.train.store.layout import Layout
@@ -66,7 +65,7 @@ def commits(folder: Path) -> Store:
     writer = Writer(store, {})
     ours, plain = [], []
     for row in range(COMMITS):
-        result = RowResult(row, {**arrays, "train_masks": writer_mask(store, row)}, 1.0, 0.5, 0.5)
+        result = RowResult(row, {**arrays, "train_masks": store.seeded_masks[row]}, 1.0, 0.5, 0.5)
         with writer.leased(row):
             started = time.perf_counter()
             writer.commit(row, [result])
@@ -87,7 +86,7 @@ def overlapping(folder: Path) -> None:
     store = make(folder, setting, 50_000, 10_000)
     rng = np.random.default_rng(0)
     arrays = {name: rng.standard_normal(array.shape[1:]).astype(array.dtype) for name, array in store.arrays.items()}
-    results = [RowResult(row, {**arrays, "train_masks": writer_mask(store, row)}, 1, 0.5, 0.5) for row in range(20)]
+    results = [RowResult(row, {**arrays, "train_masks": store.seeded_masks[row]}, 1, 0.5, 0.5) for row in range(20)]
 
     def trainer(group: int, stop: Callable[[], bool]) -> list[RowResult]:
         time.sleep(0.3)
@@ -101,24 +100,10 @@ def overlapping(folder: Path) -> None:
     print(f"committed while the next row trains: {added * 1e3:.1f} ms more a row")
 
 
-def invalidation(store: Store) -> None:
-    """20,000 rows made missing again."""
-    writer = Writer(store, {})
-    started = time.perf_counter()
-    writer.invalidate(range(20_000))
-    print(f"20,000 rows invalidated in {time.perf_counter() - started:.2f} s")
-    writer.close()
-
-
-def writer_mask(store: Store, row: int) -> np.ndarray:
-    return Masks(store.setting, store.n_train)[row]
-
-
 def verifying(store: Store) -> None:
     """Checksums and finiteness of rows in the page cache on one core, and the masks, against zlib.crc32 alone."""
     os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
     store.refresh()
-    masks = Masks(store.setting, store.n_train)
     names = [name for name in store.arrays if name != "train_masks"]
     size = sum(array.bytes for array in store.arrays.values())
 
@@ -137,7 +122,7 @@ def verifying(store: Store) -> None:
     a, b = seconds(ours), seconds(plain)
     print(f"checksum + finiteness: {size / a / 1e6:,.0f} MB/s on one core; read + crc32 {size / b / 1e6:,.0f} MB/s")
     print(f"  ratio {a / b:.2f}")
-    c = seconds(lambda: [masks[row] for row in range(store.rows)]) / store.rows * 1e3
+    c = seconds(lambda: [store.seeded_masks[row] for row in range(store.rows)]) / store.rows * 1e3
     print(f"mask of a CIFAR row: {c:.2f} ms")
     whole = seconds(lambda: verify(store), 3)
     print(f"verify, everything: {size / whole / 1e6:,.0f} MB/s on one core")
@@ -153,29 +138,33 @@ def scale(folder: Path) -> None:
         outputs=Outputs(preallocate=False),
     )
     store = make(folder, setting, 10, 5)
+
+    def reopen() -> Store:
+        return Store.open(store.layout)
+
     config = folder / "big.yaml"
     config.write_text(
         "dataset: digits\nmodels: 1500000\neval_models: 10000\nrecipe: {network: convnet, group: 8}\n"
         "outputs: {preallocate: false}\n"
     )
     print(f"status of {store.rows:,} empty rows: {status(config, folder)}")
-    print(f"  missing rows found in {seconds(store.missing):.3f} s, opened in {seconds(opener(store)):.3f} s")
+    print(f"  missing rows found in {seconds(store.missing):.3f} s, opened in {seconds(reopen):.3f} s")
     records = np.zeros(store.rows, RECORD)
     records["row"], records["time"], records["kind"] = np.arange(store.rows), time.time(), Kind.DONE
     JournalWriter(store.layout.journals, {"store": store.manifest.id}).append(records)
-    Store.open(store.layout, store.setting)  # raises the flags
-    print(f"status with all rows done: {status(config, folder)}; opened in {seconds(opener(store)):.3f} s")
-    invalidation(Store.open(store.layout, store.setting))
+    reopen()  # raises the flags
+    print(f"status with all rows done: {status(config, folder)}; opened in {seconds(reopen):.3f} s")
+    writer = Writer(reopen(), {})
+    started = time.perf_counter()
+    writer.invalidate(range(20_000))
+    print(f"20,000 rows invalidated in {time.perf_counter() - started:.2f} s")
+    writer.close()
     header = encode_header({"store": store.manifest.id})
     for index in range(5000):
         (store.layout.journals / f"{index}.bin").write_bytes(header + records[index : index + 1].tobytes())
     states = RowStates(store.layout.journals, store.rows, store.manifest.id)
     first = seconds(states.refresh, 1)
     print(f"5,001 journals: read in {first:.2f} s; refresh with nothing new {seconds(states.refresh) * 1e3:.1f} ms")
-
-
-def opener(store: Store) -> Callable[[], object]:
-    return lambda: Store.open(store.layout, store.setting)
 
 
 _STATUS = """

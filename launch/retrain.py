@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodels.train.data import load
-from datamodels.train.store import Store, check_data
+from datamodels.train.store import Store
 
 MIN_CORRELATION = 0.8
 """Across devices rounding differs and training amplifies it: rows count as close where their masks are equal and their
@@ -21,10 +20,8 @@ def retrain(store: Store, count: int, leave_out: set[int]) -> dict[str, Any]:
     from datamodels.train.store import RowResult
     from datamodels.train.trainer import Trainer, environment, pick_device
 
-    dataset = load(store.setting)
-    check_data(store.manifest, dataset)
     device = pick_device(store.setting.recipe)
-    trainer = Trainer(store.setting, dataset, device, store.eras)
+    trainer = Trainer(store.setting, store.dataset(), device, store.eras)
     here = environment(store.setting.recipe, device)
     outcome: dict[str, Any] = {"equal": [], "different": [], "close": [], "min_correlation": MIN_CORRELATION}
     done = [row for row in np.flatnonzero(store.completed()).tolist() if row not in leave_out]

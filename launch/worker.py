@@ -12,8 +12,7 @@ from typing import Any
 
 from datamodels.launch.stop import Stop, code_of, installed, raise_interrupt
 from datamodels.train import Interrupted, UserError, WorkError, from_dict
-from datamodels.train.data import load
-from datamodels.train.store import Layout, Store, check_data
+from datamodels.train.store import Layout, Store
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,8 @@ def work(task: Task, stop: Stop, finished: Callable[[int], None] = lambda rows: 
         from datamodels.train.trainer import Trainer, environment, train_rows
 
         store = Store.open(Layout(Path(task.root), setting.dataset, setting.pct), setting)
-        dataset = load(store.setting)
-        check_data(store.manifest, dataset)
         device = torch.device(task.device)
-        trainer = Trainer(store.setting, dataset, device, store.eras, task.concurrent_groups)
+        trainer = Trainer(store.setting, store.dataset(), device, store.eras, task.concurrent_groups)
         made_by = {**environment(store.setting.recipe, device), **whereabouts()}
         made_by |= {"on": task.device, "concurrent_groups": len(trainer.engines)}
         with closing(Writer(store, made_by)) as writer, stop:

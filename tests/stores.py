@@ -8,11 +8,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from datamodels.train.config import Fit, Recipe, Setting
+from datamodels.train.config import Recipe, Setting
 from datamodels.train.masks import Masks
 from datamodels.train.npy_file import HEADER_BYTES
-from datamodels.train.store import BaseStore, Layout, PublishedStore, RowFailure, RowResult, Store, Writer
-from datamodels.train.store import create_store as create
+from datamodels.train.store import BaseStore, Layout, PublishedStore, RowFailure, RowResult, Store, Writer, create_store
 
 DATASET, PCT = "made-up", "50"
 """What stores are called: their files lie in {folder}/made-up/data and end in _50pct."""
@@ -20,19 +19,16 @@ DATASET, PCT = "made-up", "50"
 AnyStore = TypeVar("AnyStore", bound=BaseStore)
 
 
-def seeded_masks(rows: int, n_train: int, eval_models: int = 0, runs: int = 1, seed: int = 0) -> np.ndarray:
-    """Bernoulli masks [rows, n_train] of the setting that `create_store` makes with this seed."""
-    setting = Setting(
-        models=rows - eval_models, eval_models=eval_models, mask="bernoulli", runs_per_mask=runs, seed=seed
-    )
-    masks = Masks(setting, n_train)
+def seeded_masks(rows: int, n_train: int, eval_models: int = 0, **changes: Any) -> np.ndarray:
+    """Bernoulli masks [rows, n_train] of the setting that `created_store` makes with these changes."""
+    masks = Masks(Setting(models=rows - eval_models, eval_models=eval_models, mask="bernoulli", **changes), n_train)
     return np.stack([masks[row] for row in range(rows)])
 
 
 def linear_data(rows, n_train, targets, seed=0, alpha=0.5, noise=0.3, sparse=5):
     """Masks [rows, n_train] and float16 margins [rows, targets] that are sparse linear functions of them plus noise.
 
-    Masks with seed 0 and alpha 0.5 are those that `create_store` expects.
+    Masks with seed 0 and alpha 0.5 are those that `created_store` expects.
     """
     rng = np.random.default_rng(seed)
     masks = seeded_masks(rows, n_train, seed=seed) if alpha == 0.5 else rng.random((rows, n_train)) < alpha
@@ -45,17 +41,28 @@ def linear_data(rows, n_train, targets, seed=0, alpha=0.5, noise=0.3, sparse=5):
 
 
 def published_store(
-    folder: Path, masks, test_margins, eval_models=0, train_margins=None, fit=None, runs=1, **arrays: np.ndarray
+    folder: Path, masks, test_margins, eval_models=0, train_margins=None, test_logits=None, **changes: Any
 ) -> PublishedStore:
-    """A root with published files alone: any masks, every row done. arrays: others, by their names."""
+    """A root with published files alone: any masks, every row done."""
     layout = Layout(folder, DATASET, PCT)
     layout.data.mkdir(parents=True, exist_ok=True)
-    arrays = {"train_masks": masks, "test_margins": test_margins, "train_margins": train_margins, **arrays}
-    for name, values in arrays.items():
+    np.save(layout.array("train_masks"), np.ascontiguousarray(masks, bool))
+    given = {"test_margins": test_margins, "train_margins": train_margins, "test_logits": test_logits}
+    for name, values in given.items():
         if values is not None:
-            np.save(layout.array(name), np.ascontiguousarray(values, bool if name == "train_masks" else np.float16))
-    setting = Setting(dataset=DATASET, eval_models=eval_models, runs_per_mask=runs, fit=fit or Fit())
-    return PublishedStore(layout, setting, False)
+            np.save(layout.array(name), np.ascontiguousarray(values, np.float16))
+    return PublishedStore(layout, Setting(dataset=DATASET, eval_models=eval_models, **changes), False)
+
+
+def made_up_data(n_train: int, n_test: int, classes: int = 2) -> Any:
+    """What creating a store asks of its data set, without images."""
+    return SimpleNamespace(
+        train=SimpleNamespace(labels=[0] * n_train),
+        test=SimpleNamespace(labels=[0] * n_test),
+        classes=tuple(map(str, range(classes))),
+        where="nowhere",
+        sha256=lambda: "0" * 64,
+    )
 
 
 def created_store(
@@ -64,11 +71,9 @@ def created_store(
     test_margins,
     eval_models=0,
     train_margins=None,
-    fit=None,
-    runs=1,
-    seed=0,
     missing: Collection[int] = (),
     failed: Collection[int] = (),
+    **changes: Any,
 ) -> Store:
     """A store with a manifest, journals and checksums, its rows written; masks: see `seeded_masks`, `linear_data`."""
     rows, n_train = masks.shape
@@ -76,24 +81,15 @@ def created_store(
         dataset=DATASET,
         models=rows - eval_models,
         eval_models=eval_models,
-        seed=seed,
         mask="bernoulli",
-        runs_per_mask=runs,
         recipe=Recipe(network="convnet", group=512),
-        fit=fit or Fit(),
+        **changes,
     )
-    data: Any = SimpleNamespace(
-        train=SimpleNamespace(labels=np.zeros(n_train)),
-        test=SimpleNamespace(labels=np.zeros(test_margins.shape[1])),
-        classes=("a", "b"),
-        where="nowhere",
-        sha256=lambda: "0" * 64,
-    )
-    store = create(Layout(folder, DATASET, PCT), setting, data, lambda text: None)
+    data = made_up_data(n_train, test_margins.shape[1])
+    store = create_store(Layout(folder, DATASET, PCT), setting, data, lambda text: None)
     for _ in range(2):  # a row fails for good at the second time
         write_failures(store, failed)
-    skipped = {*missing, *failed}
-    write_rows(store, masks, test_margins, train_margins, [row for row in range(rows) if row not in skipped])
+    write_rows(store, masks, test_margins, train_margins, sorted({*range(rows)} - {*missing, *failed}))
     return store
 
 
@@ -141,16 +137,20 @@ def rewrite(store: Store, rows: Collection[int], **changes: np.ndarray) -> None:
     write_rows(store, arrays["train_masks"], arrays["test_margins"], arrays["train_margins"], rows)
 
 
+def flip(path: Path, bit: int) -> None:
+    """Flip one bit of a file; twice is as before."""
+    with open(path, "r+b") as file:
+        file.seek(bit // 8)
+        byte = file.read(1)[0] ^ (1 << bit % 8)
+        file.seek(bit // 8)
+        file.write(bytes([byte]))
+
+
 def damage(store: BaseStore, name: str, rows: Collection[int]) -> None:
     """Flip a bit of the first value of some rows of an array, which their checksums then do not match; twice undoes."""
-    values = store.array(name)
-    size = values[0].nbytes
-    with open(store.layout.array(name), "r+b") as file:
-        for row in rows:
-            file.seek(HEADER_BYTES + row * size)
-            byte = file.read(1)[0]
-            file.seek(HEADER_BYTES + row * size)
-            file.write(bytes([byte ^ 1]))
+    size = store.array(name)[0].nbytes
+    for row in rows:
+        flip(store.layout.array(name), 8 * (HEADER_BYTES + row * size))
 
 
 def with_fit(store: AnyStore, **options: Any) -> AnyStore:

@@ -288,16 +288,28 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key not in _FREE and not key.startswith(("fit.", "eval."))}
 
 
+INSTEAD = {
+    "beton-raw": "`npy`, which holds the same pixels",
+    "beton-jpeg": "`beton`, with its two files in data.root as {dataset}_train.beton and {dataset}_test.beton",
+}
+"""What to use in place of values of data.form that version 0.1 had."""
+
+
 def from_dict(config: dict[str, Any]) -> Setting:
-    """Return the setting that a dictionary from `to_dict` stands for. Raises UserError."""
+    """Return the setting that a dictionary from `to_dict` stands for, one of version 0.1 too. Raises UserError.
+
+    What that version had besides is dropped where no row depends on it.
+    """
     groups = {"data": Data, "recipe": Recipe, "outputs": Outputs, "fit": Fit, "eval": Eval}
     for key in groups.keys() & config.keys():
         _require(isinstance(config[key], dict), key, config[key], "keys and values")
         refuse_null(groups[key], config[key], f"{key}.")
     refuse_null(Setting, config)
-    if "solver" in config.get("fit", {}):  # of version 0.1, which manifests still have
-        config = {**config, "fit": {key: value for key, value in config["fit"].items() if key != "solver"}}
-    return Setting(**{key: groups[key](**value) if key in groups else value for key, value in config.items()})
+    given = {key: dict(config[key]) for key in groups.keys() & config.keys()}
+    given.get("fit", {}).pop("solver", None)
+    if given.get("data", {}).get("form") == "beton-raw":
+        given["data"]["form"] = "auto"
+    return Setting(**{**config, **{key: groups[key](**values) for key, values in given.items()}})
 
 
 def refuse_null(kind: type, values: Mapping[str, Any], prefix: str = "") -> None:

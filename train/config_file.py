@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import jsonargparse
 import yaml
 
-from datamodels.train.config import Setting, from_dict
+from datamodels.train.config import INSTEAD, Setting, flatten, from_dict
 from datamodels.train.errors import UserError
 
 SETTING_KEYS = {field.name for field in dataclasses.fields(Setting)}
@@ -29,7 +29,8 @@ class Parser(jsonargparse.ArgumentParser):
         super().__init__(formatter_class=_Help, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(_one_line(message)) from ex
+        lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
+        raise UserError(" ".join(line for line in lines if not line.startswith("usage:"))) from ex
 
     def add_setting(self) -> None:
         """Add every key of a setting as an option, which overrides the file."""
@@ -44,12 +45,6 @@ class Parser(jsonargparse.ArgumentParser):
         return from_dict({key: value for key, value in values.items() if key in SETTING_KEYS}), others
 
 
-def _one_line(message: str) -> str:
-    """Return jsonargparse's message, which spans several lines, in one line without its usage text."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    return " ".join(line for line in lines if not line.startswith("usage:"))
-
-
 def read_setting(path: Path) -> Setting:
     """Return the setting of a config file. Raises UserError."""
     parser = Parser()
@@ -58,13 +53,18 @@ def read_setting(path: Path) -> Setting:
 
 
 def check_config(path: Path) -> None:
-    """Raises UserError unless the file is plain YAML with keys of a setting at its top."""
+    """Raises UserError unless the file is plain YAML with keys of a setting at its top, and none of version 0.1."""
     content = load_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds {type(content).__name__}, expected keys and values")
     if unknown := [str(key) for key in content if key not in SETTING_KEYS]:
         expected = ", ".join(sorted(SETTING_KEYS))
         raise UserError(f"{path}: {unknown[0]!r} is no key of a config, expected one of {expected}")
+    values = dict(flatten(content))
+    if "fit.solver" in values:
+        raise UserError(f"{path}: fit.solver is {values['fit.solver']!r}, expected no such key: there is one solver")
+    if isinstance(form := values.get("data.form"), str) and form in INSTEAD:
+        raise UserError(f"{path}: data.form is {form!r}, expected {INSTEAD[form]}")
 
 
 class _Loader(yaml.SafeLoader):

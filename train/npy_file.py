@@ -11,7 +11,7 @@ import secrets
 import sys
 import tokenize
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -133,18 +133,16 @@ def rename_new(source: Path, target: Path) -> None:
     source.unlink(missing_ok=True)
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Replace a file in one durable step. Raises OSError that names it, and then the file is as it was."""
-    write_pieces(path, [content])
+def write_file(path: Path, content: bytes | Iterator[bytes]) -> None:
+    """Replace a file in one durable step; its content may come in pieces.
 
-
-def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
-    """`write_file` for content that comes in pieces."""
+    Raises OSError that names the file, which then is as it was.
+    """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with opened(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
             end = 0
-            for piece in pieces:
+            for piece in [content] if isinstance(content, bytes) else content:
                 write_all(fd, piece, end)
                 end += len(piece)
             os.fsync(fd)
@@ -156,13 +154,6 @@ def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     sync_folder(path.parent)
-
-
-def write_header(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Write the header of an array's file, durably. Raises OSError that names the file."""
-    with opened(path, os.O_RDWR) as fd:
-        write_all(fd, header(shape, dtype), 0)
-        os.fdatasync(fd)
 
 
 def new_file(

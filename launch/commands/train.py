@@ -6,7 +6,6 @@ from datamodels.launch.progress import notice
 from datamodels.launch.request import Request
 from datamodels.launch.status import refuse_failures
 from datamodels.launch.stop import Stop
-from datamodels.train.data import load
 from datamodels.train.store import Store
 
 
@@ -20,12 +19,11 @@ def train(request: Request) -> int:
 def train_missing(request: Request, store: Store, rows: range, stop: Stop) -> None:
     """Train what is missing of some rows. Raises Interrupted, UserError, WorkError where more rows failed than may."""
     from datamodels.launch.local import train_here
-    from datamodels.train.store import check_data
 
     if request.options["retry_failed"]:
         retry(store, rows)
     if len(store.missing(rows.start, rows.stop)):
-        check_data(store.manifest, load(store.setting))
+        store.dataset()  # refuses another one before any worker starts
     devices = str(request.options["devices"]).split(",") if request.options["devices"] else None
     train_here(store, str(request.root), rows, devices, request.options["workers"], stop)
     store.sync_flags()

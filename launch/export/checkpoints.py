@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from datamodels.lasso import Progress
 from datamodels.train import UserError, WorkError, function_of
-from datamodels.train.data import Dataset, load
-from datamodels.train.store import BaseStore, RowFailure, RowResult, Store, check_data
+from datamodels.train.data import Dataset
+from datamodels.train.store import BaseStore, RowFailure, RowResult, Store
 
 if TYPE_CHECKING:
     import torch
@@ -40,8 +40,7 @@ def write_checkpoints(store: BaseStore, rows: NDArray[np.int64], folder: Path, p
 
     if not isinstance(store, Store):
         raise UserError(f"{store.layout.manifest} does not exist: rows of published files cannot be trained again")
-    dataset = load(store.setting)
-    check_data(store.manifest, dataset)
+    dataset = store.dataset()
     trainer = Trainer(store.setting, dataset, pick_device(store.setting.recipe), store.eras)
     plain = _write_network(store, dataset, folder)
     (folder / "checkpoints").mkdir()

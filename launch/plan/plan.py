@@ -15,9 +15,9 @@ from datamodels.lasso.gram import curve_disk_bytes, disk_bytes
 from datamodels.launch.plan.rates import Rate, main_device, probe, rate_of
 from datamodels.launch.plan.sizes import arrays_of, store_as_it_is
 from datamodels.launch.progress import notice
-from datamodels.train import Setting, UserError, from_dict, identity
+from datamodels.train import Setting, UserError, identity
 from datamodels.train.data import load
-from datamodels.train.store import Layout, Store, read_manifest
+from datamodels.train.store import Layout, Store
 
 ALPHAS = (0.1, 0.2, 0.5, 0.75)
 """The alphas of the published data; a budget is planned for each of them."""
@@ -105,11 +105,11 @@ def _store_at(setting: Setting, layout: Layout, alpha: float) -> Store | None:
     layout = Layout(layout.root, setting.dataset, setting.pct)
     if not layout.manifest.exists():
         return None
-    manifest = read_manifest(layout.manifest)
-    there = from_dict(manifest.config)
+    store = Store.open(layout, mend=False)
+    there = store.setting
     free = ("models", "eval_models", "runs_per_mask", "seed", "mask", "outputs", "fit", "eval")
     same = dataclasses.replace(setting, **{key: getattr(there, key) for key in free})
-    return Store(layout, there, manifest) if identity(same.to_dict()) == identity(there.to_dict()) else None
+    return store if identity(same.to_dict()) == identity(there.to_dict()) else None
 
 
 def _rates(setting: Setting, stores: dict[float, Store | None], terms: Terms) -> dict[float, Rate]:

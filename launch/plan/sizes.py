@@ -4,14 +4,7 @@ from collections.abc import Sequence
 
 from datamodels.train import Setting, UserError, subset_size
 from datamodels.train.data import load
-from datamodels.train.store import (
-    Array,
-    Layout,
-    Store,
-    array_list,
-    check_identity,
-    read_manifest,
-)
+from datamodels.train.store import Array, Layout, Store
 
 _PUBLISHED = {"cifar": (50000, 10000, 10), "fmow": (21404, 3138, 62)}
 """Training examples, test examples and classes of the published data sets (of FMoW, those of 2012), so that a plan
@@ -26,9 +19,7 @@ def store_as_it_is(setting: Setting, layout: Layout) -> Store | None:
         layout.refuse_orphans()
         layout.refuse_published()
         return None
-    manifest = read_manifest(layout.manifest)
-    check_identity(manifest, setting, layout.manifest)
-    return Store(layout, setting, manifest)
+    return Store.open(layout, setting, mend=False)
 
 
 def arrays_of(setting: Setting, notices: list[str]) -> Sequence[Array]:
@@ -47,4 +38,4 @@ def arrays_of(setting: Setting, notices: list[str]) -> Sequence[Array]:
         notices.append(f"no {setting.dataset} data in {setting.data.root}: sizes are those of the published data set")
     if setting.mask == "exact":
         subset_size(setting.alpha, sizes[0])
-    return array_list(setting, setting.rows, *sizes)
+    return Array.of(setting, setting.rows, *sizes)

@@ -11,15 +11,7 @@ from datamodels.train.npy_file import HEADER_BYTES
 from datamodels.train.store.store import Store
 from datamodels.train.store.verify import verify
 from tests.faults.stores import filled, layout, setting
-
-
-def flip(path: Path, bit: int) -> None:
-    """Flip one bit of a file; twice is as before."""
-    with open(path, "r+b") as file:
-        file.seek(bit // 8)
-        byte = file.read(1)[0] ^ (1 << bit % 8)
-        file.seek(bit // 8)
-        file.write(bytes([byte]))
+from tests.stores import flip
 
 
 def flip_bits(root: Path, count: int, seed: int) -> dict[str, int]:

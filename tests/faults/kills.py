@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 
 from datamodels.launch.cli import main
-from datamodels.train.config import Setting
 from datamodels.train.npy_file import HEADER_BYTES
 from datamodels.train.store.journal import RECORD_BYTES
 from datamodels.train.store.layout import Layout
@@ -95,7 +94,7 @@ def kill_training(folder: Path, kills: int, models: int, seed: int) -> tuple[int
         began = time.monotonic()
         assert ended(start(command("train", folder / name, models, "--workers=1"))) == 0
         whole = time.monotonic() - began
-    times = Store.open(_place(folder / "calm"), _own(folder / "calm")).states.time
+    times = Store.open(_place(folder / "calm")).states.time
     training = float(times.max() - times.min())
     died = late = stores = 0
     while died < kills:
@@ -138,18 +137,11 @@ def _place(root: Path) -> Layout:
     return Layout(root, "digits", "50")
 
 
-def _own(root: Path) -> Setting:
-    from datamodels.train.config import from_dict
-    from datamodels.train.store.manifest import read_manifest
-
-    return from_dict(read_manifest(_place(root).manifest).config)
-
-
 def _judge(root: Path, calm: Path) -> None:
     """Rows whose flag is up, and rows that the journals call done, are those of the undisturbed store."""
     place, other = _place(root), _place(calm)
     flags = np.fromfile(place.completed, np.uint8, offset=HEADER_BYTES) == 1
-    store = Store.open(place, _own(root))
+    store = Store.open(place)
     claimed = np.flatnonzero(flags | store.completed())
     for name in store.arrays:
         found, expected = (np.load(each.array(name), mmap_mode="r")[claimed] for each in (place, other))
@@ -174,7 +166,7 @@ def train_together(folder: Path, processes: int, models: int) -> None:
     took_part = len(list(_place(folder / "together").journals.glob("*.bin")))
     assert took_part >= max(2, processes // 2), f"only {took_part} of {processes} processes did something"
     _assert_equal(folder / "together", folder / "alone")
-    store = Store.open(_place(folder / "together"), _own(folder / "together"))
+    store = Store.open(_place(folder / "together"))
     assert verify(store).fine
     _assert_once(store)
 

@@ -1,11 +1,9 @@
 """Small stores whose rows have made-up content, and the one check that every fault ends with."""
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,17 +18,11 @@ from datamodels.train.store.row_state import RowState
 from datamodels.train.store.store import Store, open_store
 from datamodels.train.store.verify import verify
 from datamodels.train.store.writer import RowFailure, RowResult, Writer
+from tests.stores import made_up_data
 
 N_TRAIN, N_TEST, CLASSES = 700, 300, 10
 """Several masks share a page, and the logits of one row take several."""
 
-DATA: Any = SimpleNamespace(
-    train=SimpleNamespace(labels=np.zeros(N_TRAIN)),
-    test=SimpleNamespace(labels=np.zeros(N_TEST)),
-    classes=tuple("0123456789"),
-    where="nowhere",
-    sha256=lambda: hashlib.sha256(b"made up").hexdigest(),
-)
 GROWN = 14
 """Estimation rows after the script's `grow`."""
 
@@ -58,7 +50,7 @@ def layout(root: Path, of: Setting | None = None) -> Layout:
 
 def create(root: Path, of: Setting | None = None) -> Store:
     of = of or setting()
-    return create_store(layout(root, of), of, DATA, lambda text: None)
+    return create_store(layout(root, of), of, made_up_data(N_TRAIN, N_TEST, CLASSES), lambda text: None)
 
 
 def content(store: Store, row: int, salt: int = 0) -> dict[str, np.ndarray]:

@@ -2,9 +2,9 @@ import math
 from pathlib import Path
 
 import pytest
-import yaml
 
 from datamodels.train.config import Recipe, Setting, from_dict, identity
+from datamodels.train.config_file import read_setting
 from datamodels.train.errors import UserError
 from tests.conftest import PROJECT, tiny
 
@@ -78,6 +78,25 @@ def test_a_setting_survives_its_dictionary() -> None:
     assert from_dict(setting.to_dict()) == setting
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("fit: {solver: fista}", "fit.solver is 'fista', expected no such key: there is one solver"),
+        ("data: {form: beton-raw}", "data.form is 'beton-raw', expected `npy`, which holds the same pixels"),
+        (
+            "data: {form: beton-jpeg}",
+            "data.form is 'beton-jpeg', expected `beton`, with its two files in data.root",
+        ),
+    ],
+)
+def test_a_config_with_what_0_1_had_is_told_what_to_use(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UserError) as told:
+        read_setting(tmp_path / "x.yaml")
+    assert str(told.value).startswith(f"{tmp_path}/x.yaml: {said}")
+    assert "\n" not in str(told.value)
+
+
 def test_what_may_change_is_not_part_of_the_identity() -> None:
     setting = tiny()
     other = tiny(models=48)
@@ -87,7 +106,7 @@ def test_what_may_change_is_not_part_of_the_identity() -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_published_setting_has_its_file(name: str) -> None:
-    setting = from_file(PROJECT / "configs" / f"{name}.yaml")
+    setting = read_setting(PROJECT / "configs" / f"{name}.yaml")
     assert (setting.models, setting.eval_models) == (PUBLISHED[name], 10_000)
     assert f"{setting.dataset}_{setting.pct}pct" == name
     assert setting.outputs.test_logits == setting.outputs.train_logits == name.startswith("cifar")
@@ -95,18 +114,11 @@ def test_every_published_setting_has_its_file(name: str) -> None:
 
 @pytest.mark.parametrize("path", sorted((PROJECT / "configs").glob("*_*.yaml")), ids=lambda path: path.stem)
 def test_every_config_is_a_valid_setting(path: Path) -> None:
-    assert from_file(path).rows > 0
+    assert read_setting(path).rows > 0
 
 
 def test_the_default_recipe_is_the_published_one_of_cifar() -> None:
-    recipe = from_file(PROJECT / "configs" / "cifar_50pct.yaml").recipe
+    recipe = read_setting(PROJECT / "configs" / "cifar_50pct.yaml").recipe
     assert (recipe.lr, recipe.momentum, recipe.weight_decay, recipe.label_smoothing) == (0.5, 0.9, 5e-4, 0.1)
     assert (recipe.batch, recipe.epochs, recipe.peak_epoch, recipe.width) == (512, 24, 5, 64)
     assert (recipe.flip, recipe.translate, recipe.cutout) == (True, 2, 4)
-
-
-def from_file(path: Path) -> Setting:
-    given = yaml.safe_load(path.read_text())
-    default = Setting().to_dict()
-    merged = {key: {**default[key], **value} if isinstance(value, dict) else value for key, value in given.items()}
-    return from_dict({**default, **merged})

@@ -16,11 +16,11 @@ from datamodels.train.npy_file import (
     RowFile,
     file_bytes,
     header,
+    new_file,
     reserve,
     sync_all,
     write_all,
     write_file,
-    write_header,
 )
 
 DTYPES = st.sampled_from([np.dtype(bool), np.dtype(np.float16)])
@@ -31,9 +31,7 @@ ROWS = np.arange(40, dtype=np.float16).reshape(10, 4)
 @pytest.fixture
 def file(tmp_path: Path) -> RowFile:
     path = tmp_path / "rows.npy"
-    with open(path, "xb") as new:
-        reserve(new.fileno(), file_bytes((10, 4), np.dtype(np.float16)), True, print)
-    write_header(path, (10, 4), np.dtype(np.float16))
+    new_file(path, (10, 4), np.dtype(np.float16), preallocate=True)
     return RowFile(path, (10, 4), np.dtype(np.float16), writable=True)
 
 
@@ -46,10 +44,6 @@ def test_a_header_fills_a_page_and_numpy_reads_it(shape: tuple[int, ...], dtype:
     found = np.load(io.BytesIO(file), allow_pickle=False)
     assert (found.shape, found.dtype) == (shape, dtype)
     assert np.array_equal(found, content)
-
-
-def test_256_rows_of_50_000_bytes_begin_and_end_on_pages() -> None:
-    assert HEADER_BYTES % 4096 == 256 * 50_000 % 4096 == 0
 
 
 def test_rows_are_written_where_numpy_looks_for_them(file: RowFile) -> None:

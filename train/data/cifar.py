@@ -36,11 +36,7 @@ LABELS = {
 def read(data: Data) -> Examples:
     """Return CIFAR-10 (Krizhevsky 2009): train batches 1 to 5, then the test batch. Raises UserError."""
     folder = folder_of(data)
-    return Examples(_read_batches(folder, TRAIN_FILES), _read_batches(folder, TEST_FILES), CLASSES)
-
-
-def where(data: Data) -> str:
-    return str(folder_of(data))
+    return Examples(_read_batches(folder, TRAIN_FILES), _read_batches(folder, TEST_FILES), CLASSES, str(folder))
 
 
 def classes() -> tuple[str, ...]:

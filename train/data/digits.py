@@ -17,8 +17,4 @@ def read(data: Data) -> Examples:
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int64)
     train, test = Split(images[:N_TRAIN], labels[:N_TRAIN]), Split(images[N_TRAIN:], labels[N_TRAIN:])
-    return Examples(train, test, tuple("0123456789"))
-
-
-def where(data: Data) -> str:
-    return "scikit-learn's own copy"
+    return Examples(train, test, tuple("0123456789"), "scikit-learn's own copy")

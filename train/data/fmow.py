@@ -67,11 +67,7 @@ def read(data: Data) -> Examples:
     def split(part: "fmow.Examples") -> Split:
         return Split(Pictures(part.paths, (len(part.paths), height, width, 3), bool(data.size)), part.labels)
 
-    return Examples(split(train), split(test), classes())
-
-
-def where(data: Data) -> str:
-    return str(tree_of(data))
+    return Examples(split(train), split(test), classes(), str(tree_of(data)))
 
 
 def tables(data: Data) -> tuple["fmow.Examples", "fmow.Examples"]:

@@ -111,6 +111,8 @@ class Examples(NamedTuple):
     train: Split
     test: Split
     classes: tuple[str, ...]
+    where: str
+    """Where they were read from, for people."""
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,6 @@ def missing(data: Data) -> str | None:
     return next((str(folder / name) for name in FILES if not (folder / name).exists()), None)
 
 
-def where(data: Data) -> str:
-    return data.root if data.python is None else data.python
-
-
 def read(data: Data) -> Examples:
     """Return the checked data set. Raises UserError naming the array that is not as it should be."""
     folder = Path(data.root).expanduser()
@@ -66,7 +62,7 @@ def read(data: Data) -> Examples:
                 f"{called[f'{name}_labels']} has the label {split.labels.max()} at {split.labels.argmax()}, expected 0 "
                 f"to {len(classes) - 1} for the {len(classes)} class names"
             )
-    return Examples(train, test, classes)
+    return Examples(train, test, classes, data.python or data.root)
 
 
 def statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:

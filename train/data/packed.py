@@ -39,7 +39,10 @@ class Pack:
         return self.index.exists() and self.path.exists()
 
     def read(self) -> tuple[Split, tuple[str, ...]]:
-        """Return the split, mapped, and the class names. Raises UserError naming the file that is damaged."""
+        """Return the split, mapped, and the class names, compared with the index.
+
+        Raises UserError naming the file that is damaged.
+        """
         index = self.read_index()
         split = Split(_open(self.path), np.array(index["labels"], np.int64))
         if list(split.images.shape) != index["shape"] or len(split.labels) != len(split.images):
@@ -47,16 +50,12 @@ class Pack:
                 f"{self.path} holds images {list(split.images.shape)}, but {self.index} tells of {index['shape']} and "
                 f"{len(split.labels)} labels"
             )
-        return split, tuple(index["classes"])
-
-    def check(self, split: Split) -> None:
-        """Read everything and compare it with the index. Raises UserError."""
-        expected = self.read_index()["sha256"]
-        if split.sha256 != expected:
+        if split.sha256 != index["sha256"]:
             raise UserError(
-                f"{self.path} is damaged: its content has sha256 {split.sha256}, expected {expected}; delete it and "
-                "pack again with `datamodels data`"
+                f"{self.path} is damaged: its content has sha256 {split.sha256}, expected {index['sha256']}; delete it "
+                "and pack again with `datamodels data`"
             )
+        return split, tuple(index["classes"])
 
     def read_index(self) -> dict[str, Any]:
         """Return the index. Raises UserError."""

@@ -7,7 +7,7 @@ in SOURCES; where its images may be packed, or come as an FFCV user's .beton fil
 from pathlib import Path
 from typing import Protocol
 
-from datamodels.train.config import Data, Setting
+from datamodels.train.config import INSTEAD, Data, Setting
 from datamodels.train.data import beton, cifar, digits, fmow, own
 from datamodels.train.data.images import Dataset, Examples, Split
 from datamodels.train.data.packed import Pack, Progress
@@ -27,9 +27,6 @@ class Source(Protocol):
 
     def read(self, data: Data) -> Examples:
         """Return all examples in the order of the published columns. Raises UserError naming the file at fault."""
-
-    def where(self, data: Data) -> str:
-        """Return the place that `read` reads from, for people."""
 
 
 class Packable(Source, Protocol):
@@ -57,18 +54,19 @@ def load(setting: Setting) -> Dataset:
     _check(setting)
     data, source, packable = setting.data, SOURCES.get(setting.dataset), PACKABLE.get(setting.dataset)
     if packable and data.form == "beton":
-        found, where = _from_betons(setting.dataset, packable, data), data.root
+        found = _from_betons(setting.dataset, packable, data)
     elif packable and (packs := _find_packs(packable, data)):
-        found, where = _from_packs(packs, data), str(packs[0].path)
+        (train, classes), (test, _) = (pack.read() for pack in packs)
+        found = Examples(train, test, classes, str(packs[0].path))
     else:
-        found, where = (source or own).read(data), (source or own).where(data)
+        found = source.read(data) if source else own.read(data)
     train = found.train.first(data.train, "data.train").in_memory(data.resident)
     test = found.test.first(data.test, "data.test").in_memory(data.resident)
     mean, std = (source.MEAN, source.STD) if source else own.statistics(train.images)
     for key, stated in (("mean", data.mean), ("std", data.std)):
         if stated is not None and len(stated) != len(mean):
             raise UserError(f"data.{key} is {stated}, expected {len(mean)} numbers, one a channel")
-    return Dataset(train, test, found.classes, tuple(data.mean or mean), tuple(data.std or std), where)
+    return Dataset(train, test, found.classes, tuple(data.mean or mean), tuple(data.std or std), found.where)
 
 
 def fetch(setting: Setting) -> None:
@@ -86,11 +84,11 @@ def pack(setting: Setting, progress: Progress = lambda what, done, total: None) 
     data, source = setting.data, PACKABLE.get(setting.dataset)
     if source is None or not (data.form == "npy" or (data.form == "auto" and setting.dataset == "fmow")):
         return
-    train, test, classes = source.read(data)
-    train.first(data.train, "data.train")  # refuses too many before anything is written
-    test.first(data.test, "data.test")
-    for split, path in zip((train, test), _pack_paths(source, data), strict=True):
-        Pack(path).write(split, classes, progress)
+    found = source.read(data)
+    found.train.first(data.train, "data.train")  # refuses too many before anything is written
+    found.test.first(data.test, "data.test")
+    for split, path in zip((found.train, found.test), _pack_paths(source, data), strict=True):
+        Pack(path).write(split, found.classes, progress)
 
 
 def _check(setting: Setting) -> None:
@@ -103,8 +101,9 @@ def _check(setting: Setting) -> None:
             f"dataset is {name!r}, expected one of {', '.join(SOURCES)}, or a name for your own data from data.python, "
             f"or in {', '.join(own.FILES)} in data.root: {missing} does not exist"
         )
-    if data.form not in ("auto", "original", "npy", "beton"):  # of an older store
-        raise UserError(f"data.form is {data.form!r}, expected auto, original, npy or beton")
+    if data.form not in ("auto", "original", "npy", "beton"):  # in the manifest of an older store
+        expected = INSTEAD.get(data.form, "auto, original, npy or beton")
+        raise UserError(f"data.form is {data.form!r}, expected {expected}")
     if name not in PACKABLE and data.form not in ("auto", "original"):
         raise UserError(f"data.form is {data.form!r}, expected auto or original: {name} has no other form")
     if name != "fmow":
@@ -138,15 +137,6 @@ def _find_packs(source: Packable, data: Data) -> list[Pack]:
     return packs if len(packs) == 2 else []
 
 
-def _from_packs(packs: list[Pack], data: Data) -> Examples:
-    splits = []
-    for pack in packs:
-        split, classes = pack.read()
-        splits.append(split.in_memory(data.resident))
-        pack.check(splits[-1])
-    return Examples(splits[0], splits[1], classes)
-
-
 def _from_betons(dataset: str, source: Packable, data: Data) -> Examples:
     """Read the .beton files of an FFCV user: data.root/{dataset}_train.beton and _test.beton. Raises UserError."""
     classes, splits = source.classes(), []
@@ -158,4 +148,4 @@ def _from_betons(dataset: str, source: Packable, data: Data) -> Examples:
         if problem := source.refuse(data, name, split):
             raise UserError(f"{path} is not of {dataset}: {problem}")
         splits.append(split)
-    return Examples(splits[0], splits[1], classes)
+    return Examples(splits[0], splits[1], classes, data.root)

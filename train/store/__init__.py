@@ -7,7 +7,7 @@ from datamodels.train.store.base_store import BaseStore
 from datamodels.train.store.create import create_store, grow
 from datamodels.train.store.layout import Layout
 from datamodels.train.store.locks import LockFile
-from datamodels.train.store.manifest import Array, array_list, check_data, check_identity, read_manifest, versions
+from datamodels.train.store.manifest import Array, versions
 from datamodels.train.store.open import open
 from datamodels.train.store.published import PublishedStore
 from datamodels.train.store.row_state import RowState
@@ -26,14 +26,10 @@ __all__ = [
     "RowState",
     "Store",
     "Writer",
-    "array_list",
-    "check_data",
-    "check_identity",
     "create_store",
     "grow",
     "open",
     "open_store",
-    "read_manifest",
     "repair",
     "verify",
     "versions",

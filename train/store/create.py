@@ -10,28 +10,19 @@ import errno
 import os
 import secrets
 import shutil
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from datamodels.train.config import Setting
 from datamodels.train.data import Dataset
 from datamodels.train.errors import UserError, WorkError
-from datamodels.train.masks import Masks
+from datamodels.train.masks import Era, Masks
 from datamodels.train.npy_file import Notice, new_file, opened, rename_new, reserve, sync_folder, write_file
 from datamodels.train.store.layout import UNFINISHED, Layout, temporary
 from datamodels.train.store.locks import LockFile, store_lock
-from datamodels.train.store.manifest import (
-    Array,
-    Manifest,
-    array_list,
-    check_data,
-    check_identity,
-    new_manifest,
-    read_manifest,
-)
+from datamodels.train.store.manifest import Array, Manifest, check_identity, read_manifest, versions
 from datamodels.train.store.row_state import RowStates
 from datamodels.train.store.store import Store
 
@@ -41,7 +32,7 @@ def create_store(layout: Layout, setting: Setting, dataset: Dataset, notice: Not
     layout.refuse_links()
     if layout.manifest.exists():
         store = Store.open(layout, setting)
-        check_data(store.manifest, dataset)
+        store.check_dataset(dataset)
         with contextlib.suppress(OSError):
             for path in layout.intents:  # of an `init` that was killed just when it was done
                 path.unlink(missing_ok=True)
@@ -53,11 +44,20 @@ def create_store(layout: Layout, setting: Setting, dataset: Dataset, notice: Not
         RowStates(layout.journals, 2 * setting.rows, "")
     except UserError:
         raise UserError(f"{setting.rows:,} rows (models and eval_models) take more memory than there is here") from None
-    arrays = array_list(setting, setting.rows, n_train, n_test, len(dataset.classes))
-    arrays.insert(0, Array("_completed", (setting.rows,), np.dtype(bool)))
+    manifest = Manifest(
+        id=uuid.uuid4().hex,
+        config=setting.to_dict(),
+        versions=versions(),
+        data_sha256=dataset.sha256(),
+        n_train=n_train,
+        n_test=n_test,
+        classes=dataset.classes,
+        group=setting.recipe.group,
+        eras=(Era(setting.models, setting.eval_models),),
+    )
+    arrays = manifest.files(setting)
     if setting.outputs.preallocate:
         _check_space(layout.data, sum(array.bytes for array in arrays))
-    manifest = new_manifest(setting, dataset.sha256(), n_train, n_test, dataset.classes)
     with _new_folder(layout), store_lock(layout.lock) as lock:
         if not layout.manifest.exists():
             _refuse_others(layout)
@@ -223,9 +223,7 @@ def _check_growth(manifest: Manifest, setting: Setting, models: int) -> None:
 
 def _extend(layout: Layout, setting: Setting, old: Manifest, new: Manifest, notice: Notice) -> None:
     """Give every array the size of the new manifest. Raises UserError, WorkError."""
-    before, after = (
-        [Array("_completed", (manifest.rows,), np.dtype(bool)), *manifest.arrays(setting)] for manifest in (old, new)
-    )
+    before, after = old.files(setting), new.files(setting)
     if setting.outputs.preallocate:
         _check_space(layout.data, sum(array.bytes for array in after) - sum(array.bytes for array in before))
     for array in after:

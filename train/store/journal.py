@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.train.errors import WorkError
-from datamodels.train.npy_file import HEADER_BYTES, runs, sync_folder, write_all, write_pieces
+from datamodels.train.npy_file import HEADER_BYTES, runs, sync_folder, write_all, write_file
 from datamodels.train.store.locks import LockFile
 
 _TRIES = 3
@@ -233,10 +233,6 @@ class JournalReader:
         self._header = _header_of(text) if self.provenance else b""
         self.header_damaged = content != self._header
 
-    def damaged_rows(self) -> list[int]:
-        """Return the rows that the damaged records name, as far as those can be believed. Raises OSError."""
-        return [int(self.record(number)["row"]) for number in self.damaged]
-
     def record(self, number: int) -> np.void:
         """Return one record, read again. Raises OSError."""
         with open(self.path, "rb", buffering=0) as file:
@@ -269,9 +265,9 @@ class JournalReader:
                 )
             if not lock.acquire(0):
                 return False
-            write_pieces(self.path.with_suffix(".bin.damaged"), self._pieces())
+            write_file(self.path.with_suffix(".bin.damaged"), self._pieces())
             header = self._header or encode_header({"store": store_id})
-            write_pieces(self.path, self._pieces(header, set(self.damaged)))
+            write_file(self.path, self._pieces(header, set(self.damaged)))
         finally:
             lock.close()
         return True

@@ -7,10 +7,9 @@ import itertools
 import json
 import platform
 import re
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +17,6 @@ from datamodels.train.config import Setting, identity
 from datamodels.train.errors import UserError, WorkError
 from datamodels.train.masks import Era
 from datamodels.train.npy_file import file_bytes
-
-if TYPE_CHECKING:
-    from datamodels.train.data import Dataset
 
 FORMAT = "datamodels-store-1"
 
@@ -52,20 +48,20 @@ class Array:
         """Size of its file."""
         return file_bytes(self.shape, self.dtype)
 
-
-def array_list(setting: Setting, rows: int, n_train: int, n_test: int, classes: int) -> list[Array]:
-    """Return the arrays of a setting, in the order of a record's checksums."""
-    half = np.dtype(np.float16)
-    arrays = [
-        Array("train_masks", (rows, n_train), np.dtype(bool)),
-        Array("test_margins", (rows, n_test), half),
-        Array("train_margins", (rows, n_train), half),
-    ]
-    if setting.outputs.train_logits:
-        arrays.append(Array("train_logits", (rows, n_train, classes), half))
-    if setting.outputs.test_logits:
-        arrays.append(Array("test_logits", (rows, n_test, classes), half))
-    return arrays
+    @staticmethod
+    def of(setting: Setting, rows: int, n_train: int, n_test: int, classes: int) -> list["Array"]:
+        """Return the arrays of a setting, in the order of a record's checksums."""
+        half = np.dtype(np.float16)
+        arrays = [
+            Array("train_masks", (rows, n_train), np.dtype(bool)),
+            Array("test_margins", (rows, n_test), half),
+            Array("train_margins", (rows, n_train), half),
+        ]
+        if setting.outputs.train_logits:
+            arrays.append(Array("train_logits", (rows, n_train, classes), half))
+        if setting.outputs.test_logits:
+            arrays.append(Array("test_logits", (rows, n_test, classes), half))
+        return arrays
 
 
 @dataclass(frozen=True)
@@ -90,8 +86,10 @@ class Manifest:
     def rows(self) -> int:
         return self.eras[-1].rows
 
-    def arrays(self, setting: Setting) -> list[Array]:
-        return array_list(setting, self.rows, self.n_train, self.n_test, len(self.classes))
+    def files(self, setting: Setting) -> list[Array]:
+        """Return the rows' flags and then the arrays, in the order in which `init` names their files."""
+        flags = Array("_completed", (self.rows,), np.dtype(bool))
+        return [flags, *Array.of(setting, self.rows, self.n_train, self.n_test, len(self.classes))]
 
     def grown(self, models: int) -> "Manifest":
         era = Era(models, self.eras[-1].eval_models)
@@ -112,20 +110,6 @@ class Manifest:
         }
         content["sha256"] = _digest(content)
         return (json.dumps(content, indent=1) + "\n").encode()
-
-
-def new_manifest(setting: Setting, data_sha256: str, n_train: int, n_test: int, classes: tuple[str, ...]) -> Manifest:
-    return Manifest(
-        id=uuid.uuid4().hex,
-        config=setting.to_dict(),
-        versions=versions(),
-        data_sha256=data_sha256,
-        n_train=n_train,
-        n_test=n_test,
-        classes=classes,
-        group=setting.recipe.group,
-        eras=(Era(setting.models, setting.eval_models),),
-    )
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -215,18 +199,4 @@ def check_identity(manifest: Manifest, setting: Setting, path: Path) -> None:
         raise UserError(
             f"models is {setting.models}, but {path} holds a setting with {manifest.models}: "
             "`datamodels grow` lengthens it"
-        )
-
-
-def check_data(manifest: Manifest, dataset: "Dataset") -> None:
-    """Raises UserError where the data set is not the one the store was created with."""
-    found = dataset.sha256()
-    if found != manifest.data_sha256:
-        raise UserError(
-            f"the data set in {dataset.where} has sha256 {found}, but the store was created with {manifest.data_sha256}"
-        )
-    if len(dataset.classes) != len(manifest.classes):
-        raise UserError(
-            f"the data set in {dataset.where} has {len(dataset.classes)} classes, but the store was created with "
-            f"{len(manifest.classes)}"
         )

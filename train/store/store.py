@@ -1,6 +1,7 @@
 """A store with a manifest: which rows are done, what is damaged, and flags and headers put right on opening."""
 
 import hashlib
+import os
 import re
 import zlib
 from collections.abc import Sequence
@@ -12,14 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.train.config import Setting
+from datamodels.train.config import Setting, from_dict
 from datamodels.train.errors import READ_ONLY, UserError, WorkError
 from datamodels.train.masks import Masks
-from datamodels.train.npy_file import HEADER_BYTES, RowFile, header, new_file, runs, sync_folder, write_header
+from datamodels.train.npy_file import HEADER_BYTES, RowFile, header, new_file, opened, runs, sync_folder, write_all
 from datamodels.train.store.base_store import BaseStore, Records
 from datamodels.train.store.layout import Layout
 from datamodels.train.store.locks import LockFile, store_lock
-from datamodels.train.store.manifest import Array, Manifest, check_data, check_identity, read_manifest
+from datamodels.train.store.manifest import Array, Manifest, check_identity, read_manifest
 from datamodels.train.store.published import PublishedStore
 from datamodels.train.store.row_state import RowState, RowStates
 
@@ -37,12 +38,12 @@ class Store(BaseStore):
         """Raises UserError where the manifest is not the one that the other files belong to, WorkError."""
         self.manifest = manifest
         setting = replace(setting, models=manifest.models)
-        super().__init__(layout, setting, manifest.arrays(setting), manifest.eras)
+        self.flags, *arrays = manifest.files(setting)
+        super().__init__(layout, setting, arrays, manifest.eras)
         self.group = manifest.group
         self.mended_flags = np.empty(0, np.int64)
         """Numbers of the rows whose flag `sync_flags` has put right."""
-        self.flags = Array("_completed", (self.rows,), np.dtype(bool))
-        self._headed = [*self.arrays.values(), self.flags]
+        self._headed = [*arrays, self.flags]
         if all(self.whole_rows(array) < self.rows for array in self._headed):  # or else the manifest may be wrong
             path = layout.array(self._headed[0].name)
             raise WorkError(f"{path} and all other arrays are cut short, or missing")
@@ -52,19 +53,21 @@ class Store(BaseStore):
         self._refuse_older()
 
     @classmethod
-    def open(cls, layout: Layout, setting: Setting, mend: bool = True) -> "Store":
-        """Open a store with a manifest. Raises UserError, WorkError.
+    def open(cls, layout: Layout, setting: Setting | None = None, mend: bool = True) -> "Store":
+        """Open a store with a manifest. Raises UserError, also where it is of another setting; WorkError.
 
-        mend: finish what an interrupted `grow` left and put flags right, where that can be written.
+        setting: None for the manifest's own. mend: finish what an interrupted `grow` left and put flags right, where
+        that can be written.
         """
         layout.refuse_links()
         if not layout.manifest.exists():
             layout.refuse_orphans()
         while True:  # the manifest must not be replaced (by `grow`) while the other files are read
             manifest = read_manifest(layout.manifest)
-            check_identity(manifest, setting, layout.manifest)
+            own = setting or from_dict(manifest.config)
+            check_identity(manifest, own, layout.manifest)
             try:
-                store = cls(layout, setting, manifest)
+                store = cls(layout, own, manifest)
                 break
             except (UserError, WorkError):
                 if read_manifest(layout.manifest) == manifest:
@@ -167,8 +170,22 @@ class Store(BaseStore):
 
     def dataset(self, root: str | Path | None = None) -> "Dataset":
         dataset = super().dataset(root)
-        check_data(self.manifest, dataset)
+        self.check_dataset(dataset)
         return dataset
+
+    def check_dataset(self, dataset: "Dataset") -> None:
+        """Raises UserError where the data set is not the one the store was created with."""
+        found, expected = dataset.sha256(), self.manifest.data_sha256
+        if found != expected:
+            raise UserError(
+                f"the data set in {dataset.where} has sha256 {found}, but the store was created with {expected}"
+            )
+        classes, expected_classes = len(dataset.classes), len(self.manifest.classes)
+        if classes != expected_classes:
+            raise UserError(
+                f"the data set in {dataset.where} has {classes} classes, but the store was created with "
+                f"{expected_classes}"
+            )
 
     def missing(self, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
         """Return the numbers of the rows in [start, stop) that training still has to do."""
@@ -227,7 +244,9 @@ class Store(BaseStore):
             if read_manifest(self.layout.manifest) != self.manifest:
                 return
             for array in arrays:
-                write_header(self.layout.array(array.name), array.shape, array.dtype)
+                with opened(self.layout.array(array.name), os.O_RDWR) as fd:
+                    write_all(fd, header(array.shape, array.dtype), 0)
+                    os.fdatasync(fd)
 
     def restore_flags(self) -> None:
         """Make `_completed` again where it is missing or was cut short, with no row done. Raises OSError."""

@@ -149,8 +149,9 @@ def repair(store: Store, writer: Writer, finding: Finding) -> list[str]:
     told = []
     try:
         damaged = [store.states.readers[index] for index in store.states.damaged()]
-        named = {row for reader in damaged if not store.states.is_foreign(reader) for row in reader.damaged_rows()}
-        # A damaged record may have been one that made its row missing.
+        own = [reader for reader in damaged if not store.states.is_foreign(reader)]
+        # A damaged record may have been one that made the row missing that it names.
+        named = {int(reader.record(number)["row"]) for reader in own for number in reader.damaged}
         suspects = [row for row in named if row < store.rows and store.states.state[row] == RowState.DONE]
         writer.invalidate([*finding.bad, *suspects])
         for name in store.cut_arrays():

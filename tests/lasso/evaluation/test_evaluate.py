@@ -203,14 +203,14 @@ def runs_data(runs, signal=1.0, noise=1.0):
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(12, 20))
     weight *= signal / np.sqrt((weight**2).sum(axis=0) / 4)
-    masks = seeded_masks(50 + 400 * runs, 12, 400 * runs, runs)
+    masks = seeded_masks(50 + 400 * runs, 12, 400 * runs, runs_per_mask=runs)
     margins = masks @ weight + noise * rng.normal(size=(len(masks), 20))
     return masks, margins, weight
 
 
 def runs_store(tmp_path, runs, **options):
     masks, margins, weight = runs_data(runs, **options)
-    return published_store(tmp_path, masks, margins, eval_models=400 * runs, runs=runs), weight
+    return published_store(tmp_path, masks, margins, eval_models=400 * runs, runs_per_mask=runs), weight
 
 
 def test_runs_of_one_mask_are_averaged_before_ranking(tmp_path):
@@ -241,7 +241,7 @@ def test_pure_noise_has_a_low_ceiling(tmp_path):
 
 def test_a_mask_that_lacks_a_run_still_counts(tmp_path):
     masks, margins, truth = runs_data(2)
-    found = evaluate(created_store(tmp_path, masks, margins, eval_models=800, runs=2, missing=[50]), truth)
+    found = evaluate(created_store(tmp_path, masks, margins, eval_models=800, runs_per_mask=2, missing=[50]), truth)
     assert (found.models, found.masks) == (799, 400)
     assert found.ceiling is not None
 
@@ -253,7 +253,7 @@ def test_runs_that_do_not_share_their_mask_are_never_averaged(tmp_path, monkeypa
     masks[601, 3] ^= True
     expected = r"train_masks_50pct\.npy: row 601 has not the mask of row 600, expected 2 rows a mask from row 50 on"
     with pytest.raises(UserError, match=expected):
-        evaluate(published_store(tmp_path, masks, margins, eval_models=800, runs=2), truth)
+        evaluate(published_store(tmp_path, masks, margins, eval_models=800, runs_per_mask=2), truth)
 
 
 def test_no_command_averages_published_rows_of_different_masks(tmp_path, capsys):

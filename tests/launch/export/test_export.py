@@ -201,8 +201,8 @@ def test_missing_rows_are_left_out_with_a_notice(tmp_path: Path, capsys: pytest.
 def test_a_mask_with_a_run_missing_is_the_mean_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Subsets, "block_values", 40)  # rows of 20 values: two at a time, and runs are never parted
     _, margins = linear_data(15, 20, 8)
-    masks = seeded_masks(15, 20, eval_models=9, runs=3)
-    store = created_store(tmp_path, masks, margins, eval_models=9, runs=3, missing=[7, 12, 13])
+    masks = seeded_masks(15, 20, eval_models=9, runs_per_mask=3)
+    store = created_store(tmp_path, masks, margins, eval_models=9, runs_per_mask=3, missing=[7, 12, 13])
     found = np.load(write_export(store, "trak", {}, silent) / "val_margins.npy")
     wide = margins.astype(np.float64)
     np.testing.assert_allclose(found, [wide[[6, 8]].mean(0), wide[9:12].mean(0), wide[14]], rtol=1e-6)

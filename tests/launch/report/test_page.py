@@ -9,8 +9,7 @@ import pytest
 from datamodels.lasso import fit
 from datamodels.launch.report import write_report
 from tests.launch.report.chromium import Browser, browser
-from tests.launch.report.conftest import page_in
-from tests.train.store.published import images, published
+from tests.launch.report.conftest import images, page_in, published
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,8 @@ from datamodels.train.data.sources import Dataset
 from datamodels.train.store.layout import Layout
 from datamodels.train.store.store import PublishedStore
 from tests.conftest import DIGITS, in_process
-from tests.launch.report.conftest import page_in
-from tests.train.store.published import images, published, stored
+from tests.launch.report.conftest import images, page_in, published, stored
+from tests.stores import linear_data
 
 
 class Tags(HTMLParser):
@@ -153,7 +153,7 @@ def test_training_examples_as_targets_are_not_shown_as_their_own_neighbours(tmp_
     masks = np.random.default_rng(0).random((300, 12)) < 0.5
     weight = 0.3 * np.random.default_rng(1).normal(size=(12, 12)) + 5 * np.eye(12)
     margins = (masks @ weight).astype(np.float16)
-    store = stored(tmp_path, masks, {"train": margins, "test": margins})
+    store = stored(tmp_path, masks, margins, train_margins=margins)
     fit(store, "train")
     page = write_report(store, "train", images(12, 12)).read_text()
     targets = page[page.index('id="targets"') : page.index('id="influential"')]
@@ -228,7 +228,7 @@ def test_a_single_target_and_masks_drawn_one_by_one(tmp_path: Path) -> None:
 def test_a_single_training_example(tmp_path: Path) -> None:
     masks = np.arange(60)[:, None] % 2 == 0
     margins = masks * [1.0, 2.0] + 0.1 * np.sin(np.arange(60))[:, None]
-    store = stored(tmp_path, masks, {"test": margins.astype(np.float16)}, alpha=0.4)
+    store = stored(tmp_path, masks, margins, alpha=0.4)
     fit(store)
     text = text_of(store, images(1, 2))
     assert "inf " not in text
@@ -236,7 +236,8 @@ def test_a_single_training_example(tmp_path: Path) -> None:
 
 
 def test_pages_of_other_alphas_and_splits_are_linked(tmp_path: Path) -> None:
-    store = published(tmp_path, split="train", n_train=30)
+    masks, margins = linear_data(300, 30, 30)
+    store = stored(tmp_path, masks, margins, train_margins=margins)
     fit(store)
     fit(store, "train")
     first = write_report(store, "test", None)
@@ -253,7 +254,7 @@ def test_planted_duplicates_alone_or_together_and_a_planted_wrong_label_come_fir
     weight[:, 3] += 3 * (np.arange(24) == 8) + 2.9 * (np.arange(24) == 2)
     weight[11] = np.roll(weight[11], 1) - 0.2
     margins = (masks @ weight + 0.1 * rng.normal(size=(600, 30))).astype(np.float16)
-    store = stored(tmp_path, masks, {"test": margins})
+    store = stored(tmp_path, masks, margins)
     fit(store)
     page = write_report(store, "test", dataset).read_text()
     duplicates, harmful = page.index('id="duplicates"'), page.index('id="harmful"')
@@ -295,7 +296,7 @@ def test_a_curve_on_disk_is_shown_if_it_is_of_todays_rows_and_options(tmp_path: 
 def test_a_curve_that_takes_long_is_shown_only_if_it_is_on_disk(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     margins = rng.normal(size=(20, 2)).astype(np.float16)
-    store = stored(tmp_path, rng.random((20, 2501)) < 0.5, {"test": margins}, eval_models=8)
+    store = stored(tmp_path, rng.random((20, 2501)) < 0.5, margins, eval_models=8)
     path = path_of(store, "test")
     path.parent.mkdir()
     torch.save({"weight": torch.zeros(2501, 2), "bias": torch.zeros(2)}, path)

@@ -12,16 +12,16 @@ from datamodels.launch.report.outliers import DEPTH, count_above_noise
 from datamodels.launch.report.survey import Survey, survey
 from datamodels.train.errors import UserError
 from datamodels.train.store import PublishedStore
-from tests.train.store.published import stored
+from tests.stores import published_store
 
 NONE = np.empty(0, np.int64)
 
 
 def store_of(folder: Path, n_train: int, targets: int) -> PublishedStore:
-    margins = {"test": np.zeros((4, targets), np.float16)}
-    if targets == n_train:
-        margins["train"] = margins["test"]
-    return stored(folder, np.ones((4, n_train), bool), margins, eval_models=0)
+    margins = np.zeros((4, targets))
+    return published_store(
+        folder, np.ones((4, n_train)), margins, train_margins=margins if targets == n_train else None
+    )
 
 
 def fitted(store: PublishedStore, weight: np.ndarray, split: str = "test") -> Fitted:

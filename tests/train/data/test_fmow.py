@@ -2,10 +2,8 @@
 
 import inspect
 import os
-import pickle
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ import torch
 from PIL import Image
 
 from fmow import CATEGORIES, FMoWDataset, read_image
-from fmow.dataset import WILDSFMoW, WILDSSubset, unimportable
+from fmow.dataset import WILDSFMoW
 
 REPO = Path(__file__).resolve().parents[3]
 DATA = Path(os.environ.get("DATAMODELS_TEST_DATA", REPO.parent / "shared" / "data"))
@@ -194,22 +192,10 @@ def test_the_constructor_takes_wilds_arguments():
     assert ours == theirs
 
 
-def test_official_is_time_after_2016(edge_root):
-    official, named = (FMoWDataset(root_dir=edge_root, split_scheme=s) for s in ("official", "time_after_2016"))
-    np.testing.assert_array_equal(official.split_array, named.split_array)
-    assert torch.equal(official.metadata_array, named.metadata_array)
-    assert FMoWDataset(root_dir=edge_root).split_scheme == "time_after_2016"
-
-
 def test_mixed_to_test_depends_on_the_seed(edge_root, edge_table):
     ds = FMoWDataset(root_dir=edge_root, split_scheme="mixed-to-test", seed=5)
     np.testing.assert_array_equal(rows_of(ds, "train"), expected_rows(edge_table, "mixed-to-test", "train", seed=5))
     assert ds.oracle_training_set
-
-
-def test_metadata_stays_as_published(edge_root, edge_table):
-    ds = FMoWDataset(root_dir=edge_root)
-    pd.testing.assert_frame_equal(ds.metadata[list(edge_table)], edge_table)
 
 
 def test_examples_are_the_subsets_without_their_images(edge_root, edge_table, monkeypatch):
@@ -290,25 +276,6 @@ def test_spawned_workers_read_it_and_no_one_asks_the_network(edge_root, edge_tab
     assert [CATEGORIES[y] for _, ys in batches for y in ys] == list(edge_table["category"][rows])
 
 
-@pytest.mark.parametrize("before", [None, types.ModuleType("outdated")])
-def test_the_hidden_module_comes_back(monkeypatch, before):
-    monkeypatch.delitem(sys.modules, "outdated", raising=False)
-    if before is not None:
-        monkeypatch.setitem(sys.modules, "outdated", before)
-    with unimportable("outdated"), pytest.raises(ImportError):
-        import outdated  # noqa: F401
-    assert sys.modules.get("outdated") is before
-    assert "outdated" not in sys.modules or before is not None
-
-
-def test_pickles(edge_root):
-    subset = FMoWDataset(root_dir=edge_root).get_subset("id_test")
-    again = pickle.loads(pickle.dumps(subset))
-    assert isinstance(again, WILDSSubset)
-    np.testing.assert_array_equal(again.indices, subset.indices)
-    assert torch.equal(again.metadata_array, subset.metadata_array)
-
-
 MEASURE = """
 import resource, sys, time
 from fmow import FMoWDataset
@@ -342,7 +309,10 @@ def small_root(tmp_path):
     return write_tree(tmp_path, rows_at(any_times(20)).assign(split="train"), images=range(20))
 
 
-def message_of(error):
+def refusal(root, **options):
+    """The one line that a dataset is refused with."""
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        FMoWDataset(root_dir=root, **options)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -371,17 +341,13 @@ def test_download_is_wilds_own(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("name", ["rgb_metadata.csv", "country_code_mapping.csv"])
 def test_a_missing_table_is_named(small_root, name):
     (small_root / "fmow_v1.1" / name).unlink()
-    with pytest.raises(FileNotFoundError, match=name):
-        FMoWDataset(root_dir=small_root)
+    assert name in refusal(small_root)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\xff\xfe", b'a,b\n"1'])
 def test_a_broken_table_is_named(small_root, content):
-    path = small_root / "fmow_v1.1" / "rgb_metadata.csv"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"rgb_metadata\.csv: ") as error:
-        FMoWDataset(root_dir=small_root)
-    message_of(error)
+    (small_root / "fmow_v1.1" / "rgb_metadata.csv").write_bytes(content)
+    assert "rgb_metadata.csv: " in refusal(small_root)
 
 
 @pytest.mark.parametrize(
@@ -391,9 +357,7 @@ def test_a_broken_table_is_named(small_root, content):
 )
 def test_a_missing_column_is_named(small_root, name, column):
     path = with_table(small_root, name, lambda table: table.drop(columns=column))
-    with pytest.raises(ValueError, match="no column") as error:
-        FMoWDataset(root_dir=small_root)
-    assert message_of(error).startswith(f"{path}: no column '{column}' (found: ")
+    assert refusal(small_root).startswith(f"{path}: no column '{column}' (found: ")
 
 
 @pytest.mark.parametrize(
@@ -413,10 +377,9 @@ def test_a_value_that_cannot_be_used_is_named_with_its_row(small_root, column, v
         "rgb_metadata.csv",
         lambda table: table.assign(**{column: table[column].where(table.index != 7, value)}),
     )
-    with pytest.raises(ValueError, match=f"row 7: {column} ") as error:
-        FMoWDataset(root_dir=small_root)
-    assert message_of(error).startswith(f"{path}: ")
-    assert str(value or "nan") in message_of(error)
+    told = refusal(small_root)
+    assert told.startswith(f"{path}: row 7: {column} ")
+    assert str(value or "nan") in told
 
 
 def test_sequestered_rows_may_be_of_any_year(small_root):
@@ -431,42 +394,33 @@ def test_sequestered_rows_may_be_of_any_year(small_root):
 @pytest.mark.parametrize("change", [lambda table: table[:0], lambda table: table.assign(split="seq")])
 def test_a_table_without_usable_rows_is_refused(small_root, change):
     path = with_table(small_root, "rgb_metadata.csv", change)
-    with pytest.raises(ValueError, match="no rows outside the sequestered split") as error:
-        FMoWDataset(root_dir=small_root)
-    assert message_of(error).startswith(f"{path}: ")
+    assert refusal(small_root).startswith(f"{path}: no rows outside the sequestered split")
 
 
 @pytest.mark.parametrize("scheme", ["time_after_1999", "time_after_2019", "time_after_", "time_before_2016", "", None])
 def test_an_unknown_scheme_is_refused_before_anything_is_read(tmp_path, scheme):
-    with pytest.raises(ValueError, match=r"split_scheme .* is unknown") as error:
-        FMoWDataset(root_dir=tmp_path / "nowhere", split_scheme=scheme)
-    assert repr(scheme) in message_of(error)
+    assert refusal(tmp_path / "nowhere", split_scheme=scheme).startswith(f"split_scheme {scheme!r} is unknown")
 
 
 def test_an_unknown_version_and_split_are_refused_as_by_wilds(small_root):
-    with pytest.raises(ValueError, match=r"Version 1\.0 not supported"):
-        FMoWDataset(root_dir=small_root, version="1.0")
+    assert "Version 1.0 not supported" in refusal(small_root, version="1.0")
     with pytest.raises(ValueError, match="Split ood_val not found"):
         FMoWDataset(root_dir=small_root).get_subset("ood_val")
 
 
-def test_a_missing_image_is_named_when_it_is_opened(small_root):
+@pytest.mark.parametrize("keep", [None, 0, 1, 30, 60, -20])
+def test_a_missing_or_truncated_image_is_named_when_it_is_opened(small_root, keep):
     path = small_root / "fmow_v1.1" / "images" / "rgb_img_3.png"
+    content = path.read_bytes()
     path.unlink()
+    if keep is not None:
+        path.write_bytes(content[:keep])
     ds = FMoWDataset(root_dir=small_root)
-    with pytest.raises(FileNotFoundError, match="no such image") as error:
+    with pytest.raises(OSError, match="no such image" if keep is None else "cannot be read as an image") as error:
         ds[3]
-    assert message_of(error).startswith(f"{path}: ")
-
-
-@pytest.mark.parametrize("keep", [0, 1, 30, 60, -20])
-def test_a_truncated_image_is_named(small_root, keep):
-    path = small_root / "fmow_v1.1" / "images" / "rgb_img_3.png"
-    path.write_bytes(path.read_bytes()[:keep])
-    ds = FMoWDataset(root_dir=small_root)
-    with pytest.raises(OSError, match="cannot be read as an image") as error:
-        ds[3]
-    assert message_of(error).startswith(f"{path}: ")
+    assert isinstance(error.value, FileNotFoundError) == (keep is None)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
 
 
 def test_a_flipped_byte_never_gives_another_image(small_root):

@@ -1,12 +1,7 @@
 """A user's own data: read from .npy files, refused where they do not fit, and good for every command."""
 
-import gzip
-import os
 import re
 import shlex
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -186,82 +181,24 @@ def test_every_command_takes_own_data(folder: Path, tmp_path: Path, capsys: pyte
     assert f"the data set in {folder} has sha256" in called("init").error
 
 
-FASHION = Path(os.environ.get("DATAMODELS_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
-FASHION_FILE = """
-import gzip
-import numpy as np
-
-FOLDER = {folder!r}
-
-
-def read(name, skip):
-    with gzip.open(f"{{FOLDER}}/{{name}}-ubyte.gz") as file:
-        return np.frombuffer(file.read(), np.uint8, offset=skip)
-
-
-def dataset():
-    print("reading Fashion-MNIST")
-    return {{
-        "train_images": read("train-images-idx3", 16).reshape(-1, 28, 28)[:60],
-        "train_labels": read("train-labels-idx1", 8)[:60],
-        "test_images": read("t10k-images-idx3", 16).reshape(-1, 28, 28)[:40],
-        "test_labels": read("t10k-labels-idx1", 8)[:40],
-        "classes": range(10),
-    }}
-"""
-
-
-@pytest.fixture
-def fashion(tmp_path: Path) -> Path:
-    """A Python file that reads Fashion-MNIST (Debian: dataset-fashion-mnist), or random files of its form."""
-    folder = FASHION if FASHION.exists() else tmp_path
-    random = np.random.default_rng(0)
-    for split in () if FASHION.exists() else ("train", "t10k"):
-        with gzip.open(folder / f"{split}-images-idx3-ubyte.gz", "wb") as file:
-            file.write(bytes(16) + random.bytes(60 * 784))
-        with gzip.open(folder / f"{split}-labels-idx1-ubyte.gz", "wb") as file:
-            file.write(bytes(8) + bytes(range(10)) * 6)
-    path = tmp_path / "fashion.py"
-    path.write_text(FASHION_FILE.format(folder=str(folder)))
-    return path
-
-
-def test_data_from_a_python_file_survive_kills_and_workers(
-    fashion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_data_from_a_python_file_are_the_same_for_every_worker(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Groups of 8 rows; the same bytes after a kill of two workers, and from one that was never disturbed."""
-    options = [*TINY, "--dataset=fashion", f"--data.python={fashion}", "--data.test=null", "--recipe.epochs=60"]
-
-    def called(name: str, root: Path) -> Outcome:
-        return in_process(capsys, name, DIGITS, *options, "--root", root, *(["--workers=1"] if name == "train" else []))
-
-    def margins(root: Path) -> bytes:
-        return (root / "fashion" / "data" / "test_margins_50pct.npy").read_bytes()
-
-    calm, killed = tmp_path / "calm", tmp_path / "killed"
-    assert [called(name, root).code for root in (calm, killed) for name in ("init",)] == [0, 0]
-    trained = called("train", calm)
-    assert (trained.code, trained.out) == (0, "")
-    command = [
-        sys.executable,
-        "-m",
-        "datamodels",
-        "train",
-        DIGITS,
-        *options,
-        "--workers=2",
-        "--root",
-        killed,
-    ]
-    process = subprocess.Popen([*map(str, command)], cwd=PROJECT, stderr=subprocess.DEVNULL)
-    flags = killed / "fashion" / "data" / "_completed_50pct.npy"
-    while not np.load(flags).any():
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    assert called("train", killed).code == 0
-    assert margins(killed) == margins(calm)
+    path = tmp_path / "my_data.py"
+    path.write_text(
+        "import numpy as np\n\n\ndef dataset():\n    print('reading')\n"
+        f"    return {{name: np.load(f'{folder}/{{name}}.npy') for name in {own.NAMES}}} | {{'classes': 'abc'}}\n"
+    )
+    assert load(setting(tmp_path, python=str(path))).classes == ("a", "b", "c")
+    options = [*TINY, "--dataset=mine", f"--data.python={path}", "--data.test=null"]
+    margins = []
+    for workers in (1, 2):
+        root = tmp_path / f"root-{workers}"
+        assert in_process(capsys, "init", DIGITS, *options, "--root", root).code == 0
+        trained = in_process(capsys, "train", DIGITS, *options, "--root", root, f"--workers={workers}")
+        assert (trained.code, trained.out) == (0, ""), "what the file prints is no output of the command"
+        margins.append((root / "mine" / "data" / "test_margins_50pct.npy").read_bytes())
+    assert margins[0] == margins[1]
 
 
 @pytest.mark.parametrize(

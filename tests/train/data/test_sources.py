@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodels.launch.cli import main
 from datamodels.train.config import Data, Setting, identity
 from datamodels.train.data import images
 from datamodels.train.data.images import LazyImages, Split
 from datamodels.train.data.sources import load
 from datamodels.train.errors import UserError
-from tests.conftest import PROJECT
 
 
 @pytest.fixture(scope="module")
@@ -177,20 +175,3 @@ def test_images_of_several_sizes_are_refused(tree: Path) -> None:
 )
 def test_fields_without_effect_are_refused(dataset: str, data: dict[str, Any], named: str) -> None:
     assert refusal(Setting(dataset=dataset, data=Data(**data))).startswith(named)
-
-
-def test_the_command_tells_a_damaged_image_in_one_line(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = _train_path(tree, 0)
-    content = path.read_bytes()
-    path.write_bytes(content[:5000])
-    config = PROJECT / "configs" / "fmow_debug.yaml"
-    try:
-        for command in ("data", "init"):
-            options = ["--root", str(tree / "store"), "--data.root", str(tree), "--data.packed", str(tree / "packed")]
-            assert main([command, str(config), *options]) == 2
-            told = capsys.readouterr()
-            assert told.err.startswith(f"error: {path}: cannot be read as an image")
-            assert len(told.err.splitlines()) == 1
-            assert not told.out
-    finally:
-        path.write_bytes(content)

@@ -66,10 +66,6 @@ def test_the_checksum_is_the_same_for_ever() -> None:
     assert int(record["check"][0]) == 639000063605901778
 
 
-def test_zeros_are_no_record() -> None:
-    assert not intact(np.zeros(3, RECORD)).any()
-
-
 @pytest.mark.parametrize(
     "fields", [{"kind": 0}, {"kind": 4}, {"time": np.nan}, {"seconds": np.inf}, {"generation": 2**31}]
 )
@@ -154,31 +150,6 @@ def test_a_damaged_header_is_seen_and_its_records_count(tmp_path: Path, at: int)
     reader = JournalReader(path)
     assert taken(reader) == [1]
     assert reader.header_damaged
-
-
-@pytest.mark.parametrize("at", [2, 4000, HEADER_BYTES + RECORD_BYTES + 3])
-def test_a_damaged_journal_is_mended_in_place_and_kept_beside(tmp_path: Path, at: int) -> None:
-    path = written(tmp_path, records(*range(4)))
-    _spoil(path, at)
-    spoilt = path.read_bytes()
-    reader = JournalReader(path)
-    left = taken(reader)
-    assert reader.mend("store")
-    again = JournalReader(path)
-    assert taken(again) == left
-    assert (again.damaged, again.header_damaged) == ([], False)
-    assert again.record(3)["row"] == 3, "records keep their numbers"
-    assert path.with_suffix(".bin.damaged").read_bytes() == spoilt
-    assert {each.name for each in tmp_path.iterdir()} == {path.name, f"{path.name}.damaged"}
-
-
-def test_the_journal_of_a_live_attempt_is_not_mended(tmp_path: Path) -> None:
-    writer = JournalWriter(tmp_path, {"device": "x"})
-    writer.append(records(0))
-    (path,) = tmp_path.iterdir()
-    assert not JournalReader(path).mend("store")
-    writer.close()
-    assert JournalReader(path).mend("store")
 
 
 @pytest.mark.parametrize("call", ["os.pwrite", "os.fdatasync"])

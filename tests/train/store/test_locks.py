@@ -6,6 +6,7 @@ from unittest import mock
 
 import pytest
 
+from datamodels.train.errors import UserError
 from datamodels.train.store.locks import LockFile, store_lock
 from tests.conftest import PROJECT
 
@@ -81,5 +82,7 @@ def test_a_lock_file_that_was_replaced_is_noticed(path: Path) -> None:
 def test_a_store_is_held_as_a_whole_without_holding_its_groups(path: Path) -> None:
     with store_lock(path):
         assert LockFile(path).acquire(0)
+        with pytest.raises(UserError, match="held by another process"), store_lock(path, patience=0):
+            raise AssertionError("two processes hold a store")
     with store_lock(path, patience=0):
         pass

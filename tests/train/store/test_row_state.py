@@ -116,23 +116,6 @@ def test_the_reason_of_a_failure_is_told(tmp_path: Path) -> None:
     assert (states.state[2], states.reason(2), states.reason(0)) == (RowState.FAILED, "5", "")
 
 
-def test_a_record_of_the_past_that_came_after_the_invalidation_is_suspect(tmp_path: Path) -> None:
-    """Its attempt may have written over the row: train redoes it, and that settles it."""
-    folder = Folder(tmp_path)
-    folder.append(Event(0, 1, 1, Kind.INVALID, 5, 0))
-    folder.append(Event(0, 1, 1, Kind.DONE, 7, 0))
-    states = folder.states()
-    states.refresh()
-    assert states.state[1] == RowState.DONE
-    folder.append(Event(1, 1, 0, Kind.DONE, 6, 0))
-    states.refresh()
-    assert states.state[1] == RowState.CONFLICT
-    folder.append(Event(0, 1, 2, Kind.INVALID, 8, 0))
-    folder.append(Event(0, 1, 2, Kind.DONE, 9, 0))
-    states.refresh()
-    assert states.state[1] == RowState.DONE
-
-
 def test_many_failures_are_merged_without_opening_journals(tmp_path: Path) -> None:
     rows = 20_000
     records = np.zeros(3 * rows, RECORD)
@@ -156,15 +139,6 @@ def test_a_pipe_among_the_journals_is_told(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.bin")
     with pytest.raises(WorkError, match=r"x\.bin is not a plain file"):
         Folder(tmp_path).states().refresh()
-
-
-def test_rows_beyond_the_store_are_left_out(tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
-    folder.append(Event(0, 2**40, 0, Kind.DONE, 1, 1))
-    folder.append(Event(0, 1, 0, Kind.DONE, 1, 1))
-    states = folder.states()
-    states.refresh()
-    assert states.state.tolist() == [0, RowState.DONE, 0, 0]
 
 
 def test_a_journal_of_another_store_does_not_count(tmp_path: Path) -> None:

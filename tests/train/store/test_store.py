@@ -18,13 +18,15 @@ from datamodels.train.config import Outputs
 from datamodels.train.errors import UserError, WorkError
 from datamodels.train.npy_file import HEADER_BYTES
 from datamodels.train.store.journal import RECORD, Kind, encode_header, seal
+from datamodels.train.store.layout import Layout
 from datamodels.train.store.manifest import _digest, read_manifest
+from datamodels.train.store.open import open as open_anything
 from datamodels.train.store.published import PublishedStore
 from datamodels.train.store.store import Store, open_store
-from tests.conftest import PROJECT, in_process
-from tests.faults.flips import flip
+from tests.conftest import DIGITS, PROJECT, TINY, in_process
 from tests.faults.full import can_mount, read_only
 from tests.faults.stores import N_TEST, N_TRAIN, create, fill, filled, layout, result, setting, workplace, writing
+from tests.stores import flip
 
 
 @pytest.fixture
@@ -242,6 +244,29 @@ def test_no_value_in_a_manifest_breaks_those_who_open_it(
         assert (found.rows, found.group, found.n_train) == (14, 4, N_TRAIN)
     finally:
         store.layout.manifest.write_bytes(written)
+
+
+def test_a_store_of_0_1_is_trained_on_and_fitted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its manifest says how images were read and datamodels fitted then, which no row depends on."""
+
+    def called(name: str, *options: object) -> int:
+        return in_process(capsys, name, DIGITS, "--root", tmp_path, *TINY, "--fit.share=0.3", *options).code
+
+    assert called("init") == called("train", "--rows=0:8") == 0
+    store = Store.open(Layout(tmp_path, "digits", "50"))
+    for form in ("beton-jpeg", "beton-raw"):
+        config = store.manifest.config
+        config["data"]["form"], config["fit"]["solver"] = form, "fista"
+        rewritten(store, config=config)
+        assert called("train") == called("fit") == called("verify", "--retrain=1") == 0
+        opened = open_anything(tmp_path)
+        assert opened.completed().all()
+        assert read_manifest(opened.layout.manifest).config["data"]["form"] == form
+        if form == "beton-raw":
+            assert len(opened.dataset().test.labels) == opened.n_test
+        else:
+            with pytest.raises(UserError, match=r"data\.form is 'beton-jpeg', expected `beton`, with its two files"):
+                opened.dataset()
 
 
 def test_a_manifest_from_before_a_key_came_stands_at_its_default(store: Store) -> None:
