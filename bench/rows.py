@@ -67,7 +67,7 @@ class Rows:
 
     def __init__(self, setting: Setting, dataset: Dataset, executor: Executor, streams: int, root: Path) -> None:
         self.setting, self.executor, self.group = setting, executor, setting.recipe.group
-        self.trainer = WatchedTrainer(setting, dataset, executor, streams=streams)
+        self.trainer = WatchedTrainer(setting, dataset, executor, concurrent_groups=streams)
         self.store = create_store(Layout(root, setting.dataset, setting.pct), setting, dataset, lambda text: None)
         self.writer = WatchedWriter(self.store, {})
         self.done = 0
@@ -162,7 +162,7 @@ def repeated(setting: Setting, dataset: Dataset, executor: Executor) -> dict[str
     first, again = succeeded(trainer(0)), succeeded(trainer(0))
     steps = trainer.draw(range(setting.recipe.group)).schedule.steps
     del trainer
-    both = Trainer(setting, dataset, executor, streams=2)
+    both = Trainer(setting, dataset, executor, concurrent_groups=2)
     pending = [both.start(group) for group in (0, 1)]
     beside, _ = (succeeded(each.result()) for each in pending)
     return {

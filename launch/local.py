@@ -36,8 +36,12 @@ def train_here(
     if not missing:
         notice(f"nothing to train: rows {rows.start} to {rows.stop - 1} are all done")
         return
-    recipe = store.setting.recipe
-    places = devices_of(recipe, devices, workers, -(-missing // store.group), visible_gpus(recipe))
+    recipe, gpus = store.setting.recipe, 0
+    if recipe.device == "cuda":
+        import torch
+
+        gpus = torch.cuda.device_count()
+    places = devices_of(recipe, devices, workers, -(-missing // store.group), gpus)
     concurrent_groups = 1 if places[0] == "cpu" else workers or 1
     tasks = [Task(root, store.setting.to_dict(), (rows.start, rows.stop), place, concurrent_groups) for place in places]
     with Progress("rows", missing) as progress:
@@ -51,15 +55,6 @@ def train_here(
             raise Interrupted(*error.args or [stop.exit_code]) from None
         finally:
             store.refresh()
-
-
-def visible_gpus(recipe: Recipe) -> int:
-    """How many GPUs this process sees; 0 without looking where the recipe trains on a CPU."""
-    if recipe.device != "cuda":
-        return 0
-    import torch
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def devices_of(recipe: Recipe, devices: Sequence[str] | None, workers: int | None, groups: int, gpus: int) -> list[str]:

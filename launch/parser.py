@@ -30,7 +30,14 @@ def run(arguments: list[str]) -> int:
     if "-h" in others or "--help" in others:
         parser.print_help()
         return 0
-    return COMMANDS[name].run(_request(parser, others))
+    config, others = _split_config(others)
+    setting, options = parser.parse(config, _files_first(others))
+    root = options.pop("root")
+    if root == "":
+        raise UserError("--root is '', expected a folder")
+    explicit_models = any(argument.split("=")[0] == "--models" for argument in others)
+    request = Request(setting, Path(root or f"runs/{config.stem}").expanduser(), options, explicit_models)
+    return COMMANDS[name].run(request)
 
 
 def _overview() -> str:
@@ -57,16 +64,6 @@ def _parser(name: str, command: Command) -> Parser:
         parser.add_class_arguments(Slurm, "slurm", as_group=True)
     parser.add_setting()
     return parser
-
-
-def _request(parser: Parser, arguments: list[str]) -> Request:
-    config, others = _split_config(arguments)
-    setting, options = parser.parse(config, _files_first(others))
-    explicit_models = any(argument.split("=")[0] == "--models" for argument in others)
-    root = options.pop("root")
-    if root == "":
-        raise UserError("--root is '', expected a folder")
-    return Request(setting, Path(root or f"runs/{config.stem}").expanduser(), options, explicit_models)
 
 
 def _split_config(arguments: list[str]) -> tuple[Path, list[str]]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodels.train.store import Store
+from datamodels.train.store import RowFailure, RowResult, Store
 
 MIN_CORRELATION = 0.8
 """Across devices rounding differs and training amplifies it: rows count as close where their masks are equal and their
@@ -12,12 +12,11 @@ test margins correlate at least this much over the test examples."""
 
 
 def retrain(store: Store, count: int, leave_out: set[int]) -> dict[str, Any]:
-    """Train `count` random completed rows again.
+    """Train `count` random completed rows again, leaving some out; returns row numbers by outcome.
 
     `equal` and `different`: rows whose recorded environment is this one, compared byte for byte (and rows of another
     environment that are not even close); `close`: rows of another environment within the tolerance.
     """
-    from datamodels.train.store import RowResult
     from datamodels.train.trainer import Trainer, environment, pick_device
 
     device = pick_device(store.setting.recipe)
@@ -29,10 +28,8 @@ def retrain(store: Store, count: int, leave_out: set[int]) -> dict[str, Any]:
         again = {result.row: result for result in trainer(row // store.group)}[row]
         made = store.states.readers[store.states.journal[row]].provenance
         kind = "equal" if all(made.get(key) == value for key, value in here.items()) else "close"
-        if not isinstance(again, RowResult):
-            same = False
-        elif kind == "equal":
-            same = all(store.read(n, row, row + 1)[0].tobytes() == again.arrays[n].tobytes() for n in store.arrays)
+        if kind == "equal" or not isinstance(again, RowResult):
+            same = has_stored_bytes(store, again)
         else:
             stored, new = store.read("test_margins", row, row + 1)[0], again.arrays["test_margins"]
             correlation = np.corrcoef(stored.astype(np.float64), new.astype(np.float64))[0, 1]
@@ -40,3 +37,10 @@ def retrain(store: Store, count: int, leave_out: set[int]) -> dict[str, Any]:
             same = equal_masks and correlation >= MIN_CORRELATION
         outcome[kind if same else "different"].append(row)
     return outcome
+
+
+def has_stored_bytes(store: Store, again: RowResult | RowFailure) -> bool:
+    """Whether a row that was trained again has the bytes that are stored."""
+    return isinstance(again, RowResult) and all(
+        store.read(name, again.row, again.row + 1).tobytes() == again.arrays[name].tobytes() for name in store.arrays
+    )

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.lasso import Progress
+from datamodels.launch.retrain import has_stored_bytes
 from datamodels.train import UserError, WorkError, function_of
 from datamodels.train.data import Dataset
-from datamodels.train.store import BaseStore, RowFailure, RowResult, Store
+from datamodels.train.store import BaseStore, Store
 
 if TYPE_CHECKING:
     import torch
@@ -36,12 +37,13 @@ def write_checkpoints(store: BaseStore, rows: NDArray[np.int64], folder: Path, p
     """
     import torch
 
-    from datamodels.train.trainer import Trainer, pick_device
+    from datamodels.train.trainer import Trainer, environment, pick_device
 
     if not isinstance(store, Store):
         raise UserError(f"{store.layout.manifest} does not exist: rows of published files cannot be trained again")
     dataset = store.dataset()
     trainer = Trainer(store.setting, dataset, pick_device(store.setting.recipe), store.eras)
+    here = environment(store.setting.recipe, trainer.device)
     plain = _write_network(store, dataset, folder)
     (folder / "checkpoints").mkdir()
     names = list[str]()
@@ -49,7 +51,13 @@ def write_checkpoints(store: BaseStore, rows: NDArray[np.int64], folder: Path, p
         results = {result.row: result for result in trainer(group)}
         trained = trainer.engines[0].network.state_dict()
         for row in rows[rows // store.group == group].tolist():
-            _require_same_bytes(store, results[row], trainer)
+            if not has_stored_bytes(store, results[row]):
+                made = store.states.readers[store.states.journal[row]].provenance
+                differing = [f"{key} is {here[key]}, was {made.get(key)}" for key in here if made.get(key) != here[key]]
+                cause = (
+                    f"{'; '.join(differing)}: export its checkpoint there" if differing else "run `datamodels verify`"
+                )
+                raise WorkError(f"row {row} trained again comes out other than it is stored: {cause}")
             plain.load_state_dict(row_state(trained, plain.state_dict(), store.group, row))
             _require_margins(store, row, plain, trainer)
             names.append(f"checkpoints/row_{row}.pt")
@@ -101,22 +109,6 @@ def row_state(
             values = values.reshape(*reversed(like.shape)).T
         state[name] = values.reshape(like.shape).clone()
     return state
-
-
-def _require_same_bytes(store: Store, result: RowResult | RowFailure, trainer: "Trainer") -> None:
-    """Raises WorkError unless a row trained again has the bytes that are stored."""
-    from datamodels.train.trainer import environment
-
-    row = result.row
-    if isinstance(result, RowResult) and all(
-        store.read(name, row, row + 1).tobytes() == result.arrays[name].tobytes() for name in store.arrays
-    ):
-        return
-    made = store.states.readers[store.states.journal[row]].provenance
-    here = environment(store.setting.recipe, trainer.device)
-    differing = [f"{key} is {here[key]}, was {made.get(key)}" for key in here if made.get(key) != here[key]]
-    cause = f"{'; '.join(differing)}: export its checkpoint there" if differing else "run `datamodels verify`"
-    raise WorkError(f"row {row} trained again comes out other than it is stored: {cause}")
 
 
 def _require_margins(store: Store, row: int, plain: "Network", trainer: "Trainer") -> None:

@@ -1,7 +1,7 @@
 """Seconds that one row takes: the mean over rows of a store that are done, or over rows that a probe trains.
 
-They are seconds of one GPU, with a number of groups in training at a time (`streams`), or of one CPU worker, which
-keeps recipe.threads cores busy. Nothing is extrapolated: neither over alphas, nor over devices, nor over streams.
+They are seconds of one GPU, with a number of groups in training at a time, or of one CPU worker, which keeps
+recipe.threads cores busy. Nothing is extrapolated: neither over alphas, nor over devices, nor over numbers of groups.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class Rate:
     """`store` or `probe`."""
     basis: str
     """How many rows it is the mean of, with their spread, for people."""
-    streams: int
+    concurrent_groups: int
     """Groups of rows in training at a time on the GPU; 1 on a CPU."""
 
 
@@ -47,18 +47,18 @@ def main_device(store: Store) -> Device:
 
 def rate_of(store: Store, device: Device, workers: int) -> Rate | None:
     """The mean over rows of the device, if any, that trained `workers` groups at a time if there are such rows."""
-    rows = done_by(store, lambda made: (device_of(made), int(concurrent_groups(made))))
-    by_streams = {streams: count for (made_on, streams), count in rows.items() if made_on == device}
-    if not by_streams:
+    makers = done_by(store, lambda made: (device_of(made), concurrent_groups(made)))
+    rows = {at_once: count for (made_on, at_once), count in makers.items() if made_on == device}
+    if not rows:
         return None
-    streams = workers if workers in by_streams else max(by_streams, key=by_streams.__getitem__)
+    at_once = workers if workers in rows else max(rows, key=rows.__getitem__)
     made = [reader.provenance for reader in store.states.readers]
-    journals = [at for at, one in enumerate(made) if device_of(one) == device and concurrent_groups(one) == streams]
+    journals = [at for at, one in enumerate(made) if (device_of(one), concurrent_groups(one)) == (device, at_once)]
     seconds, basis = _mean(store, np.flatnonzero(store.completed() & np.isin(store.states.journal, journals)))
     basis += f", in {store.layout.data}"
-    if device[1] and streams != workers:
-        basis += f", measured with {counted(streams, 'group')} at a time, not {workers}"
-    return Rate(seconds, *device, "store", basis, streams)
+    if device[1] and at_once != workers:
+        basis += f", measured with {counted(at_once, 'group')} at a time, not {workers}"
+    return Rate(seconds, *device, "store", basis, at_once)
 
 
 def probe(setting: Setting, dataset: Dataset, groups: int, workers: int) -> Rate:
@@ -70,22 +70,22 @@ def probe(setting: Setting, dataset: Dataset, groups: int, workers: int) -> Rate
     from datamodels.train.trainer import device_name, on_gpu, pick_device
 
     device, group = pick_device(setting.recipe), setting.recipe.group
-    streams = workers if on_gpu(device) else 1
+    at_once = workers if on_gpu(device) else 1
     outputs = dataclasses.replace(setting.outputs, preallocate=False)
-    trial = dataclasses.replace(setting, models=groups * streams * group, eval_models=0, outputs=outputs)
+    trial = dataclasses.replace(setting, models=groups * at_once * group, eval_models=0, outputs=outputs)
     with tempfile.TemporaryDirectory(prefix="datamodels-probe-") as folder:
         store = create_store(Layout(Path(folder), trial.dataset, trial.pct), trial, dataset, lambda text: None)
-        task = Task(folder, trial.to_dict(), (0, trial.rows), str(device), streams)
+        task = Task(folder, trial.to_dict(), (0, trial.rows), str(device), at_once)
         with Progress(f"rows of a probe at alpha {trial.alpha:g}", trial.rows) as progress:
             work(task, Stop(), progress)
         store.refresh()
         rows = np.flatnonzero(store.completed())
-        rows = rows[rows >= group * streams * (groups > 1)]
+        rows = rows[rows >= group * at_once * (groups > 1)]
         if not len(rows):
             raise WorkError(f"all rows of the probe at alpha {setting.alpha:g} failed: run `train` to see the reason")
         seconds, basis = _mean(store, rows)
     basis += ", trained by --probe" + (", warm-up included" if groups == 1 else "")
-    return Rate(seconds, device_name(device), on_gpu(device), "probe", basis, streams)
+    return Rate(seconds, device_name(device), on_gpu(device), "probe", basis, at_once)
 
 
 def _mean(store: Store, rows: NDArray[np.int64]) -> tuple[float, str]:

@@ -14,7 +14,11 @@ def describe(found: dict[str, Any]) -> str:
     if rate is None:
         lines.append(("seconds a row", "not measured: `--probe 2` measures them"))
     else:
-        at_a_time = f"with {rate['streams']} groups at a time" if rate["streams"] > 1 else "with one group at a time"
+        at_a_time = (
+            f"with {rate['concurrent_groups']} groups at a time"
+            if rate["concurrent_groups"] > 1
+            else "with one group at a time"
+        )
         hours = f"{found['hours']:,.3g} for the missing rows, {found['hours_in_all']:,.3g} in all"
         lines += [
             (

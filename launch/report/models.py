@@ -1,10 +1,8 @@
 """The section about the models themselves: how well they do, and what they were trained on."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from datamodels.launch.report import plots
 from datamodels.launch.report.report_data import ROWS, ReportData, column_step, sample_margins, spread
@@ -39,7 +37,6 @@ def models(data: ReportData) -> dict[str, Any]:
     low, high = np.quantile(np.concatenate(list(groups.values())), (_TAIL, 1 - _TAIL))
     edges = np.linspace(low, max(high, low + 1e-3), 49)
 
-    sums = _column_sums(data)
     return {
         "rows": len(rows),
         "n_test": n_test,
@@ -48,28 +45,17 @@ def models(data: ReportData) -> dict[str, Any]:
         "n_margins": sum(map(len, groups.values())),
         "beyond": 2 * _TAIL,
         "margin_plot": plots.outlines("margins", groups, edges, "margin", "margins"),
-        "sums": sums,
-        "sums_plot": _sums_plot(sums),
+        "sums": _column_sums(data),
     }
 
 
-@dataclass(frozen=True)
-class ColumnSums:
-    """How many masks hold each training example, against what independent masks give."""
+def _column_sums(data: ReportData) -> dict[str, Any]:
+    """How many masks hold each training example, against what independent masks give.
 
-    counts: NDArray[np.int64]
-    """[N_train]"""
-    rows: int
-    """Masks that are counted."""
-    share: float
-    """Of the training examples that a mask holds."""
-    mean: float
-    deviation: float
-    """Of independent masks."""
+    Masks are those of the fit's rows, which the fit has counted, or else of some rows.
+    """
+    from scipy.special import ndtr
 
-
-def _column_sums(data: ReportData) -> ColumnSums:
-    """The counts of the fit's rows, which the fit has made, or else of some rows."""
     store, fitted = data.store, data.fitted
     rows = np.flatnonzero(store.completed()[: store.models])
     mean = fitted.parts[0].datamodels.arrays.get("mean")
@@ -87,14 +73,17 @@ def _column_sums(data: ReportData) -> ColumnSums:
     # rows share a mask if `grow` has made estimation rows of evaluation rows
     runs = np.unique([store.mask_index(int(row)) for row in rows], return_counts=True)[1]
     deviation = float(np.sqrt((runs**2).sum() * share * (1 - share)))
-    return ColumnSums(counts, len(rows), share, len(rows) * share, deviation)
 
-
-def _sums_plot(sums: ColumnSums) -> str:
-    from scipy.special import ndtr
-
-    edges, expected = plots.whole_edges(sums.counts), None
-    if sums.deviation:
-        expected = len(sums.counts) * np.diff(ndtr((edges - sums.mean) / sums.deviation))
+    edges, expected = plots.whole_edges(counts), None
+    if deviation:
+        expected = len(counts) * np.diff(ndtr((edges - len(rows) * share) / deviation))
     xlabel, what = "masks that hold the example", "training examples"
-    return plots.histogram("columns", sums.counts, xlabel, what, edges=edges, expected=expected)
+    plot = plots.histogram("columns", counts, xlabel, what, edges=edges, expected=expected)
+    return {
+        "counts": counts,
+        "masks": len(rows),
+        "share": share,
+        "mean": len(rows) * share,
+        "deviation": deviation,
+        "plot": plot,
+    }

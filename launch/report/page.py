@@ -92,11 +92,14 @@ def write_report(
     price: of an hour of a GPU, or of a CPU core if no GPU trained, for what training cost.
     """
     data = gather(store, split, dataset, evaluation, progress, price)
+    notes = [f"{text}." for text in data.evaluation.notices] if data.evaluation else []
+    if data.fitted.stale and not notes:
+        notes = ["The datamodels were fitted to other rows or with other options than today's: run `datamodels fit`."]
     page = environment.get_template("page.html").render(
         data=data,
         title=f"{store.setting.dataset}, alpha {store.setting.pct}%, {split} targets",
         used=data.fitted.report.get("rows", {}).get("used"),
-        notes=_notes(data),
+        notes=notes,
         channels=dataset.train.images.shape[3] if dataset else None,
         sections=_sections(data),
         fingerprint=fingerprint(store, split, data.fitted, dataset),
@@ -110,16 +113,6 @@ def write_report(
         kind = UserError if error.errno in READ_ONLY else WorkError
         raise kind(f"cannot write {path}: {error.strerror}") from None
     return path
-
-
-def _notes(data: ReportData) -> list[str]:
-    """Reasons to doubt the page's figures."""
-    notes = [f"{text}." for text in data.evaluation.notices] if data.evaluation else []
-    if data.fitted.stale and not notes:
-        notes.append(
-            "The datamodels were fitted to other rows or with other options than today's: run `datamodels fit`."
-        )
-    return notes
 
 
 def _sections(data: ReportData) -> list[tuple[str, str, Markup]]:

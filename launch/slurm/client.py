@@ -1,8 +1,8 @@
 """Talking to SLURM: what is queued, what the cluster allows, submitting, cancelling. Only its own commands are used."""
 
+import functools
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,18 +82,13 @@ class Job:
         return self.held or self.launch_failed or (self.state == "PENDING" and self.reason not in _USUAL)
 
 
-def require_sbatch() -> None:
-    """Raises UserError where nothing can be submitted."""
-    if not shutil.which("sbatch"):
-        raise UserError("sbatch is not on the PATH: submit where SLURM is, or look at it with --dry-run")
-
-
 def jobs(folder: Path, ended: bool = False, patience: float = PATIENCE) -> list[Job]:
-    """The jobs whose script lies in the folder of a plan below `folder`, with `ended` also those that are over.
+    """The jobs of the plans in a folder, with `ended` also those that are over.
 
     Raises UserError where SLURM does not answer.
     """
-    here, folders, found = os.path.realpath(folder), dict[Path, str](), []
+    here, found = os.path.realpath(folder), []
+    real_path = functools.lru_cache(os.path.realpath)
     options = ["-r", "-o", _FORMAT, *(["-t", "all"] if ended else [])]
     for line in _ask("squeue", "-h", "-a", *options, patience=patience).splitlines():
         fields = line.split("|", _FORMAT.count("|"))
@@ -101,9 +96,7 @@ def jobs(folder: Path, ended: bool = False, patience: float = PATIENCE) -> list[
             continue
         array, element, number, state, node, reason, script = fields
         job = Job(array, int(element) if element.isdecimal() else None, number, state, node, reason, Path(script))
-        if job.plan not in folders:
-            folders[job.plan] = os.path.realpath(job.plan.parent)
-        if folders[job.plan] == here:
+        if real_path(job.plan.parent) == here:
             found.append(job)
     return found
 

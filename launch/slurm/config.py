@@ -139,9 +139,10 @@ def slurm_from(content: Mapping[str, Any]) -> Slurm:
     _require(isinstance(content["after"], dict), "after", content["after"], "keys and values")
     refuse_null(Slurm, content, "slurm.")
     refuse_null(After, content["after"], "slurm.after.")
-    return Slurm(**{**_known(Slurm, content), "after": After(**_known(After, content["after"]))})
-
-
-def _known(kind: type[Slurm | After], content: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the keys that a parser adds of its own."""
-    return {field.name: content[field.name] for field in fields(kind) if field.name in content}
+    ours, after = (
+        {
+            field.name: given[field.name] for field in fields(kind) if field.name in given
+        }  # a parser adds keys of its own
+        for kind, given in ((Slurm, content), (After, content["after"]))
+    )
+    return Slurm(**{**ours, "after": After(**after)})

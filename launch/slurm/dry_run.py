@@ -14,7 +14,7 @@ from datamodels.launch.slurm import client
 from datamodels.launch.slurm.config import Slurm, seconds_of
 from datamodels.launch.slurm.plan import Plan, Range, folder_of, next_folder, pieces
 from datamodels.launch.slurm.queue import Queue
-from datamodels.launch.slurm.script import files, portable, require_path
+from datamodels.launch.slurm.script import files, portable
 from datamodels.launch.slurm.work import Rows
 from datamodels.train import Setting, UserError
 from datamodels.train.store import Layout
@@ -22,7 +22,6 @@ from datamodels.train.store import Layout
 
 def dry_run(setting: Setting, layout: Layout, cluster: Slurm, split: str, retry_failed: bool) -> int:
     """Print the scripts of every stage and what the training takes. Raises UserError."""
-    require_path(layout)
     store, notices = store_as_it_is(setting, layout), list[str]()
     if store:
         rows = Rows.of(store, retry_failed)
@@ -54,7 +53,7 @@ def dry_run(setting: Setting, layout: Layout, cluster: Slurm, split: str, retry_
 
     size = sum(array.bytes for array in rows.arrays)
     most = max((stop - start for start, stop in tasks), default=0)
-    span = f" of up to {most} rows, from {_range(tasks[0])} to {_range(tasks[-1])}" if tasks else ""
+    span = " of up to {} rows, from {}:{} to {}:{}".format(most, *tasks[0], *tasks[-1]) if tasks else ""
     lines = [
         ("rows", f"{len(rows.missing)} of {rows.rows} missing"),
         ("queued", f"{len(queued)} tasks"),
@@ -69,10 +68,6 @@ def dry_run(setting: Setting, layout: Layout, cluster: Slurm, split: str, retry_
         print(f"----- {name}\n{text}")
     print("\n".join(f"{name:10} {value}" for name, value in lines))
     return 0
-
-
-def _range(task: Range) -> str:
-    return f"{task[0]}:{task[1]}"
 
 
 def _fit_disk(models: int, n_train: int, targets: int) -> str:

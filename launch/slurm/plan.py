@@ -30,9 +30,6 @@ GATE = "gate.sh"
 
 PAGE_BYTES = 4096
 
-_LAST = "_last"
-"""File with the number of the plan that was made last."""
-
 Range = tuple[int, int]
 
 
@@ -128,7 +125,7 @@ def numbered(folder: Path) -> dict[int, Path]:
 
 def next_folder(folder: Path) -> Path:
     """The folder of the next plan. No number comes twice: a job of a plan that was removed may still turn up."""
-    last = folder / _LAST
+    last = folder / "_last"
     numbers = [*numbered(folder), int(last.read_text()) if last.exists() else 0]
     return folder / f"plan_{max(numbers) + 1:04}"
 
@@ -144,7 +141,7 @@ def write_plan(plan: Plan, path: Path, files: Mapping[str, str]) -> None:
             (draft / name).write_text(text)
             (draft / name).chmod(0o555 if name.endswith(".sh") else 0o444)
         os.rename(draft, path)
-        (path.parent / _LAST).write_text(path.name.removeprefix("plan_") + "\n")
+        (path.parent / "_last").write_text(path.name.removeprefix("plan_") + "\n")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 

@@ -36,14 +36,13 @@ class Queue:
                 raise UserError(
                     f"job {job.array} is in the queue for another store that lay here ({job.plan}): scancel {job.array}"
                 )
-        ours = [job for job in jobs if self._is_ours(job)]
+        ours = []
+        for job in jobs:
+            plan = self._plans[job.plan]
+            if plan.split == split or (plan.stage == "train" and not job.is_gate):  # both splits share the rows
+                ours.append(job)
         self.jobs = [job for job in ours if not job.held]
         self.held = [job for job in ours if job.held]
-
-    def _is_ours(self, job: Job) -> bool:
-        """Whether it belongs to the split, or trains rows, which both splits share."""
-        plan = self._plans[job.plan]
-        return plan.split == self.split or (plan.stage == "train" and not job.is_gate)
 
     @property
     def arrays(self) -> list[str]:

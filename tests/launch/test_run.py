@@ -81,17 +81,14 @@ def test_the_store_is_the_published_format(undisturbed: Path) -> None:
         array = np.load(folder / f"{name}_50pct.npy", mmap_mode="r")
         assert (array.dtype, len(array), array.flags.c_contiguous) == (dtype, 32, True)
     assert np.load(folder / "_completed_50pct.npy").all()
-    assert (np.load(folder / "train_masks_50pct.npy").sum(1) == 50).all()
     manifest = json.loads((folder / "store_50pct.json").read_text())
     assert manifest["config"]["recipe"]["lr"] == 0.2
     assert manifest["group"] == 8
 
-
-def test_evaluation_rows_share_masks_in_runs(undisturbed: Path) -> None:
-    masks = np.load(undisturbed / "digits" / "data" / "train_masks_50pct.npy")
-    margins = np.load(undisturbed / "digits" / "data" / "test_margins_50pct.npy")
+    masks, margins = (np.load(folder / f"{name}_50pct.npy") for name in ("train_masks", "test_margins"))
+    assert (masks.sum(1) == 50).all()
     assert len({mask.tobytes() for mask in masks[:24]}) == 24
-    for row in range(24, 32, 2):
+    for row in range(24, 32, 2):  # two runs of each evaluation mask
         assert np.array_equal(masks[row], masks[row + 1])
         assert not np.array_equal(margins[row], margins[row + 1])
 

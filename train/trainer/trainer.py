@@ -36,8 +36,8 @@ Results = list[RowResult | RowFailure]
 class Trainer:
     """Trains groups of rows of one setting on one device.
 
-    On a GPU, `streams` groups train at a time, each by its own engine, while the host draws the next one. On a CPU a
-    group is done once it has been started.
+    On a GPU, `concurrent_groups` of them train at a time, each by its own engine, while the host draws the next one.
+    On a CPU a group is done once it has been started.
     """
 
     def __init__(
@@ -46,19 +46,22 @@ class Trainer:
         dataset: Dataset,
         device: torch.device | Executor,
         eras: tuple[Era, ...] | None = None,
-        streams: int = 1,
+        concurrent_groups: int = 1,
     ) -> None:
         recipe = setting.recipe
-        if streams > 1 and recipe.custom_network:  # it draws from torch's generators, of which a process has one set
-            raise UserError(f"{streams} groups at once with {recipe.network}: custom networks train one at a time")
+        if concurrent_groups > 1 and recipe.custom_network:
+            # it draws from torch's generators, of which a process has one set
+            raise UserError(
+                f"{concurrent_groups} groups at once with {recipe.network}: custom networks train one at a time"
+            )
         torch.set_num_threads(recipe.threads)
         self.executor = device if isinstance(device, Executor) else executor_of(device)
         self.setting, self.recipe, self.device = setting, recipe, self.executor.device
         self.masks = Masks(setting, len(dataset.train.labels), list(eras) if eras else None)
         self.batch = batch_size(setting, len(dataset.train.labels))
         self.shared = _shared(setting, dataset, self.executor)
-        self.engines = [Engine(self.shared) for _ in range(streams)]
-        self.ahead = streams
+        self.engines = [Engine(self.shared) for _ in range(concurrent_groups)]
+        self.ahead = concurrent_groups
         """Groups to have under way (on a CPU: in their commit) while the next one is started."""
         self._queues = [_Queue(engine, self.executor) for engine in self.engines] if self.executor.overlaps else []
         self._started = 0

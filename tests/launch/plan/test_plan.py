@@ -112,9 +112,9 @@ def test_a_budget_that_does_not_pay_for_the_evaluation_rows_buys_no_models(tmp_p
 
 def test_seconds_of_another_setting_device_or_number_of_groups_are_not_taken(tmp_path: Path) -> None:
     store = create(tmp_path)
-    measure(store, range(4), 3.0, **LOOM, streams=1)
-    measure(store, range(4, 8), 2.0, **LOOM, streams=2)
-    measure(store, range(8, 12), 2.5, **LOOM, streams=2)
+    measure(store, range(4), 3.0, **LOOM, concurrent_groups=1)
+    measure(store, range(4, 8), 2.0, **LOOM, concurrent_groups=2)
+    measure(store, range(8, 12), 2.5, **LOOM, concurrent_groups=2)
     measure(store, range(12, 14), 9.0, **CPU)
     measure(create(tmp_path, setting(alpha=0.2)), range(4), 9.0, **CPU)
     longer = dataclasses.replace(setting().recipe, epochs=99)

@@ -95,11 +95,6 @@ class Browser:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def screenshot(self, file: Path) -> None:
-        """The whole page, not only what the window shows."""
-        content = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
-        file.write_bytes(base64.b64decode(content))
-
     def pdf(self) -> bytes:
         """The page as it is printed."""
         return base64.b64decode(self.call("Page.printToPDF", printBackground=True, preferCSSPageSize=True)["data"])
@@ -111,18 +106,12 @@ class Browser:
             self._read += content
         message, _, self._read = self._read.partition(b"\0")
         found = json.loads(message)
-        self._take(found)
-        return found
-
-    def _take(self, message: dict[str, Any]) -> None:
-        """Remember an event; and what is wrong, if it says so."""
-        method, told = message.get("method", ""), message.get("params", {})
+        method, told = found.get("method", ""), found.get("params", {})
         self._events.append(method)
-        if method == "Runtime.exceptionThrown" or (
-            method == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning", "assert")
+        if (
+            method in ("Runtime.exceptionThrown", "Network.loadingFailed")
+            or (method == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning", "assert"))
+            or (method == "Log.entryAdded" and told["entry"]["level"] in ("error", "warning"))
         ):
             self.complaints.append(json.dumps(told)[:500])
-        elif method == "Log.entryAdded" and told["entry"]["level"] in ("error", "warning"):
-            self.complaints.append(told["entry"]["text"])
-        elif method == "Network.loadingFailed":
-            self.complaints.append(told["errorText"])
+        return found

@@ -75,13 +75,14 @@ class Cluster:
 
     def __init__(self, folder: Path, max_array: int) -> None:
         self.folder = folder
-        self.environment = _environment(folder)
+        self.environment = {**os.environ, "PATH": _path(), "SLURM_CONF": str(folder / "slurm.conf")}
         for name in ("state", *(f"spool.{node}" for node in self.NODES)):
             (folder / name).mkdir(parents=True)
         folder.chmod(0o755)
         (folder / "slurm.conf").write_text(_CONF.format(folder=folder, ports=_free_ports(3), max_array=max_array))
         self._make_gpus()
-        self._guard = subprocess.Popen([sys.executable, __file__, str(folder)], stdin=subprocess.PIPE)
+        self.guard = subprocess.Popen([sys.executable, __file__, str(folder)], stdin=subprocess.PIPE)
+        """Ends everything, jobs included, once its input is closed: when the process that started the cluster ends."""
         self.start("slurmctld")
         for node in self.NODES:
             self.start(node)
@@ -147,14 +148,6 @@ class Cluster:
         """Processes of jobs of this cluster, whoever their parent is by now."""
         return _processes(self.folder)
 
-    def stop(self) -> None:
-        """End everything. It happens without this call too, when the process that started the cluster ends."""
-        self._guard.communicate()
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    return {**os.environ, "PATH": _path(), "SLURM_CONF": str(folder / "slurm.conf")}
-
 
 def _processes(folder: Path) -> list[int]:
     mark = f"SLURM_CONF={folder / 'slurm.conf'}".encode()
@@ -204,7 +197,7 @@ def running(folder: Path, max_array: int) -> Iterator[Cluster]:
     try:
         yield cluster
     finally:
-        cluster.stop()
+        cluster.guard.communicate()
 
 
 if __name__ == "__main__":

@@ -69,6 +69,9 @@ def test_cifar_is_planned_without_its_data(dry_run: Run, tmp_path: Path) -> None
     assert found["money"] == "about 1,291.67"
     gpus = {name: re.findall("--gres=gpu:(.)", text) for name, text in scripts(done).items()}
     assert gpus == {"train_0.sh": ["2"], "fit_0.sh": [], "eval_0.sh": [], "gate.sh": []}
+    for given, wanted in (([], ["1"]), (["--slurm.gpus=0"], [])):  # one where the recipe's device is cuda
+        text = scripts(dry_run(DIGITS, "--recipe.device=cuda", *given))["train_0.sh"]
+        assert re.findall("--gres=gpu:(.)", text) == wanted
     assert "#SBATCH --array=0-3%100" in scripts(done)["fit_0.sh"]  # 10,000 targets by 2,560
     million = dry_run(CIFAR, "--models=1500000", "--slurm.rows=1", "--data.root", tmp_path)
     assert lines(million)["tasks"].startswith("1510000 of up to 1 rows")
@@ -101,11 +104,8 @@ def test_a_store_is_asked_for_its_missing_rows_and_its_rate_and_left_as_it_is(ru
         ("--slurm.nope=3", "slurm.nope"),
         ("--slurm.after.gpus=1", "slurm.after.gpus"),
         ("--slurm=nowhere.yaml", "nowhere.yaml"),
-        ("--slurm.time=soon", "slurm.time"),
-        ("--slurm.name=a\nb", "slurm.name"),
         ("--slurm.cpus=many", "slurm.cpus"),
         ("--seed=-1", "seed is -1"),
-        ("--alpha=0.001", "alpha is 0.001"),
         ("--slurm.rows_per_hour=.inf", "slurm.rows_per_hour is inf"),
     ],
 )

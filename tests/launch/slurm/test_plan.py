@@ -1,6 +1,7 @@
 """Planning: ranges, their alignment, written plans."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodels.launch.slurm.plan import Plan, alignment, next_folder, numbered, pieces, ranges, read_plan, write_plan
+from datamodels.launch.slurm.plan import Plan, Range, alignment, next_folder, numbered, ranges, read_plan, write_plan
 from datamodels.train.errors import UserError, WorkError
 
 
@@ -18,35 +19,30 @@ def plan(**changes: object) -> Plan:
     return Plan(**{**values, "setting": {}, "cluster": {}, **changes})  # type: ignore[arg-type]
 
 
-def test_ranges_of_cifar_rows_begin_on_pages() -> None:
-    cifar = [50000, 20000, 100000, 1000000, 200000]
-    unit = alignment(1, cifar, 500)
-    assert unit == 256
-    assert all(unit * size % 4096 == 0 for size in cifar)
-
-
 @pytest.mark.parametrize(
     ("group", "wanted", "unit"), [(64, 4096, 2048), (64, 256, 256), (64, 8, 64), (3, 100, 96), (3, 2, 3), (1, 1, 1)]
 )
 def test_the_alignment_gives_way_to_short_tasks_but_never_divides_a_group(group: int, wanted: int, unit: int) -> None:
     assert alignment(group, [100, 2 * 1697, 200], wanted) == unit
+    cifar = [50000, 20000, 100000, 1000000, 200000]
+    assert alignment(1, cifar, 500) == 256
+    assert all(256 * size % 4096 == 0 for size in cifar)
 
 
-def test_all_rows_missing_gives_equal_ranges_and_a_shorter_last_one() -> None:
-    assert ranges(np.arange(100), [], 8, 40, 100) == [(0, 40), (40, 80), (80, 100)]
-
-
-def test_nothing_missing_gives_nothing() -> None:
-    assert ranges(np.arange(0), [], 8, 40, 100) == []
-    assert ranges(np.arange(16, 32), [(0, 64)], 8, 40, 100) == []
-
-
-def test_queued_ranges_are_left_out_and_not_reached_over() -> None:
-    assert ranges(np.arange(100), [(16, 24)], 8, 80, 100) == [(0, 16), (24, 100)]
-
-
-def test_scattered_rows_share_a_task() -> None:
-    assert ranges(np.array([3, 50, 97]), [], 8, 16, 100) == [(0, 100)]
+@pytest.mark.parametrize(
+    ("missing", "queued", "wanted", "expected"),
+    [
+        (range(100), [], 40, [(0, 40), (40, 80), (80, 100)]),
+        (range(0), [], 40, []),
+        (range(16, 32), [(0, 64)], 40, []),
+        (range(100), [(16, 24)], 80, [(0, 16), (24, 100)]),  # a range does not reach over a queued one
+        ([3, 50, 97], [], 16, [(0, 100)]),  # scattered rows share a task
+    ],
+)
+def test_ranges_hold_what_is_neither_done_nor_queued(
+    missing: Sequence[int], queued: list[Range], wanted: int, expected: list[Range]
+) -> None:
+    assert ranges(np.array(missing, np.int64), queued, 8, wanted, 100) == expected
 
 
 @given(
@@ -73,10 +69,6 @@ def test_planning_1510000_rows_takes_less_than_two_seconds() -> None:
     found = ranges(missing, [(256 * n, 256 * (n + 1)) for n in range(0, 2000, 2)], 256, 256, 1_510_000)
     assert time.perf_counter() - started < 2
     assert len(found) > 4000
-
-
-def test_pieces_cover_all_targets() -> None:
-    assert pieces(10, 4) == [(0, 4), (4, 8), (8, 10)]
 
 
 def test_an_element_of_a_later_array_has_the_tasks_that_follow() -> None:

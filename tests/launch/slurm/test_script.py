@@ -90,13 +90,6 @@ def test_everything_that_can_be_asked_for_is_asked_for() -> None:
     assert "--qos=low" not in asked(made["train_0.sh"])
 
 
-def test_gpus_are_asked_for_where_the_recipe_wants_them() -> None:
-    assert Slurm().gpus_for(tiny()) == 0
-    recipe = dataclasses.replace(tiny().recipe, device="cuda")
-    assert Slurm().gpus_for(tiny(recipe=recipe)) == 1
-    assert Slurm(gpus=0).gpus_for(tiny(recipe=recipe)) == 0
-
-
 def test_long_arrays_are_split_and_share_what_may_run_at_once() -> None:
     made = rendered(Path("/r"), array=1, cluster=Slurm(at_once=9))
     assert [asked(made[f"train_{chunk}.sh"])[8] for chunk in (0, 1)] == ["--array=0-0%4"] * 2
@@ -222,10 +215,7 @@ def test_signals_reach_the_worker_and_a_time_limit_requeues_a_bounded_number_of_
     ("name", "code", "restarts", "requeued"),
     [
         *(("train_0.sh", code, 0, requeued) for code, requeued in ((0, 0), (1, 0), (2, 0), (75, 1), (137, 1))),
-        *(
-            ("gate.sh", code, restarts, requeued)
-            for code, restarts, requeued in ((0, 0, 0), (1, 0, 0), (75, 1, 1), (75, 2, 0))
-        ),
+        *(("gate.sh", 0, 0, 0), ("gate.sh", 1, 0, 0), ("gate.sh", 75, 1, 1), ("gate.sh", 75, 2, 0)),
     ],
 )
 def test_the_exit_code_is_the_commands_and_jobs_come_again_a_bounded_number_of_times(

@@ -1,8 +1,6 @@
 """Submitting and gates when SLURM is absent, refuses, is full, slow, or forgetful; splits, held jobs, cancelling."""
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import pytest
 from datamodels.launch.slurm import submission
 from datamodels.launch.slurm.plan import read_plan
 from datamodels.train.store import LockFile
-from tests.conftest import DIGITS, PROJECT, TINY, Outcome, in_process
+from tests.conftest import DIGITS, TINY, Outcome, in_process
 from tests.launch.slurm.fake import REFUSED, TIMED_OUT, FakeSlurm
 
 Submit = Callable[..., Outcome]
@@ -271,8 +269,3 @@ def test_a_dry_run_with_everything_queued_costs_nothing_more(submit: Submit) -> 
     done = submit("--dry-run", "--slurm.rows_per_hour=8")
     assert "queued     4 tasks" in done.out
     assert "CPU-hours  about 0.0" in done.out
-
-
-def test_submitting_imports_no_torch_before_there_is_something_to_fit() -> None:
-    program = "import sys, datamodels.launch.slurm; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=True)

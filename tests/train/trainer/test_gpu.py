@@ -38,12 +38,12 @@ def dataset() -> Dataset:
 def trainer(
     network: str,
     dataset: Dataset,
-    streams: int = 1,
+    concurrent_groups: int = 1,
     resident: bool | None = None,
     executor: type[CudaExecutor] = CudaExecutor,
 ) -> Trainer:
     setting = Setting(alpha=0.5, models=100, eval_models=0, recipe=RECIPES[network], data=Data(resident=resident))
-    return Trainer(setting, dataset, executor(GPU), streams=streams)
+    return Trainer(setting, dataset, executor(GPU), concurrent_groups=concurrent_groups)
 
 
 def in_flight(used: Trainer, groups: list[int]) -> dict[int, list[bytes]]:
@@ -54,8 +54,8 @@ def in_flight(used: Trainer, groups: list[int]) -> dict[int, list[bytes]]:
 @pytest.mark.parametrize("network", RECIPES)
 def test_rows_have_the_same_bytes_whatever_is_in_flight_beside_them(network: str, dataset: Dataset) -> None:
     expected = in_flight(trainer(network, dataset), [0, 1, 2, 3])
-    for streams, order in ((1, [3, 1, 0, 2]), (2, [0, 1, 2, 3]), (3, [2, 3, 1, 0])):
-        assert in_flight(trainer(network, dataset, streams), order) == expected
+    for concurrent_groups, order in ((1, [3, 1, 0, 2]), (2, [0, 1, 2, 3]), (3, [2, 3, 1, 0])):
+        assert in_flight(trainer(network, dataset, concurrent_groups), order) == expected
     assert in_flight(trainer(network, dataset, 2, resident=False), [1, 2]) == {g: expected[g] for g in (1, 2)}
     assert len({row for rows in expected.values() for row in rows}) == 4 * RECIPES[network].group
 

@@ -30,8 +30,8 @@ from tests.train.trainer.fake_gpu import Event, FakeGpu
 from tests.train.trainer.test_trainer import trainer
 
 
-def on_fake_gpu(streams: int = 1) -> Trainer:
-    return Trainer(tiny(), load(tiny()), FakeGpu(), streams=streams)
+def on_fake_gpu(concurrent_groups: int = 1) -> Trainer:
+    return Trainer(tiny(), load(tiny()), FakeGpu(), concurrent_groups=concurrent_groups)
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +48,13 @@ def rows_of(used: Trainer) -> list[RowResult]:
     return [result for result in results if isinstance(result, RowResult)]
 
 
-@pytest.mark.parametrize(("streams", "resident"), [(1, True), (2, True), (2, False)])
-def test_rows_do_not_depend_on_what_is_in_flight(plainly: list[RowResult], streams: int, resident: bool) -> None:
+@pytest.mark.parametrize(("at_once", "resident"), [(1, True), (2, True), (2, False)])
+def test_rows_do_not_depend_on_what_is_in_flight(plainly: list[RowResult], at_once: int, resident: bool) -> None:
     setting, gpu = replace(tiny(), data=Data(train=100, test=60, resident=resident)), FakeGpu()
-    used = Trainer(setting, load(setting), gpu, streams=streams)
-    assert used.ahead == streams
+    used = Trainer(setting, load(setting), gpu, concurrent_groups=at_once)
+    assert used.ahead == at_once
     found = rows_of(used)
-    assert len(gpu.threads) == streams + 1, "a thread a stream, beside this one, which captures the steps"
+    assert len(gpu.threads) == at_once + 1, "a thread a stream, beside this one, which captures the steps"
     for row, expected in zip(found, plainly, strict=True):
         assert row.row == expected.row
         assert row.seconds > 0
@@ -65,7 +65,7 @@ def test_rows_do_not_depend_on_what_is_in_flight(plainly: list[RowResult], strea
 
 
 def test_seconds_are_the_devices_and_not_those_that_rows_share() -> None:
-    outcome = on_fake_gpu(streams=2).start(0).outcome()
+    outcome = on_fake_gpu(concurrent_groups=2).start(0).outcome()
     began, _, ended = outcome.moments
     ended.at = began.at + 48
     assert {result.seconds for result in outcome.results()} == {3}, "48 s for 8 rows, with 8 others beside them"
