@@ -134,7 +134,7 @@ class FMoWDataset(WILDSFMoW):
         return splits
 
     def _add_metadata(self, table: pd.DataFrame, labels: pd.Series, time: pd.Series, kept: np.ndarray) -> None:
-        """Add what WILDS tells of each image: its region, its year since 2002 (-1 for another) and its label."""
+        """Add WILDS' metadata of each image: its region, its year since 2002 (-1 for another) and its label."""
         countries = tables.read_table(self.root / tables.COUNTRIES)
         region_of = dict(zip(countries["alpha-3"], countries["region"], strict=True))
         regions = pd.Series([region_of.get(code, "Other") for code in table["country_code"]])

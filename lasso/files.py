@@ -65,7 +65,7 @@ def prepare(store: Store, split: str) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a fit has written a .pt; the .json beside it tells where the .pt itself is damaged."""
+    """Whether a fit has written a .pt; if the .pt itself is damaged, the .json beside it decides."""
     try:
         return "stamp" in load(path).arrays
     except UserError:

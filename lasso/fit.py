@@ -250,7 +250,7 @@ def _deciding(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _serves(report: dict[str, Any], store: Store, basis: dict[str, Any]) -> bool:
-    """Whether a fit was made from this basis, to today's tolerance or better."""
+    """Whether a fit was made from these rows and options, to today's tolerance or better."""
     options, gap, tol = report.get("options", {}), report.get("relative_gap", {}), store.setting.fit.tol
     if {"stamp": report.get("rows", {}).get("stamp"), "options": _deciding(options)} != basis:
         return False
@@ -294,7 +294,7 @@ def _report(
 
 
 def _quality(options: dict[str, Any], draft: files.Draft) -> dict[str, Any]:
-    """What a report tells about paths, errors and duality gaps."""
+    """The part of a report about paths, errors and duality gaps."""
     vectors = draft.vectors
     fitted = vectors["chosen"] >= 0
     gap, kkt, error = vectors["gap"], vectors["kkt"], vectors["validation_mse"]

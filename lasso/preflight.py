@@ -9,7 +9,7 @@ from datamodels.lasso.rows import FitRows
 from datamodels.train import Era, Setting, UserError, mask_index
 
 _COUNTED = 1000
-"""Models up to which validation rows are counted; with more there are enough of them but for odd shares."""
+"""Models up to which validation rows are counted; with more models there are enough, unless fit.share is extreme."""
 
 
 def preflight_check(setting: Setting, eras: Sequence[Era] = ()) -> None:

@@ -143,7 +143,7 @@ def read_masks(store: Store, rows: NDArray[np.int64], checked: bool = False) -> 
 def refuse_unshared_masks(store: Store, rows: NDArray[np.int64]) -> None:
     """Raises UserError that names the first row whose mask differs from the row before it, where they should share one.
 
-    Published files do not tell their `runs_per_mask`: with a wrong one, runs of different masks would be averaged.
+    Published files do not record their `runs_per_mask`: with a wrong one, runs of different masks would be averaged.
     """
     runs = store.setting.runs_per_mask
     if runs == 1 or not len(rows):
@@ -154,7 +154,7 @@ def refuse_unshared_masks(store: Store, rows: NDArray[np.int64]) -> None:
             shared, index = store.mask_index(row) == index, store.mask_index(row)
             if shared and not np.array_equal(mask, before):
                 raise UserError(
-                    f"{store.layout.array('train_masks')}: row {row} has not the mask of row {last}, expected "
+                    f"{store.layout.array('train_masks')}: row {row} has another mask than row {last}, expected "
                     f"{runs} rows a mask from row {store.models} on (runs_per_mask is {runs})"
                 )
             last, before = row, mask

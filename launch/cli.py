@@ -12,13 +12,13 @@ from datamodels.launch.stop import EXIT_INTERRUPTED, STOPPED, code_of, install, 
 
 
 def script() -> NoReturn:
-    """A process for one command. A signal leads to a code and a line of our own even in its last moments."""
+    """Run one command as a process: even while it ends, a signal gives an exit code and one line, no traceback."""
     install(leave)
     sys.exit(main())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code, with every error told in one line."""
+    """Run one command and return its exit code; an error is one line on standard error."""
     # Threads that spin while they wait halve the speed of a machine that others use too; torch reads this on import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.umask(os.umask(0o077) | 0o002)  # whatever the user's umask, nothing is writable by everyone

@@ -139,7 +139,7 @@ def supervise(
 ) -> None:
     """Start workers and wait until all have ended, passing a signal on to them.
 
-    Raises the first error that a worker told where rows are missing then, Interrupted where none told any.
+    If rows are missing then: raises the first error that a worker printed, or Interrupted if none printed any.
     """
     done = _rows_ended(store, rows)
     with stop:

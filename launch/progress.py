@@ -1,4 +1,4 @@
-"""What is told to people: notices, and progress on standard error, as a bar on a terminal or a line now and then."""
+"""Notices and progress on standard error: a bar on a terminal, else a line every half minute."""
 
 import sys
 import time

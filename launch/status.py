@@ -103,7 +103,7 @@ def refuse_failures(store: Store, retry: str) -> None:
     if failed > allowed:
         raise WorkError(
             f"{failed} of {store.rows} rows failed, at most {allowed:g} may (fit.max_failed): see `status`, and "
-            f"`{retry} --retry-failed` once the cause is mended"
+            f"`{retry} --retry-failed` once the cause is fixed"
         )
 
 

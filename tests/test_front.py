@@ -85,9 +85,9 @@ def test_a_config_file_stands_for_its_setting(root: Path, tmp_path: Path) -> Non
     assert (store.models, store.eval_models) == (24, 8)
     with pytest.raises(dm.UserError, match=r"seed is 1, but .* holds a setting with 0"):
         dm.open(write(tmp_path / "other.yaml", config.read_text().replace("seed: 0", "seed: 1")), root=root)
-    with pytest.raises(dm.UserError, match="'sead' is no key of a config"):
+    with pytest.raises(dm.UserError, match="'sead' is not a key of a config"):
         dm.open(write(tmp_path / "wrong.yaml", "sead: 1\n"), root=root)
-    with pytest.raises(dm.UserError, match="expected no other beside it"):
+    with pytest.raises(dm.UserError, match="expected no other with it"):
         dm.open(config, "cifar", root=root)
     with pytest.raises(dm.UserError, match=r"runs/mine/digits/data/store_50pct\.json does not exist"):
         dm.open(config)

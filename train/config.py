@@ -316,4 +316,4 @@ def refuse_null(kind: type, values: Mapping[str, Any], prefix: str = "") -> None
     """Raises UserError, with the prefix before the key's name, where a key of a dataclass is null and must not be."""
     for each in dataclasses.fields(kind):
         null = values.get(each.name, each.default) is None and NoneType not in get_args(each.type)
-        _require(not null, f"{prefix}{each.name}", None, "a value; left out, it has its default")
+        _require(not null, f"{prefix}{each.name}", None, "a value; leave the key out for its default")

@@ -59,7 +59,7 @@ def check_config(path: Path) -> None:
         raise UserError(f"{path} holds {type(content).__name__}, expected keys and values")
     if unknown := [str(key) for key in content if key not in SETTING_KEYS]:
         expected = ", ".join(sorted(SETTING_KEYS))
-        raise UserError(f"{path}: {unknown[0]!r} is no key of a config, expected one of {expected}")
+        raise UserError(f"{path}: {unknown[0]!r} is not a key of a config, expected one of {expected}")
     values = dict(flatten(content))
     if "fit.solver" in values:
         raise UserError(f"{path}: fit.solver is {values['fit.solver']!r}, expected no such key: there is one solver")

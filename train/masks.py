@@ -13,7 +13,7 @@ from datamodels.train.rng import Stream, raw
 
 @dataclass(frozen=True)
 class Era:
-    """A length that a setting has had. `grow` appends one; a row's mask depends on the era that it was added in."""
+    """Numbers of rows that a setting has had. `grow` appends one; a row's mask depends on the era it was added in."""
 
     models: int
     eval_models: int

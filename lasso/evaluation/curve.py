@@ -16,11 +16,11 @@ from datamodels.train import UserError
 from datamodels.train.store import BaseStore as Store
 
 _TARGETS = 256
-"""Targets that stand for all of them where none are named."""
+"""Targets, evenly spaced, that a curve is computed for unless `targets` names others."""
 FITTED = 7
-"""Points, from the largest, that the law is fitted to: at few models the LASSO leaves out more than noise explains."""
+"""The law is fitted to so many of the largest points: with few models the LASSO drops more than noise explains."""
 _SHARES = (0.9, 0.95, 0.99)
-"""Shares of the law's limit for which the number of models is told."""
+"""Shares of the law's limit for which the number of models is computed."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A resample holds masks several times, which biases its rank correlation towards 0; for a mean over many targets, by more
 than its spread. So replicates are moved until their mean is the estimate. Bounds are BCa (Efron, "Better bootstrap
-confidence intervals", JASA 1987): percentiles that heed skewness, by the median and by the jackknife's acceleration.
+confidence intervals", JASA 1987): percentiles corrected for the median's bias and, by the jackknife, for skewness.
 """
 
 import os

@@ -55,9 +55,9 @@ def choose(
 ) -> tuple[int, int, float, float]:
     """Follow one target's path on the training rows and choose its lambda by the validation error.
 
-    Lambdas that decide are solved further and further, with up to `sweeps` each time, until the choice is that of exact
-    solutions. Writes the chosen weights into best_w. Returns (index of the chosen lambda, lambdas tried, its sum of
-    squared validation errors, largest relative gap).
+    Lambdas that the choice depends on are solved to ever smaller gaps, with up to `sweeps` sweeps each time, until the
+    choice is the one that exact solutions give. Writes the chosen weights into best_w. Returns (index of the chosen
+    lambda, lambdas tried, its sum of squared validation errors, largest relative gap).
     """
     clear(buffers)
     k = lams.shape[0]

@@ -47,7 +47,7 @@ JSON = option("--json", "print the result as JSON", action="store_true")
 PRICE = option("--price", "price of a GPU for an hour (of a CPU core where no GPU trains)", type=float)
 
 EVAL = [
-    option("--weights", "evaluate these weights (.pt of ours, or .npy scores)", metavar="FILE"),
+    option("--weights", "evaluate these weights (a .pt as `fit` writes, or .npy scores)", metavar="FILE"),
     option("--weight_units", "default what the file says, else mask", choices=["mask", "standardised"]),
     option("--curve", "LDS and MSE by number of models, and how many models are enough", action="store_true"),
     option("--per_target", "with --json: also lists with one value per target", action="store_true"),
@@ -73,7 +73,7 @@ PLAN = [
     ),
     option(
         "--workers",
-        "groups of rows in training at a time on a GPU, default 1; counts rows that were trained so, if any",
+        "groups of rows in training at a time on a GPU, default 1; uses rows that were trained with as many, if any",
         type=int,
         metavar="W",
     ),
@@ -117,6 +117,6 @@ COMMANDS = {
     "export": Command(datamodels.export, "write files for other libraries: docs/export.md", EXPORT),
     "run": Command(run.run, "init, train, fit, eval and report in one go", [DEVICES, WORKERS, RETRY]),
     "submit": Command(submit.submit, "run a setting on SLURM, as arrays of tasks", [SPLIT, *SUBMIT], cluster=True),
-    "plan": Command(plan.plan, "tell what a setting takes: bytes, hours, money", [JSON, *PLAN, PRICE]),
+    "plan": Command(plan.plan, "print what a setting takes: bytes, hours, money", [JSON, *PLAN, PRICE]),
     "data": Command(store.data, "fetch or check the data set, and say where it lies"),
 }

@@ -54,7 +54,7 @@ def _curve(request: Request) -> int:
 
     for option in ("weights", "weight_units", "per_target"):
         if request.options[option]:
-            raise UserError(f"--curve fits datamodels of its own, expected no --{option} beside it")
+            raise UserError(f"--curve fits datamodels of its own, expected no --{option} with it")
     store, split = request.store(), request.options["split"]
     with Stages() as progress:
         found = curve(store, split=split, progress=progress)

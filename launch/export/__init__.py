@@ -3,7 +3,8 @@
 To add a target: write a module with a function `write(store, folder, progress, *, option=default, ...)` that writes its
 files into the folder and returns what export.json says of them; add the function to TARGETS; add its name, and options
 that are new, to EXPORT in launch/commands/__init__.py; describe it in docs/export.md, whose examples the tests run.
-`Subsets` reads masks and margins block by block, `Weights` reads datamodels in mask units.
+`Subsets` reads masks and margins block by block, `Weights` reads datamodels in mask units, and `write_npy` writes
+arrays.
 """
 
 import inspect

@@ -57,7 +57,7 @@ def write_checkpoints(store: BaseStore, rows: NDArray[np.int64], folder: Path, p
                 cause = (
                     f"{'; '.join(differing)}: export its checkpoint there" if differing else "run `datamodels verify`"
                 )
-                raise WorkError(f"row {row} trained again comes out other than it is stored: {cause}")
+                raise WorkError(f"row {row}, trained again, differs from the stored row: {cause}")
             plain.load_state_dict(row_state(trained, plain.state_dict(), store.group, row))
             _require_margins(store, row, plain, trainer)
             names.append(f"checkpoints/row_{row}.pt")

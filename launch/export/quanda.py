@@ -22,7 +22,7 @@ def write(
 ) -> dict[str, Any]:
     """Raises UserError if rows or what their training needs are missing, WorkError for damaged rows."""
     if checkpoints and rows:
-        raise UserError("--checkpoints names the rows already, expected no --rows beside it")
+        raise UserError("--checkpoints names the rows already, expected no --rows with it")
     chosen = choose(store, checkpoints or rows)
     with open(folder / "subset_ids.json", "x") as file:
         separator = "["

@@ -156,8 +156,8 @@ def _expected_lds(store: Store | None, models: int) -> dict[str, Any] | None:
 def _fit(store: Store | None, models: int, n_train: int, n_test: int) -> dict[str, Any]:
     """Bytes that a fit of the test targets takes, and the seconds that the last one took.
 
-    `bytes` is its .pt and `statistics_bytes` what it keeps beside it; `curve_bytes` are freed at the end
-    of `eval --curve`.
+    `bytes` is its .pt and `statistics_bytes` the gram cache beside it; `curve_bytes` are freed at the end of
+    `eval --curve`.
     """
     report = read_report(path_of(store, "test")) if store else None
     return {

@@ -1,7 +1,7 @@
 """Seconds that one row takes: the mean over rows of a store that are done, or over rows that a probe trains.
 
-They are seconds of one GPU, with a number of groups in training at a time, or of one CPU worker, which keeps
-recipe.threads cores busy. Nothing is extrapolated: neither over alphas, nor over devices, nor over numbers of groups.
+They are seconds of one GPU that trains a number of groups at a time, or of one CPU worker, which keeps recipe.threads
+cores busy. Nothing is extrapolated to another alpha, device or number of groups.
 """
 
 import dataclasses

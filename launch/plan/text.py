@@ -42,7 +42,7 @@ def describe(found: dict[str, Any]) -> str:
         lines.append(("LDS", "not known: run `datamodels eval CONFIG --curve` once some rows are done"))
     else:
         age = "" if law["current"] else ", of fewer rows or other options"
-        text = f"{law['lds']:.3f} to be expected, by the curve up to {law['measured_to']:,} models{age}"
+        text = f"{law['lds']:.3f} expected, from the curve of up to {law['measured_to']:,} models{age}"
         lines.append(("LDS", text))
     return "\n".join([*(f"{name:14} {value}" for name, value in lines), *_budget(found)])
 

@@ -9,9 +9,9 @@ from datamodels.launch.report.lambda_path import lambda_paths
 from datamodels.launch.report.report_data import ReportData
 
 _SMALLEST_GAP = 1e-12
-"""Smaller gaps are drawn there: float64 does not tell them from 0."""
+"""Smaller gaps are drawn at this value: float64 does not distinguish them from 0."""
 _LEAST_SHARE = -0.5
-"""Smaller shares of explained variance are drawn there."""
+"""Smaller shares of explained variance are drawn at this value."""
 _BARS = 100
 """Bars of the plot of lambdas, at most."""
 

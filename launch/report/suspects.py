@@ -14,9 +14,9 @@ from datamodels.launch.report.report_data import ReportData, spread
 _SHOWN = 12
 """Pairs and images that are shown."""
 _TYPICAL = 200
-"""Training images that tell how far apart two images usually are."""
+"""Training images from which the usual distance of two images is computed."""
 _LEAST_SCORE = 0.1
-"""Smaller scores are drawn there."""
+"""Smaller scores are drawn at this value."""
 
 
 @dataclass(frozen=True)

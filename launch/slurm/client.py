@@ -169,7 +169,7 @@ def _ask(*command: str, patience: float = PATIENCE) -> str:
             env=environment,
         )
     except FileNotFoundError:
-        raise UserError(f"{command[0]} is not on the PATH: this needs the commands of SLURM") from None
+        raise UserError(f"{command[0]} is not on the PATH: SLURM's commands are needed") from None
     except subprocess.TimeoutExpired:
         raise Busy(f"{command[0]} did not answer within {patience:g} s") from None
     if done.returncode:

@@ -1,4 +1,4 @@
-"""What is asked of a SLURM cluster: the dataclasses that `--slurm FILE` and `--slurm.KEY VALUE` fill in."""
+"""What jobs request from a SLURM cluster: the dataclasses that `--slurm FILE` and `--slurm.KEY VALUE` fill in."""
 
 import math
 import re
@@ -93,7 +93,7 @@ class Slurm:
     at_once: int | None = 100
     """Training tasks that run at the same time; null for no limit."""
     signal: int = 60
-    """Seconds before the time limit at which a task is asked to stop and then requeues itself."""
+    """Seconds before the time limit at which a task is told to stop and requeues itself."""
     requeues: int = 10
     """Times that a task requeues itself."""
     rounds: int = 5

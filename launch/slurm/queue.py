@@ -34,7 +34,7 @@ class Queue:
                 ) from None
             if plan.store != store_id:
                 raise UserError(
-                    f"job {job.array} is in the queue for another store that lay here ({job.plan}): scancel {job.array}"
+                    f"job {job.array} is queued for a store that was here before ({job.plan}): scancel {job.array}"
                 )
         ours = []
         for job in jobs:

@@ -41,7 +41,7 @@ TRAIN = """\
 task=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" "$plan"/@{list})
 @{datamodels} train @{setting} --rows "$task" @{workers} &
 worker=$!
-# The time limit (USR1) and preemption (TERM) are told to this shell, which only hears them while it waits.
+# SLURM signals the time limit (USR1) and preemption (TERM) to this shell, whose traps only run while it waits.
 heard='' ended=''
 trap 'heard=yes; kill -TERM "$worker" 2>/dev/null' USR1
 trap 'heard=yes ended=yes; kill -TERM "$worker" 2>/dev/null' TERM

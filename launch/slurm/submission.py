@@ -104,7 +104,7 @@ class _Submission:
         self._notices: list[str] = []
 
     def tell(self) -> None:
-        """Print what was done. Not before all is: of what a refusal undoes, only the refusal is told."""
+        """Print what was submitted, after all of it; if SLURM refuses and work is undone, only the error is printed."""
         for text in self._notices:
             notice(text)
         for text in self._results:
@@ -158,7 +158,7 @@ class _Submission:
         if previous.round >= self.cluster.rounds:
             raise WorkError(
                 f"{work.left} although they were submitted {previous.round + 1} times (slurm.rounds): see the logs in "
-                f"{self.folder}, and `submit` again once the cause is mended"
+                f"{self.folder}, and `submit` again once the cause is fixed"
             )
         return previous.round + 1
 

@@ -78,8 +78,8 @@ FILES = {
     "a key without a value": ("dataset: digits\nmodels:\n", "models is None, expected a value"),
     "a key of a group without a value": ("recipe:\n  epochs: 3\n  lr:\n", "recipe.lr is None, expected a value"),
     "a group without keys": ("dataset: digits\nrecipe:\n", "recipe is None, expected keys and values"),
-    "an option of the command": ("dataset: digits\nroot: elsewhere\n", "'root' is no key of a config"),
-    "an option of a subcommand": ("dataset: digits\nworkers: 3\n", "'workers' is no key of a config"),
+    "an option of the command": ("dataset: digits\nroot: elsewhere\n", "'root' is not a key of a config"),
+    "an option of a subcommand": ("dataset: digits\nworkers: 3\n", "'workers' is not a key of a config"),
 }
 
 

@@ -1,6 +1,6 @@
 """Data sets: training and test images with labels, in the column order of the published files.
 
-Each has a file here; sources.py says what it defines, and how to add one.
+Each data set has a file here; sources.py says what the file defines, and how to add one.
 """
 
 from datamodels.train.data.images import Dataset, Images, Split, chunks, fits, free_host_memory, gather

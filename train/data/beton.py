@@ -129,7 +129,7 @@ def _check(path: Path, image: NDArray, sizes: NDArray[np.int64], length: int) ->
     inside &= image["at"] + np.maximum(sizes, 0).astype(np.uint64) <= length
     bad = np.flatnonzero(~inside | (raw & (sizes != expected)))
     if len(bad):
-        raise UserError(f"{path}: image {bad[0]} lies outside the file or has another length than its size asks for")
+        raise UserError(f"{path}: image {bad[0]} lies outside the file, or its length does not match its size")
 
 
 def ffcv_decoder(path: Path) -> Callable[[int, int, int, int, int], bool]:

@@ -122,4 +122,4 @@ class _ArrayUnpickler(pickle.Unpickler):
         try:
             return self._ALLOWED[module, name]
         except KeyError:
-            raise UserError(f"a CIFAR-10 batch asks for {module}.{name}, expected only numpy arrays") from None
+            raise UserError(f"a CIFAR-10 batch contains {module}.{name}, expected only numpy arrays") from None

@@ -71,7 +71,7 @@ def read(data: Data) -> Examples:
 
 
 def tables(data: Data) -> tuple["fmow.Examples", "fmow.Examples"]:
-    """Return rows, labels and paths of the training and test images, as the tree's tables tell. Raises UserError."""
+    """Return rows, labels and paths of the training and test images, from the tree's tables. Raises UserError."""
     tree = tree_of(data)
     if not tree.is_dir():
         raise UserError(

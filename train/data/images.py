@@ -37,7 +37,7 @@ class LazyImages(ABC):
 
     @abstractmethod
     def stamp(self) -> str:
-        """Return a text that tells these images from others without reading them."""
+        """Return a text that differs for other images, without reading them."""
 
     def __len__(self) -> int:
         return self.shape[0]

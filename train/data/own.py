@@ -55,7 +55,7 @@ def read(data: Data) -> Examples:
     if classes is None:
         classes = _numbers(np.union1d(train.labels, test.labels), called["train_labels"])
     if len(classes) < 2:
-        raise UserError(f"{called['train_labels']} tells of {len(classes)} class, expected at least 2")
+        raise UserError(f"{called['train_labels']} has labels of {len(classes)} class, expected at least 2")
     for name, split in splits.items():
         if split.labels.max() >= len(classes):
             raise UserError(

@@ -47,7 +47,7 @@ class Pack:
         split = Split(_open(self.path), np.array(index["labels"], np.int64))
         if list(split.images.shape) != index["shape"] or len(split.labels) != len(split.images):
             raise UserError(
-                f"{self.path} holds images {list(split.images.shape)}, but {self.index} tells of {index['shape']} and "
+                f"{self.path} holds images {list(split.images.shape)}, but {self.index} records {index['shape']} and "
                 f"{len(split.labels)} labels"
             )
         if split.sha256 != index["sha256"]:

@@ -109,7 +109,7 @@ def _check(setting: Setting) -> None:
     if name != "fmow":
         for key, usual in (("size", None), ("split_scheme", "official")):
             if getattr(data, key) != usual:
-                raise UserError(f"data.{key} is {getattr(data, key)!r}, but only fmow has a choice of it")
+                raise UserError(f"data.{key} is {getattr(data, key)!r}, but this key is for fmow only")
 
 
 def _pack_paths(source: Packable, data: Data) -> list[Path]:

@@ -1,6 +1,8 @@
-"""What moves memory in a training step: Triton kernels, each beside the plain PyTorch that it must equal.
+"""The memory-bound parts of a training step: Triton kernels, and the same in plain PyTorch to compare them with.
 
-Triton is imported only where it is installed and about to be used.
+norm.py, sgd.py and augment.py choose between the two and hold the PyTorch version; *_triton.py hold the kernels, and
+norm_launch.py launches those of norm. pool.py is PyTorch alone. Triton is imported only if it is installed and about to
+be used.
 """
 
 from datamodels.train.kernels.augment import Augment

@@ -20,10 +20,9 @@ def sgd_step(
 ) -> None:
     """One step of torch.optim.SGD on flat float32 tensors: value and momentum, and a copy of value in less precision.
 
-    The gradient counts `scale` times (1 over the loss scale). lr [G] is read on the device: its first number for all,
-    or for each number the one that `row` tells. keep: the factor of the momentum; decay: the weight decay. By Triton
-    where it can run; equals `plain_sgd_step` within two roundings a number, in which multiplications and additions may
-    be joined.
+    The gradient is multiplied by `scale` (1 over the loss scale). lr [G] is read on the device: number i takes
+    lr[row[i]], or lr[0] without `row`. keep: the factor of the momentum; decay: the weight decay. By Triton if it can
+    run; equals `plain_sgd_step` within two roundings a number, since multiplications and additions may be fused.
     """
     if not usable(value.device) or value.numel() >= 2**31:
         plain_sgd_step(value, grad, momentum, lr, keep=keep, decay=decay, scale=scale, row=row, copy=copy)

@@ -11,7 +11,7 @@ BLOCK = 2048
 
 @triton.jit
 def sgd(value, grad, momentum, copy, lr, row, size, keep, decay, scale, BLOCK: tl.constexpr):
-    """torch.optim.SGD's step with the gradient times `scale`; lr [G], of which `row` tells each number's place.
+    """torch.optim.SGD's step with the gradient times `scale`; lr [G], indexed by `row`.
 
     keep: the factor of the momentum. Without `row` all numbers have the first learning rate; without `copy` none is
     written. Where `size` is a multiple of 16, which Triton sees, 16 bytes are moved at a time.

@@ -1,6 +1,6 @@
 """The store of a setting: its files, how rows become durable in them, and the state of every row.
 
-`open` and `open_store` open one for reading, `create_store` and `grow` make room for rows, a `Writer` commits them.
+`open` and `open_store` open a store for reading, `create_store` and `grow` make room for rows, `Writer` commits rows.
 """
 
 from datamodels.train.store.base_store import BaseStore

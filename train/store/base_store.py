@@ -65,7 +65,7 @@ class BaseStore(Summary):
         self.n_test = self.arrays["test_margins"].shape[1]
 
     def derive_below(self, folder: str | Path) -> None:
-        """Write datamodels and reports below another folder, as --out does; read from the root what is not there."""
+        """Write datamodels and reports below another folder, as --out does; what it lacks is read from the root."""
         self.derived = Path(folder).expanduser() / self.setting.dataset
 
     @property

@@ -85,8 +85,8 @@ def _remove_unfinished(layout: Layout, lock: LockFile) -> None:
     left += [path for path in (layout.completed,) if path.exists()]
     if not lock.works and (found := left + layout.intents):
         raise UserError(
-            f"{found[-1]} is of an `init` that was interrupted, or is still at work: without file locks nobody can "
-            f"tell. Once none is, remove it and all else of {layout.pct}pct in that folder"
+            f"{found[-1]} is of an `init` that was interrupted or is still running: without file locks there is no "
+            f"way to know. Once none is running, remove it and the other files of {layout.pct}pct in that folder"
         )
     for path in left:
         path.unlink(missing_ok=True)

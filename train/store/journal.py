@@ -130,7 +130,7 @@ class JournalWriter:
                 self.close()
                 raise WorkError(f"cannot record row {row} in {path}: {error.strerror}") from error
             self.close()  # where locks fail, someone replaced the file: nobody reads what went to it
-        raise WorkError(f"cannot record row {row} in {self.folder}: its journals are taken away")
+        raise WorkError(f"cannot record row {row} in {self.folder}: something removes its journals")
 
     def _append(self, path: Path, content: bytes, twice: bool) -> bool:
         """Return whether the journal still lies at its path after it took the records. Raises OSError."""
@@ -254,14 +254,14 @@ class JournalReader:
         """Copy the journal to *.damaged beside it, and write zeros over its damaged records, in one step.
 
         The other records keep their numbers. Returns False, and does nothing, while its attempt is still at work.
-        Raises OSError; WorkError where locks, which would tell that, do not work.
+        Raises OSError; WorkError where locks do not work, without which that is not known.
         """
         lock = LockFile(self.path)
         try:
             if not lock.works:
                 raise WorkError(
-                    f"{self.path} is damaged, but without file locks nobody can tell whether its process is still at "
-                    "work: repair it where they work (on Lustre, with -o localflock on the one node in use)"
+                    f"{self.path} is damaged, but without file locks there is no way to know whether its process still "
+                    "runs: repair it where locks work (on Lustre, with -o localflock on the one node in use)"
                 )
             if not lock.acquire(0):
                 return False

@@ -67,15 +67,15 @@ class Layout:
             if path.is_symlink() and os.path.commonpath([root, real := os.path.realpath(path)]) != root:
                 raise UserError(f"{path} leads to {real}, expected a place below {root}: put --root there instead")
             if path.exists() and not (path.is_file() or path.is_dir()):
-                raise UserError(f"{path} is neither a file nor a folder: take it away")
+                raise UserError(f"{path} is neither a file nor a folder: remove it")
 
     def refuse_orphans(self) -> None:
         """Raises UserError for parts of a store without its manifest."""
         for path in self.intents:
-            raise UserError(f"{path} is an `init` that was interrupted: run `datamodels init` again")
+            raise UserError(f"{path} is of an interrupted `init`: run `datamodels init` again")
         for path in (self.completed, self.journals):
             if path.exists():
-                raise UserError(f"{path} lies there without {self.manifest.name}: restore the manifest from a copy")
+                raise UserError(f"{path} was found without {self.manifest.name}: restore the manifest from a copy")
 
     def refuse_published(self) -> None:
         """Raises UserError for arrays without a manifest: no row is trained into them."""

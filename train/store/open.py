@@ -28,17 +28,17 @@ def open(
     published files, the last ones, that are for evaluation; by default the config's, or 10,000. out: folder for
     datamodels where the root is read-only, as --out of the command; what it lacks is read from the root.
 
-    What an interrupted command has left half done is put right, where that can be written. Raises UserError where there
-    is no such setting, or another one.
+    Finishes what an interrupted command left half done, if the store can be written. Raises UserError if there is no
+    such setting, or a different one.
     """
     where = Path(where).expanduser()
     if where.is_file() or where.suffix in (".yaml", ".yml"):
         setting = read_setting(where)
         if (dataset or setting.dataset, alpha or setting.alpha) != (setting.dataset, setting.alpha):
-            raise UserError(f"{where} is of {setting.dataset} with alpha {setting.alpha}, expected no other beside it")
+            raise UserError(f"{where} is of {setting.dataset} with alpha {setting.alpha}, expected no other with it")
         layout = Layout(Path(root or f"runs/{where.stem}").expanduser(), setting.dataset, setting.pct)
     elif root is not None:
-        raise UserError(f"{where} is not a config file, expected one where root is given beside it")
+        raise UserError(f"{where} is not a config file, expected one since root is given")
     else:
         layout = _only(where, dataset, None if alpha is None else f"{100 * alpha:g}")
         setting = Setting(dataset=layout.dataset, alpha=alpha_of(layout.pct))

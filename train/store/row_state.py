@@ -101,7 +101,7 @@ class RowStates:
                         continue  # an attempt that could not write its header has taken its journal away again
                     path = self.folder / entry.name
                     if not stat.S_ISREG(status.st_mode):
-                        raise WorkError(f"{path} is not a plain file, as a journal is: take it away")
+                        raise WorkError(f"{path} is not a plain file, expected a journal: remove it")
                     index = self._index.setdefault(entry.name, len(self.readers))
                     if index == len(self.readers):
                         self.readers.append(JournalReader(path))
@@ -132,7 +132,7 @@ class RowStates:
         if foreign and not any(reader.provenance.get("store") == self.store_id for reader in self.readers):
             theirs = str(foreign[0].provenance["store"])[:40]
             raise UserError(
-                f"{foreign[0].path} belongs to the store {theirs}, as all journals there, but {manifest} is that of "
+                f"{foreign[0].path} belongs to the store {theirs}, as do all journals there, but {manifest} is that of "
                 f"{self.store_id}: restore the manifest of {theirs} from a copy"
             )
 

@@ -83,11 +83,11 @@ class Store(BaseStore):
         return store
 
     def _refuse_older(self) -> None:
-        """Raises UserError where journals or headers tell that the store has been longer than its manifest says.
+        """Raises UserError where journals or headers show that the store has been longer than its manifest says.
 
         A header alone may be damaged; two that agree are no chance. An interrupted `grow` leaves headers as they were.
         """
-        told = f"{self.layout.manifest} has {self.rows} rows: it is an older one, restore the present one from a copy"
+        told = f"{self.layout.manifest} has {self.rows} rows: it is older than the store, restore the newest copy"
         if self.states.beyond:
             row, path = self.states.beyond
             raise UserError(f"{path} records row {row}, but {told}")
@@ -96,7 +96,7 @@ class Store(BaseStore):
             raise UserError(f"the arrays in {self.layout.data} had {max(longer)} rows, but {told}")
 
     def _headed_rows(self, array: Array) -> int:
-        """Return how many rows an array's header tells of; 0 where it is not a header as we write it."""
+        """Return the number of rows in an array's header; 0 if this package did not write it."""
         try:
             found = self._header(array)
         except OSError:

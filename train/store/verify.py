@@ -169,9 +169,7 @@ def repair(store: Store, writer: Writer, finding: Finding) -> list[str]:
             elif reader.mend(store.manifest.id):
                 told.append(f"{reader.path}: its intact records were kept, a copy lies beside it as *.damaged")
             else:
-                raise WorkError(
-                    f"{reader.path} is damaged, but its process is still at work: repair again once it has ended"
-                )
+                raise WorkError(f"{reader.path} is damaged, but its process still runs: repair again once it has ended")
     except OSError as error:
         raise WorkError(f"cannot mend {error.filename or store.layout.data}: {error.strerror}") from None
     store.refresh()

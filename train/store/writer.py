@@ -1,7 +1,8 @@
 """Writing rows: leases, the commit of a group, and invalidation.
 
-The commit of a row is: its flag down and durable; its bytes; fdatasync; its record in the attempt's journal; fdatasync;
-its flag up, unless it was invalidated meanwhile. Any prefix of that leaves the row either missing or done and right.
+To commit a row: set its flag to False and sync; write its bytes, fdatasync; append its record to the attempt's journal,
+fdatasync; set its flag to True, unless the row was invalidated meanwhile. After any number of these steps the row is
+either missing, or done and right. An attempt is one `Writer`: a process that writes rows, with a journal of its own.
 """
 
 import contextlib

@@ -13,8 +13,8 @@ WARM_UP = 3
 class CudaGraph:
     """Replays a function that reads and writes the same tensors on every call; the capture loses their values.
 
-    The function is not kept: its owner, who owns this too, then dies with its last reference, and a graph is never left
-    to the garbage collector.
+    Keeps no reference to the function: a reference cycle with its owner, which owns this too, would leave freeing the
+    graph to the garbage collector.
     """
 
     def __init__(self, function: Callable[[], None], device: torch.device) -> None:

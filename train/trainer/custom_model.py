@@ -1,8 +1,8 @@
 """A custom network: a user's function `network(shape, classes)` in a Python file that returns a torch module.
 
-The module maps normalised float images [B, C, H, W] to logits [B, classes]; shape is (C, H, W). Every row gets a module
-of its own, so that nothing but torch's, NumPy's and Python's generators, which are seeded from the row's streams, is
-left from the row before.
+The module maps normalised float images [B, C, H, W] to logits [B, classes]; shape is (C, H, W). Every row gets a new
+module, and the generators of torch, NumPy and Python are seeded from the row's streams, so that nothing carries over
+from the row before.
 """
 
 import random

@@ -25,7 +25,7 @@ class Loader:
 
     resident: keep them in the device's memory, or do not, or (None) where they take at most half of what is free; on a
     CPU, an array that is mapped from a file is then read through the system's cache instead. The images are the same
-    either way. A batch is to be used before the next but one is asked for.
+    either way. A batch has to be used before the one after the next is requested.
     """
 
     def __init__(

@@ -26,9 +26,9 @@ from fmow import torchvision
 class Unit:
     """A convolution and its batch norm, with ReLU and residual: `x -> relu(bn(conv(x)) + before) + after`.
 
-    In training, batch norm takes the batch's statistics. In evaluation it costs no pass of its own over the
-    activations: where Triton runs, it is in the one that ReLU and residual take; elsewhere it is folded into the
-    convolution. Owns nothing: the two modules belong to a network.
+    In training, batch norm takes the batch's statistics. In evaluation it takes no pass of its own over the
+    activations: Triton computes it together with ReLU and residual; without Triton it is folded into the convolution.
+    Owns nothing: the two modules belong to a network.
     """
 
     def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:

@@ -31,8 +31,8 @@ class FlatParameters:
     """All parameters of a network for G rows in one flat tensor, with their gradient and momentum likewise.
 
     Parameters lie one after another, each with its G rows together, and zeros up to a multiple of ALIGNMENT; weights of
-    ungrouped convolutions lie in channels_last order, but in custom networks. Where units compute in `precision`, their
-    convolutions' weights are that precision's copy of the flat float32 tensor, which every step renews.
+    ungrouped convolutions lie in channels_last order, except in custom networks. If units compute in a lower
+    `precision`, their convolutions' weights are a copy of the flat float32 tensor in it, which every step renews.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class FlatParameters:
     def reset(self, seed: int, rows: range, start: Tensor | None = None) -> None:
         """Start the rows afresh, each from its own initialisation stream; momentum back to zero. Raises UserError.
 
-        start: what `initial_values` gave for these rows, on the device, where it has been asked before.
+        start: what `initial_values` gave for these rows, on the device, if already computed.
         """
         if isinstance(self.network, CustomNetwork):
             start = self._remake(self.network, seed, rows.start)

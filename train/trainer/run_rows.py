@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.5
 
 PATIENCE_SECONDS = 30.0
-"""After so long, the user is told that rows are waited for which another process holds."""
+"""Seconds of waiting for rows that another process holds, after which a notice names them."""
 
 Results = list[RowResult | RowFailure]
 

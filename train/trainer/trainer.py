@@ -101,7 +101,7 @@ class Trainer:
     def train(self, engine: Engine, rows: range, stop: Stop, drawn: "Drawn | None" = None) -> "Outcome":
         """Train and evaluate rows by an engine; on a GPU, its stream may still have all of it before it.
 
-        drawn: what `draw` gave for these rows, where it has been asked before.
+        drawn: what `draw` gave for these rows, if already called.
         """
         executor = self.executor
         began = executor.moment()

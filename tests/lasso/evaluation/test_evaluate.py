@@ -251,7 +251,7 @@ def test_runs_that_do_not_share_their_mask_are_never_averaged(tmp_path, monkeypa
     monkeypatch.setattr("datamodels.lasso.rows._BLOCK_VALUES", block)
     masks, margins, truth = runs_data(2)
     masks[601, 3] ^= True
-    expected = r"train_masks_50pct\.npy: row 601 has not the mask of row 600, expected 2 rows a mask from row 50 on"
+    expected = r"train_masks_50pct\.npy: row 601 has another mask than row 600, expected 2 rows a mask from row 50 on"
     with pytest.raises(UserError, match=expected):
         evaluate(published_store(tmp_path, masks, margins, eval_models=800, runs_per_mask=2), truth)
 
@@ -264,7 +264,7 @@ def test_no_command_averages_published_rows_of_different_masks(tmp_path, capsys)
     for command in (["eval", "--weights", tmp_path / "w.pt"], ["eval", "--curve"], ["export", "--to", "trak"]):
         done = in_process(capsys, command[0], PROJECT / "configs" / "cifar_50pct.yaml", *options, *command[1:])
         assert done.code == 2
-        assert "train_masks_50pct.npy: row 41 has not the mask of row 40" in done.err.splitlines()[-1]
+        assert "train_masks_50pct.npy: row 41 has another mask than row 40" in done.err.splitlines()[-1]
 
 
 def test_scores_come_from_files_arrays_tensors_lists_and_datamodels(store, tmp_path):
@@ -386,4 +386,4 @@ def test_damaged_evaluation_rows_are_named(journaled):
 def test_the_curve_takes_no_options_of_weights(capsys, tmp_path, option):
     done = in_process(capsys, "eval", DIGITS, "--root", tmp_path, "--curve", "--json", option)
     name = option.split("=")[0]
-    assert done.error == f"error: --curve fits datamodels of its own, expected no {name} beside it"
+    assert done.error == f"error: --curve fits datamodels of its own, expected no {name} with it"

@@ -82,7 +82,7 @@ def test_a_row_that_comes_out_different_is_not_exported(
     done = in_process(capsys, "export", DIGITS, "--root", root, *OPTIONS, "--to=quanda", "--checkpoints=8:10")
     damage(store, "test_margins", [9])  # undoes it
     assert done.code == 1
-    assert "error: row 9 trained again comes out other than it is stored: run `datamodels verify`" in done.err
+    assert "error: row 9, trained again, differs from the stored row: run `datamodels verify`" in done.err
     assert json.loads((made / "export.json").read_text())["rows"] == [0, 1]  # the former export
 
 

@@ -150,7 +150,7 @@ def test_a_kept_curve_gives_the_lds_to_expect(tmp_path: Path) -> None:
 
     expected = float(law.at(np.array([10.0]))[0])
     assert found["expected"] == {"lds": pytest.approx(expected), "error": 0.01, "measured_to": 24, "current": True}
-    assert f"{expected:.3f} to be expected, by the curve up to 24 models" in describe(found)
+    assert f"{expected:.3f} expected, from the curve of up to 24 models" in describe(found)
     (bought,) = [one for one in found["budget"] if one["expected"]]
     assert bought["alpha"] == 0.5
     assert bought["expected"]["lds"] == pytest.approx(float(law.at(np.array([float(bought["models"])]))[0]))

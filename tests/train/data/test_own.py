@@ -126,7 +126,7 @@ LABELS = np.arange(40) % 3
         ({"train_labels": LABELS + 2**40}, "train_labels.npy has the label 1099511627778 at 2, expected labels from"),
         ({"train_labels": LABELS + 3}, ""),
         ({"train_labels": LABELS + 4}, "train_labels.npy has labels up to 6, but none is 3: expected labels from 0"),
-        ({"train_labels": 0 * LABELS, "test_labels": np.zeros(30, int)}, "tells of 1 class, expected at least 2"),
+        ({"train_labels": 0 * LABELS, "test_labels": np.zeros(30, int)}, "has labels of 1 class, expected at least 2"),
         ({"train_labels": np.array([None] * 40)}, "train_labels.npy is not a whole .npy file"),
     ],
 )

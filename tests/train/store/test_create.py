@@ -173,7 +173,7 @@ def test_what_an_init_left_is_not_removed_without_locks(tmp_path: Path) -> None:
     os.rename(place.manifest, temporary(place.manifest, "x"))  # killed, or still at work on another node
     before = everything(tmp_path)
     with mock.patch.object(LockFile, "_probe", return_value=False):
-        with pytest.raises(UserError, match=r"x\.init is of an `init` that was interrupted, or is still at work"):
+        with pytest.raises(UserError, match=r"x\.init is of an `init` that was interrupted or is still running"):
             create(tmp_path)
         assert everything(tmp_path) == before
         create(tmp_path / "elsewhere")
@@ -232,7 +232,7 @@ def test_an_older_manifest_is_refused_before_anything_is_written(tmp_path: Path)
     older(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for opening in (create, lengthen, lambda root: lengthen(root, 12)):
-        with pytest.raises(UserError, match=r"had 18 rows, but .*store_50pct\.json has 14 rows: it is an older one"):
+        with pytest.raises(UserError, match=r"had 18 rows, but .*store_50pct\.json has 14 rows: it is older"):
             opening(tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 

@@ -193,7 +193,7 @@ def test_records_go_to_a_new_journal_where_the_old_one_was_replaced(tmp_path: Pa
 
 def test_a_folder_from_which_journals_vanish_is_told(tmp_path: Path) -> None:
     gone = mock.patch.object(LockFile, "is_current", return_value=False)
-    with gone, pytest.raises(WorkError, match=r"cannot record row 7 in .*: its journals are taken away"):
+    with gone, pytest.raises(WorkError, match=r"cannot record row 7 in .*: something removes its journals"):
         JournalWriter(tmp_path, {}).append(records(7))
 
 

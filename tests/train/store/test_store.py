@@ -142,7 +142,7 @@ def test_parts_of_a_store_without_its_manifest_are_an_error(store: Store, left: 
         if path.name != left:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for opening in (open_store, Store.open):
-        with pytest.raises(UserError, match=rf"{left} lies there without store_50pct\.json"):
+        with pytest.raises(UserError, match=rf"{left} was found without store_50pct\.json"):
             opening(store.layout, setting())
 
 

@@ -266,7 +266,7 @@ def test_the_journal_of_a_process_at_work_is_not_mended(tmp_path: Path) -> None:
         (path,) = store.layout.journals.iterdir()
         flip(path, 8 * (HEADER_BYTES + 40))
         other = again(store)
-        with writing(other) as mender, pytest.raises(WorkError, match="its process is still at work"):
+        with writing(other) as mender, pytest.raises(WorkError, match="its process still runs"):
             repair(other, mender, verify(other))
 
 
