@@ -277,11 +277,12 @@ def test_spawned_workers_read_it_and_no_one_asks_the_network(edge_root, edge_tab
 
 
 MEASURE = """
-import resource, sys, time
+import sys, time
 from fmow import FMoWDataset
+from tests.memory import peak
 start = time.process_time()
 ds = FMoWDataset(root_dir=sys.argv[1])
-print(time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+print(time.process_time() - start, peak() / 2**30)
 print(*(len(ds.get_subset(split)) for split in ("train", "id_val", "id_test", "val", "test")))
 """
 
