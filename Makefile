@@ -19,7 +19,7 @@ demo: .venv/.core
 	$(BIN)/datamodels run configs/digits_50pct.yaml
 
 test: .venv/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 test-extern: .venv/.test .venv-extern/.done
 	.venv-extern/bin/python -m pytest tests/extern $(ARGS)
