@@ -5,12 +5,12 @@ Importing this package imports neither torch nor wilds: they are imported when a
 
 from typing import TYPE_CHECKING, Any
 
-from fmow.torchvision_compat import torchvision
+from fmow.torchvision_compat import mend_torchvision_imports, torchvision
 
 if TYPE_CHECKING:
     from fmow.dataset import CATEGORIES, Examples, FMoWDataset, read_image
 
-__all__ = ["CATEGORIES", "Examples", "FMoWDataset", "read_image", "torchvision"]
+__all__ = ["CATEGORIES", "Examples", "FMoWDataset", "mend_torchvision_imports", "read_image", "torchvision"]
 
 
 def __getattr__(name: str) -> Any:

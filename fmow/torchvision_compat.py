@@ -1,7 +1,10 @@
 """torchvision, importable beside a CPU-only torch as well."""
 
 import importlib
+import importlib.abc
 import importlib.util
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -24,6 +27,21 @@ def torchvision() -> ModuleType:
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _kept.append(library)
     return importlib.import_module("torchvision")
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Lets the first `import torchvision`, of whatever code, go through `torchvision()`."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
+        if name == "torchvision":
+            sys.meta_path.remove(self)
+            torchvision()
+
+
+def mend_torchvision_imports() -> None:
+    """Make `import torchvision` work as `torchvision()` does; nothing is imported now."""
+    if "torchvision" not in sys.modules and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
 
 
 def _extension_loads() -> bool:

@@ -38,6 +38,9 @@ class Data:
     python: str | None = None
     """Python file (.py) whose function `dataset()` returns your own data set: a dictionary of the arrays train_images,
     train_labels, test_images and test_labels, and if you like the names of the classes."""
+    layout: Literal["auto", "NHWC", "NCHW"] = "auto"
+    """Order of the axes of your own images. `NHWC`: [N, height, width, channels]; `NCHW`: [N, channels, height, width],
+    as in torch; `auto`: told from the shape, and a shape that may be either is refused."""
     mean: list[float] | None = None
     """Mean of each channel in units of 0..255, subtracted from the images; null for the data set's usual one, and for
     your own data that of the training images."""
@@ -263,7 +266,7 @@ def alpha_of(pct: str) -> float:
 
 _FREE = {
     *("models", "recipe.device", "outputs.preallocate"),
-    *("data.root", "data.python", "data.form", "data.packed", "data.resident"),
+    *("data.root", "data.python", "data.layout", "data.form", "data.packed", "data.resident"),
 }
 """Keys that may differ between a store and the config it is reopened with (`models` has its own rule)."""
 

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from datamodels.train.errors import Interrupted, UserError, WorkError
+from fmow import mend_torchvision_imports
 
 
 def sha256_of(path: str, key: str) -> str:
@@ -33,6 +34,7 @@ def function_of(path: str, key: str, name: str, sha256: str | None = None) -> Ca
     module = ModuleType(f"user_file_{found[:16]}")
     module.__file__ = path
     sys.modules[module.__name__] = module  # where dataclasses and others look for it
+    mend_torchvision_imports()  # which the file may import, or a package that it imports
     with telling(path):
         exec(compile(content, path, "exec", dont_inherit=True), module.__dict__)
     function = getattr(module, name, None)

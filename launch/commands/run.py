@@ -29,7 +29,7 @@ def run(request: Request) -> int:
         yield
         seconds[stage] = time.perf_counter() - started
 
-    dataset = load(request.setting)
+    dataset = load(request.setting, notice)
     existed = request.layout.manifest.exists()
     if not existed:
         preflight_check(request.setting)

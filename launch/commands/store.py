@@ -15,7 +15,7 @@ from datamodels.train.store import Store
 
 def init(request: Request) -> int:
     existed = " (it was there already)" if request.layout.manifest.exists() else ""
-    store = create(request, load(request.setting))
+    store = create(request, load(request.setting, notice))
     size = sum(array.bytes for array in store.arrays.values())
     print(f"{request.layout.data}: {store.rows} rows, {size / 1e9:.3g} GB{existed}")
     return 0
@@ -41,7 +41,7 @@ def data(request: Request) -> int:
     fetch(request.setting)
     with Stages() as progress:
         pack(request.setting, progress)
-    dataset = load(request.setting)
+    dataset = load(request.setting, notice)
     train, test = dataset.train.images, dataset.test.images
     print(f"{request.setting.dataset}: {dataset.where}")
     print(f"{len(train)} training and {len(test)} test images of {'x'.join(map(str, train.shape[1:]))}")

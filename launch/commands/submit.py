@@ -29,7 +29,7 @@ def submit(request: Request) -> int:
     if options["gate"]:
         return run_gate(request.own_store(), layout, cluster, Path(options["gate"]))
 
-    store = request.own_store() if layout.manifest.exists() else create(request, load(request.setting))
+    store = request.own_store() if layout.manifest.exists() else create(request, load(request.setting, notice))
     try:
         preflight_check(store.setting, store.eras)
     except UserError as error:

@@ -1,6 +1,7 @@
 """FMoW: the in-distribution training and test images of a WILDS tree, read when they are asked for."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,7 +124,7 @@ def stem(data: Data) -> str:
     tree = tree_of(data)
     try:
         table = (tree / METADATA).read_bytes()
-        digest = hashlib.sha256(f"{tree.resolve()}\n".encode() + table).hexdigest()[:12]
+        digest = hashlib.sha256(os.fsencode(tree.resolve()) + b"\n" + table).hexdigest()[:12]
     except OSError:
         digest = "*"
     size = f"{data.size}px" if data.size else "full"

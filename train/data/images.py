@@ -101,8 +101,8 @@ class Split:
         """Digest that changes with the labels and the images' source, without reading what is read lazily."""
         if not isinstance(self.images, LazyImages):
             return self.sha256
-        labels = np.ascontiguousarray(self.labels, dtype="<i8").tobytes()
-        return hashlib.sha256(f"{self.images.shape} {self.images.stamp()}".encode() + labels).hexdigest()
+        source = f"{self.images.shape} {self.images.stamp()}".encode(errors="surrogateescape")
+        return hashlib.sha256(source + np.ascontiguousarray(self.labels, dtype="<i8").tobytes()).hexdigest()
 
 
 class Examples(NamedTuple):
@@ -113,6 +113,8 @@ class Examples(NamedTuple):
     classes: tuple[str, ...]
     where: str
     """Where they were read from, for people."""
+    notice: str | None = None
+    """What the user should know of how they were read."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.train.config import Data
-from datamodels.train.data.images import Examples, Images, Split, chunks, nbytes
+from datamodels.train.data.images import Examples, Images, LazyImages, Split, chunks, nbytes
 from datamodels.train.errors import UserError
 from datamodels.train.npy_file import mapped
 from datamodels.train.user_code import function_of, telling
@@ -17,6 +17,21 @@ FILES = [f"{name}.npy" for name in NAMES]
 CLASSES = "classes.txt"
 MAPPED_BYTES = 1 << 28
 """Images of this size stay in their file, and are read through the system's cache, which all workers share."""
+
+
+class ChannelsFirst(LazyImages):
+    """The images of an array [N, channels, height, width] in a file."""
+
+    def __init__(self, array: NDArray[np.uint8], called: str) -> None:
+        n, channels, height, width = array.shape
+        super().__init__((n, height, width, channels))
+        self.array, self.called = array, called
+
+    def read_into(self, position: int, out: NDArray[np.uint8]) -> None:
+        out[:] = self.array[position].transpose(1, 2, 0)
+
+    def stamp(self) -> str:
+        return self.called
 
 
 def missing(data: Data) -> str | None:
@@ -37,10 +52,14 @@ def read(data: Data) -> Examples:
         arrays = {name: mapped(folder / f"{name}.npy") for name in NAMES}
         classes = _class_names(folder / CLASSES)
         called = {name: str(folder / f"{name}.npy") for name in NAMES}
-    splits = {}
+    splits, first = {}, []
     for name in ("train", "test"):
         images, labels = f"{name}_images", f"{name}_labels"
-        split = Split(_images(arrays[images], called[images]), _labels(arrays[labels], called[labels]))
+        _check_images(arrays[images], called[images])
+        layout = _layout(arrays[images].shape, data.layout, called[images])
+        if (data.layout, layout) == ("auto", "NCHW"):
+            first.append(called[images])
+        split = Split(_images(arrays[images], layout, called[images]), _labels(arrays[labels], called[labels]))
         if len(split.labels) != len(split.images):
             raise UserError(
                 f"{called[labels]} holds {len(split.labels)} labels, but {called[images]} {len(split.images)} images"
@@ -62,7 +81,10 @@ def read(data: Data) -> Examples:
                 f"{called[f'{name}_labels']} has the label {split.labels.max()} at {split.labels.argmax()}, expected 0 "
                 f"to {len(classes) - 1} for the {len(classes)} class names"
             )
-    return Examples(train, test, classes, data.python or data.root)
+    height, width, channels = train.images.shape[1:]
+    size = f"[N, channels, height, width], {channels} of {height} x {width}"
+    notice = f"{' and '.join(first)}: taken as {size} (data.layout: NCHW)" if first else None
+    return Examples(train, test, classes, data.python or data.root, notice)
 
 
 def statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -97,7 +119,7 @@ def _from_function(path: str) -> tuple[dict[str, NDArray], tuple[str, ...] | Non
 def _class_names(path: Path) -> tuple[str, ...] | None:
     """Return the lines of a file, without blank ones at its end; None where there is no file. Raises UserError."""
     try:
-        names = path.read_text(encoding="utf-8").rstrip().splitlines()
+        names = path.read_text("utf-8-sig").rstrip().splitlines()
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -120,17 +142,39 @@ def _numbers(used: NDArray[np.int64], labels: str) -> tuple[str, ...]:
     return tuple(map(str, range(count)))
 
 
-def _images(array: NDArray, called: str) -> NDArray[np.uint8]:
-    """Return images [N, height, width, channels]. Raises UserError."""
+def _check_images(array: NDArray, called: str) -> None:
+    """Raises UserError unless an array can hold images."""
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or 0 in array.shape or not array.flags.c_contiguous:
         order = "" if array.flags.c_contiguous else " in Fortran's order"
         raise UserError(
             f"{called} holds {array.dtype} {list(array.shape)}{order}, expected uint8 [N, height, width] or "
             "[N, height, width, channels]"
         )
+
+
+def _layout(shape: tuple[int, ...], stated: str, called: str) -> str:
+    """Return the layout of images of this shape: as stated, or NHWC or NCHW if only one can be. Raises UserError."""
+    if stated != "auto" or len(shape) == 3:
+        return stated
+    _, second, third, last = shape
+    first_can_be = second in (1, 3, 4) and min(third, last) >= second
+    last_can_be = last in (1, 3, 4) or last < min(second, third)
+    if first_can_be == last_can_be:
+        raise UserError(
+            f"{called} holds images {list(shape[1:])}, which may be {third} x {last} pixels of {second} channels or "
+            f"{second} x {third} pixels of {last}: expected data.layout to be NCHW or NHWC"
+        )
+    return "NCHW" if first_can_be else "NHWC"
+
+
+def _images(array: NDArray[np.uint8], layout: str, called: str) -> Images:
+    """Return images [N, height, width, channels]: large ones in their file, others in memory."""
+    in_file = nbytes(array) >= MAPPED_BYTES and array.flags.writeable
     if array.ndim == 3:
         array = array[..., None]
-    return array if nbytes(array) >= MAPPED_BYTES and array.flags.writeable else np.array(array)
+    elif layout == "NCHW":
+        return ChannelsFirst(array, called) if in_file else np.ascontiguousarray(array.transpose(0, 2, 3, 1))
+    return array if in_file else np.array(array)
 
 
 def _labels(array: NDArray, called: str) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from datamodels.train.data import beton, cifar, digits, fmow, own
 from datamodels.train.data.images import Dataset, Examples, Split
 from datamodels.train.data.packed import Pack, Progress
 from datamodels.train.errors import UserError
+from datamodels.train.npy_file import Notice
 
 
 class Source(Protocol):
@@ -46,10 +47,11 @@ SOURCES: dict[str, Source] = {"cifar": cifar, "digits": digits, "fmow": fmow}
 PACKABLE: dict[str, Packable] = {"cifar": cifar, "fmow": fmow}
 
 
-def load(setting: Setting) -> Dataset:
+def load(setting: Setting, notice: Notice = lambda text: None) -> Dataset:
     """Return the data set of a setting, cut to its subset, read in the form that `data.form` names.
 
-    Raises UserError that says what is missing and how to get it, or which file is damaged.
+    notice: called with what the user should know of how it was read. Raises UserError that says what is missing and how
+    to get it, or which file is damaged.
     """
     _check(setting)
     data, source, packable = setting.data, SOURCES.get(setting.dataset), PACKABLE.get(setting.dataset)
@@ -63,9 +65,17 @@ def load(setting: Setting) -> Dataset:
     train = found.train.first(data.train, "data.train").in_memory(data.resident)
     test = found.test.first(data.test, "data.test").in_memory(data.resident)
     mean, std = (source.MEAN, source.STD) if source else own.statistics(train.images)
-    for key, stated in (("mean", data.mean), ("std", data.std)):
+    for key, stated, usual in (("mean", data.mean, mean), ("std", data.std, std)):
         if stated is not None and len(stated) != len(mean):
             raise UserError(f"data.{key} is {stated}, expected {len(mean)} numbers, one a channel")
+        if stated and 0 < max(stated) <= 1 < max(usual):  # of images of zeros and ones, the usual ones are small too
+            scaled = [round(255 * value, 4) for value in stated]
+            raise UserError(
+                f"data.{key} is {stated}, which is in units of 0..1: expected units of 0..255, {scaled} "
+                f"(the usual ones here are {[round(value, 4) for value in usual]})"
+            )
+    if found.notice:
+        notice(found.notice)
     return Dataset(train, test, found.classes, tuple(data.mean or mean), tuple(data.std or std), found.where)
 
 
@@ -110,6 +120,8 @@ def _check(setting: Setting) -> None:
         for key, usual in (("size", None), ("split_scheme", "official")):
             if getattr(data, key) != usual:
                 raise UserError(f"data.{key} is {getattr(data, key)!r}, but this key is for fmow only")
+    if name in SOURCES and data.layout != "auto":
+        raise UserError(f"data.layout is {data.layout!r}, but this key is for your own data only")
 
 
 def _pack_paths(source: Packable, data: Data) -> list[Path]:

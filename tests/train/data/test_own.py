@@ -61,10 +61,61 @@ def test_images_may_lack_the_channels_and_classes_may_have_names(folder: Path) -
     before = load(setting(folder)).sha256()
     for name in ("train_images", "test_images"):
         np.save(folder / f"{name}.npy", np.load(folder / f"{name}.npy")[..., 0])
-    (folder / "classes.txt").write_text("cat\nsea cow\nzebra fish\nnever seen\n")
+    (folder / "classes.txt").write_text("kât\nsea cow\nzebra fish\nnever seen\n", encoding="utf-8-sig")
     dataset = load(setting(folder))
     assert dataset.sha256() == before
-    assert dataset.classes == ("cat", "sea cow", "zebra fish", "never seen")
+    assert dataset.classes == ("kât", "sea cow", "zebra fish", "never seen")
+
+
+def test_channels_first_images_are_the_same_data_set_and_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path / "data", channels=3)
+    before, told = load(setting(folder)), list[str]()
+    for name in ("train_images", "test_images"):
+        np.save(folder / f"{name}.npy", np.ascontiguousarray(np.load(folder / f"{name}.npy").transpose(0, 3, 1, 2)))
+    found = load(setting(folder), told.append)
+    assert (found.sha256(), found.mean, found.std) == (before.sha256(), before.mean, before.std)
+    assert told == [
+        f"{folder}/train_images.npy and {folder}/test_images.npy: taken as [N, channels, height, width], 3 of 8 x 8 "
+        "(data.layout: NCHW)"
+    ]
+    monkeypatch.setattr(own, "MAPPED_BYTES", 1)
+    in_file = setting(folder, layout="NCHW", resident=False)
+    found = load(in_file, told.append)
+    assert isinstance(found.train.images, own.ChannelsFirst)
+    assert (found.sha256(), found.mean, found.std) == (before.sha256(), before.mean, before.std)
+    assert len(told) == 1, "what is stated needs no notice"
+    assert identity(in_file.to_dict()) == identity(setting(folder).to_dict()), "the images have a digest of their own"
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((1, 8, 6), (8, 6, 1)),
+        ((4, 8, 6), (8, 6, 4)),
+        ((8, 6, 1), (8, 6, 1)),
+        ((8, 6, 4), (8, 6, 4)),
+        ((12, 12, 10), (12, 12, 10)),
+        ((4, 4, 3), (4, 4, 3)),
+        *((shape, None) for shape in ((3, 3, 3), (1, 8, 3), (3, 8, 4), (2, 8, 8), (8, 8, 10), (10, 64, 64))),
+    ],
+)
+def test_channels_are_where_they_can_be_or_where_the_config_says(
+    tmp_path: Path, shape: tuple[int, ...], expected: tuple[int, ...] | None
+) -> None:
+    images = {f"{name}_images": np.zeros((count, *shape), np.uint8) for name, count in (("train", 40), ("test", 30))}
+    folder = write(tmp_path / "data", **images)
+    if expected:
+        assert load(setting(folder)).train.images.shape == (40, *expected)
+    else:
+        said = (
+            f"train_images.npy holds images {list(shape)}, which may be {shape[1]} x {shape[2]} pixels of {shape[0]} "
+        )
+        assert said in refusal(setting(folder))
+        assert "expected data.layout to be NCHW or NHWC" in refusal(setting(folder))
+    assert load(setting(folder, layout="NHWC")).train.images.shape == (40, *shape)
+    assert load(setting(folder, layout="NCHW")).train.images.shape == (40, *shape[1:], shape[0])
 
 
 def test_mean_and_deviation_are_those_of_the_training_images_in_use(tmp_path: Path) -> None:
@@ -95,6 +146,18 @@ def test_a_config_may_state_mean_and_deviation(folder: Path) -> None:
     for key, value in (("mean", [256.0]), ("std", [0.0])):
         with pytest.raises(UserError, match=f"data.{key} is"):
             Data(**{key: value})
+
+
+@pytest.mark.parametrize(("key", "value"), [("mean", 0.3), ("std", 0.25), ("std", 1.0)])
+def test_means_and_deviations_in_units_of_0_to_1_are_refused_with_those_of_0_to_255(
+    folder: Path, key: str, value: float
+) -> None:
+    said = f"data.{key} is [{value}], which is in units of 0..1: expected units of 0..255, [{255 * value}] (the usual"
+    assert said in refusal(setting(folder, **{key: [value]}))
+    assert load(setting(folder, mean=[0.0], std=[255.0])).mean == (0.0,), "as torchvision's ToTensor"
+    for name in ("train_images", "test_images"):
+        np.save(folder / f"{name}.npy", np.load(folder / f"{name}.npy") // 128)
+    load(setting(folder, **{key: [value]}))  # of images of zeros and ones
 
 
 def test_large_images_stay_in_their_file_and_give_the_same_data_set(
@@ -186,7 +249,8 @@ def test_data_from_a_python_file_are_the_same_for_every_worker(
 ) -> None:
     path = tmp_path / "my_data.py"
     path.write_text(
-        "import numpy as np\n\n\ndef dataset():\n    print('reading')\n"
+        # A worker imports no torchvision before: the one of PyPI needs help beside a torch for CPUs.
+        "import numpy as np\nimport torchvision\n\n\ndef dataset():\n    print('reading')\n"
         f"    return {{name: np.load(f'{folder}/{{name}}.npy') for name in {own.NAMES}}} | {{'classes': 'abc'}}\n"
     )
     assert load(setting(tmp_path, python=str(path))).classes == ("a", "b", "c")
