@@ -22,7 +22,7 @@ TINY_SHAPES = {"cifar": (96, 32, 32, 3, 10), "fmow": (16, 8, 32, 3, 62), "digits
 
 def setting(name: str, alpha: float, tiny: bool = False, **recipe: object) -> Setting:
     """The published setting of a data set at any alpha, with the logits that it keeps; changes are to its recipe."""
-    published = from_dict(yaml.safe_load((CONFIGS / f"{name}_50pct.yaml").read_text()))
+    published = from_dict(yaml.safe_load((CONFIGS / f"{name}_50pct.yaml").read_text("utf-8")))
     small: dict[str, object] = (
         {"epochs": 2, "peak_epoch": 1, "batch": 8, "eval_batch": 16, "threads": 1} if tiny else {}
     )

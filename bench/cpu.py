@@ -137,7 +137,7 @@ def upstream(data_root: str) -> float:
         files = ["--data-root", data_root, "--out", f"{folder}/margins.npy"]
         began = time.perf_counter()
         script = [sys.executable, "-m", "bench.plain", *sizes, *files]
-        done = subprocess.run(script, check=True, capture_output=True, text=True)
+        done = subprocess.run(script, check=True, capture_output=True, encoding="utf-8")
         seconds = time.perf_counter() - began
     assert int(done.stdout) == IMAGES
     return IMAGES / seconds

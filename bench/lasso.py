@@ -210,7 +210,7 @@ def whole_fit(options: argparse.Namespace) -> None:
         for name in ("first", "on the sums of the first"):
             store = open_store(layout, setting_of(options))
             began = time.process_time()
-            report = json.loads(fit(store).with_suffix(".json").read_text())
+            report = json.loads(fit(store).with_suffix(".json").read_text("utf-8"))
             seconds = time.process_time() - began
             print(f"fit, {name}: {seconds:.2f} CPU s; wall {json.dumps(report['seconds'])}")
             print(json.dumps({key: report[key] for key in ("path", "relative_gap", "kkt_residual", "boundary_hits")}))
@@ -228,7 +228,7 @@ def memory(options: argparse.Namespace) -> None:
         before = peak_memory()
         began = time.process_time()
         path = fit(open_store(layout, setting_of(options)))
-        solved = json.loads(path.with_suffix(".json").read_text())
+        solved = json.loads(path.with_suffix(".json").read_text("utf-8"))
         peak = peak_memory()
     size, seconds = 4 * options.examples**2 / 2**30, time.process_time() - began
     print(f"M={options.models} N={options.examples}, one Gram {size:.2f} GiB: {seconds:.0f} CPU s")

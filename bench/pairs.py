@@ -170,7 +170,7 @@ def verdict(scores: NDArray[np.float32], chosen: Chosen) -> str:
 
 
 def judge(folder: Path, root: Path) -> None:
-    chosen = Chosen(**json.loads((folder / "chosen.json").read_text()))
+    chosen = Chosen(**json.loads((folder / "chosen.json").read_text("utf-8")))
     store = open_store(root)
     rows = store.estimation_rows()
     scores = {

@@ -80,7 +80,7 @@ class Results:
         device = re.sub(r"[^a-z0-9]+", "-", self.content["device"].lower()).strip("-")
         stem = f"{self.content['date'][:10]}-{device}"
         for name in (stem, *(f"{stem}-{number}" for number in range(2, 1000))):
-            with contextlib.suppress(FileExistsError), open(self.folder / f"{name}.json", "x"):
+            with contextlib.suppress(FileExistsError), open(self.folder / f"{name}.json", "x", encoding="utf-8"):
                 return self.folder / f"{name}.json"
         raise FileExistsError(self.folder / f"{stem}.json")
 

@@ -181,7 +181,7 @@ def status(config: Path, root: Path) -> str:
     """Seconds and peak memory of `datamodels status`, from the start of its process."""
     started = time.perf_counter()
     command = [sys.executable, "-c", _STATUS, "status", str(config), "--root", str(root), "--json"]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, encoding="utf-8", check=True)
     return f"{time.perf_counter() - started:.2f} s, {done.stderr.strip()}"
 
 

@@ -208,7 +208,9 @@ def load(source: str | Path | Store, *, split: str = "test") -> Datamodels:
 
     path = Path(source) if isinstance(source, str | Path) else find(source, split)
     try:
-        tensors = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
+        with open(path, "rb") as file:  # torch takes names for UTF-8, whatever the locale
+            name = f"/proc/self/fd/{file.fileno()}"
+            tensors = torch.load(name, mmap=True, weights_only=True, map_location="cpu")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except Exception as error:  # torch raises many kinds for a file that is not one of its own

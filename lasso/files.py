@@ -166,7 +166,7 @@ def storages(path: Path) -> list[int]:
 
 def _write_report(path: Path, stamp: NDArray[np.uint8], report: dict[str, Any]) -> None:
     with replacing(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps({"stamp": stamp.tobytes().hex(), **report}, indent=1) + "\n")
+        temporary.write_text(json.dumps({"stamp": stamp.tobytes().hex(), **report}, indent=1) + "\n", "utf-8")
 
 
 def pieces(path: Path) -> dict[tuple[int, int], dict[str, Any]]:
@@ -196,6 +196,6 @@ def remove_piece(store: Store, split: str, targets: tuple[int, int]) -> None:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock of a whole file, so that one process at a time writes it or its pieces."""
-    with open(path.with_name(f".{path.stem}.lock"), "a") as file:
+    with open(path.with_name(f".{path.stem}.lock"), "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -96,7 +96,7 @@ class Worker:
         paths = [str(Path(datamodels.__path__[0]).parent), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         self.process = subprocess.Popen(
-            self.command, start_new_session=True, stdout=subprocess.PIPE, text=True, env=environment
+            self.command, start_new_session=True, stdout=subprocess.PIPE, encoding="utf-8", env=environment
         )
         self._running = True
 

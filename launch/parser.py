@@ -1,5 +1,6 @@
 """From a command line to a command that runs. The commands and their options are declared in `commands`."""
 
+import json
 from importlib.metadata import version
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import jsonargparse
 from datamodels.launch.commands import COMMANDS, Command
 from datamodels.launch.request import Request
 from datamodels.launch.slurm import Slurm
-from datamodels.train import Parser, UserError, load_yaml
+from datamodels.train import Parser, UserError, load_yaml, read_yaml
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -35,6 +36,8 @@ def run(arguments: list[str]) -> int:
     root = options.pop("root")
     if root == "":
         raise UserError("--root is '', expected a folder")
+    if root is None and (config.is_relative_to("/dev") or not config.is_file()):
+        raise UserError(f"--root is missing: {config} has no name to call a folder by, expected --root DIR")
     explicit_models = any(argument.split("=")[0] == "--models" for argument in others)
     request = Request(setting, Path(root or f"runs/{config.stem}").expanduser(), options, explicit_models)
     return COMMANDS[name].run(request)
@@ -78,7 +81,8 @@ def _split_config(arguments: list[str]) -> tuple[Path, list[str]]:
 def _files_first(arguments: list[str]) -> list[str]:
     """The same options with `--slurm FILE` before `--slurm.time 30`: single keys override a file wherever it stands.
 
-    Raises UserError for a cluster file that gives a key twice, of which the parser would take the last one.
+    The file's content takes the place of its name. It is read here, once and in UTF-8; the parser would also take the
+    last one of a key that is given twice. Raises UserError.
     """
     options: list[list[str]] = []
     for argument in arguments:
@@ -86,10 +90,9 @@ def _files_first(arguments: list[str]) -> list[str]:
             options.append([argument])
         else:
             options[-1].append(argument)
-    for first, *values in options:
-        name, equals, value = first.partition("=")
-        file = Path(value if equals else values[0] if values else "")
-        if name == "--slurm" and file.is_file():
-            load_yaml(file)
+    for option in options:
+        name, _, file = "=".join(option).partition("=")
+        if name == "--slurm" and file:
+            option[:] = [name, json.dumps(load_yaml(Path(file), read_yaml(Path(file))), default=str)]
     options.sort(key=lambda option: option[0].partition("=")[0].count("."))
     return [argument for option in options for argument in option]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodels.launch.stop import Stop, code_of, installed, raise_interrupt
+from datamodels.launch.streams import prepare_streams
 from datamodels.train import Interrupted, UserError, WorkError, from_dict
 from datamodels.train.store import Layout, Store
 
@@ -85,4 +86,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    prepare_streams("utf-8")
     sys.exit(main())

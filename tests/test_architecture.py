@@ -209,3 +209,20 @@ def test_no_function_or_file_is_too_long_and_no_folder_too_full() -> None:
         if count > MOST_FILES:
             wrong.append(f"{folder.relative_to(PROJECT)}/: {count} Python files, expected at most {MOST_FILES}")
     refuse(wrong, "a function does one thing, a file holds one idea, a folder one topic")
+
+
+def test_text_is_read_and_written_in_a_named_encoding() -> None:
+    """The user's may be any. What the system has below /proc and /sys is ASCII."""
+    wrong = []
+    for module, path in modules().items():
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        for call in calls:
+            text, name = ast.unparse(call), ast.unparse(call.func)
+            given = [*map(ast.unparse, call.args)]
+            named = "encoding=" in text or "'/proc/" in text or "'/sys/" in text
+            reads = name.endswith(".read_text") and not given
+            writes = name.endswith(".write_text") and len(given) < 2
+            opens = name == "open" and "b" not in "".join(given[1:2])
+            if not named and (reads or writes or opens or "text=True" in text):
+                wrong.append(f"{place(module, call.lineno)}: {text}")
+    refuse(wrong, "text needs an encoding")

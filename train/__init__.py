@@ -4,7 +4,7 @@ Importing this package imports neither torch nor numba.
 """
 
 from datamodels.train.config import Fit, Recipe, Setting, flatten, from_dict, identity, refuse_null
-from datamodels.train.config_file import Parser, load_yaml, read_setting
+from datamodels.train.config_file import Parser, load_yaml, read_setting, read_yaml
 from datamodels.train.errors import READ_ONLY, Interrupted, UserError, WorkError
 from datamodels.train.masks import Era, batch_size, mask_index, subset_size
 from datamodels.train.npy_file import mapped, write_file
@@ -34,6 +34,7 @@ __all__ = [
     "mask_index",
     "raw",
     "read_setting",
+    "read_yaml",
     "refuse_null",
     "subset_size",
     "validation_rows",

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,9 +39,13 @@ class Parser(jsonargparse.ArgumentParser):
         self.add_class_arguments(Setting, as_group=True)
 
     def parse(self, config: Path, options: list[str]) -> tuple[Setting, dict[str, Any]]:
-        """Return the setting of a config file and options, and the options that are no keys of a setting."""
-        check_config(config)
-        values = self.parse_args(["--config", str(config), *options]).as_dict()
+        """Return the setting of a config file and options, and the options that are no keys of a setting.
+
+        The file is read once, so that it may be a pipe.
+        """
+        text = read_yaml(config)
+        check_config(config, text)
+        values = self.parse_args(options, self.parse_string(text)).as_dict()
         others = {key: value for key, value in values.items() if key not in SETTING_KEYS}
         return from_dict({key: value for key, value in values.items() if key in SETTING_KEYS}), others
 
@@ -52,11 +57,9 @@ def read_setting(path: Path) -> Setting:
     return parser.parse(path, [])[0]
 
 
-def check_config(path: Path) -> None:
-    """Raises UserError unless the file is plain YAML with keys of a setting at its top, and none of version 0.1."""
-    content = load_yaml(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds {type(content).__name__}, expected keys and values")
+def check_config(path: Path, text: str) -> None:
+    """Raises UserError unless a file's text has keys of a setting alone at its top, and none of version 0.1."""
+    content = load_yaml(path, text)
     if unknown := [str(key) for key in content if key not in SETTING_KEYS]:
         expected = ", ".join(sorted(SETTING_KEYS))
         raise UserError(f"{path}: {unknown[0]!r} is not a key of a config, expected one of {expected}")
@@ -68,7 +71,19 @@ def check_config(path: Path) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads plain YAML and refuses a key that is given twice; YAML's own reader takes the last one."""
+    """Reads plain YAML and refuses what YAML's own reader takes for something else than most people.
+
+    Of a key that is given twice that takes the last one; 010 is 8 to it, and 4:00:00 is 14400.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        value = super().construct_object(node, deep)
+        if isinstance(value, int | float) and re.fullmatch("[-+]?0[0-7_]+|.*:.*", str(node.value)):
+            line = node.start_mark.line + 1
+            raise ValueError(
+                f"line {line} holds {node.value}, which YAML takes for {value}: expected no leading 0, or quotes"
+            )
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set[str]()
@@ -80,11 +95,22 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_yaml(path: Path) -> Any:
-    """Return the content of a YAML file. Raises UserError, also for a key that is given twice."""
+def read_yaml(path: Path) -> str:
+    """Return the text of a YAML file in UTF-8, after a byte order mark if it has one. Raises UserError."""
     try:
-        return yaml.load(path.read_text(), _Loader)
+        return path.read_text("utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+    except UnicodeDecodeError as error:
         raise UserError(f"{path} is not plain YAML: {error}") from None
+
+
+def load_yaml(path: Path, text: str) -> dict[Any, Any]:
+    """Return the keys and values in the text of a YAML file. Raises UserError, also for a key that is given twice."""
+    try:
+        content = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not plain YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds {type(content).__name__}, expected keys and values")
+    return content

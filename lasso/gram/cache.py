@@ -67,7 +67,7 @@ class GramCache:
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with replacing(path) as temporary:
-                    temporary.write_text(json.dumps(owner))
+                    temporary.write_text(json.dumps(owner), "utf-8")
             shutil.rmtree(self.folder.with_name(f"statistics_{setting.pct}pct"), ignore_errors=True)  # of version 0.1
             return
         except ValueError:
@@ -100,7 +100,7 @@ class GramCache:
 
     @contextmanager
     def _locked(self, shard: Shard) -> Iterator[None]:
-        with writing(self.folder), open(self.folder / f"{shard.first}-{shard.last}.lock", "a") as file:
+        with writing(self.folder), open(self.folder / f"{shard.first}-{shard.last}.lock", "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

@@ -80,7 +80,7 @@ def _write_network(store: Store, dataset: Dataset, folder: Path) -> "Network":
         "std": list(dataset.std),
         "tta": store.setting.tta,
     }
-    (folder / "network.json").write_text(json.dumps(about, indent=1) + "\n")
+    (folder / "network.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
     shutil.copyfile(network.__file__, folder / "network.py")
     if not recipe.custom_network:
         return network.build(about)

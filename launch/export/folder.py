@@ -38,7 +38,7 @@ def new_folder(path: Path, about: dict[str, Any]) -> Iterator[Path]:
         with writing(path):
             yield folder
             names = sorted(str(file.relative_to(folder)) for file in _files(folder))
-            (folder / ABOUT).write_text(json.dumps({**about, "files": names}, indent=1) + "\n")
+            (folder / ABOUT).write_text(json.dumps({**about, "files": names}, indent=1) + "\n", "utf-8")
             for entry in (*folder.rglob("*"), folder):
                 sync(entry)
             if path.exists():

@@ -133,7 +133,7 @@ def build(about: dict[str, Any], make: MakeNetwork | None = None) -> Network:
 
 def load(folder: str | Path) -> Network:
     """The model of an export's folder. Runs custom_network.py, the user's file, if there is one."""
-    about = json.loads((Path(folder) / "network.json").read_text())
+    about = json.loads((Path(folder) / "network.json").read_text("utf-8"))
     if about["network"] != "own":
         return build(about)
     spec = importlib.util.spec_from_file_location("custom_network", Path(folder) / "custom_network.py")

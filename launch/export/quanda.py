@@ -24,7 +24,7 @@ def write(
     if checkpoints and rows:
         raise UserError("--checkpoints names the rows already, expected no --rows with it")
     chosen = choose(store, checkpoints or rows)
-    with open(folder / "subset_ids.json", "x") as file:
+    with open(folder / "subset_ids.json", "x", encoding="utf-8") as file:
         separator = "["
         for block in blocks(store, chosen):
             for mask in read_masks(store, block):

@@ -108,7 +108,7 @@ def write_report(
     path = report_path(store, split)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, page.encode())
+        write_file(path, page.encode(errors="backslashreplace"))
     except OSError as error:
         kind = UserError if error.errno in READ_ONLY else WorkError
         raise kind(f"cannot write {path}: {error.strerror}") from None

@@ -3,13 +3,16 @@
 Bars have tooltips. Titles, numbers of samples and captions are in the templates.
 """
 
+import contextlib
 import io
 import re
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
-import matplotlib.style
+with contextlib.chdir(Path(__file__).parent):  # away from a matplotlibrc of the user, which may fail the import
+    import matplotlib.style
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes

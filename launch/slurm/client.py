@@ -163,7 +163,7 @@ def _ask(*command: str, patience: float = PATIENCE) -> str:
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=patience,
             env=environment,

@@ -126,7 +126,7 @@ def numbered(folder: Path) -> dict[int, Path]:
 def next_folder(folder: Path) -> Path:
     """The folder of the next plan. No number comes twice: a job of a plan that was removed may still turn up."""
     last = folder / "_last"
-    numbers = [*numbered(folder), int(last.read_text()) if last.exists() else 0]
+    numbers = [*numbered(folder), int(last.read_text("utf-8")) if last.exists() else 0]
     return folder / f"plan_{max(numbers) + 1:04}"
 
 
@@ -138,10 +138,10 @@ def write_plan(plan: Plan, path: Path, files: Mapping[str, str]) -> None:
     try:
         (draft / "logs").mkdir(parents=True)
         for name, text in {"plan.json": json.dumps(content) + "\n", **files}.items():
-            (draft / name).write_text(text)
+            (draft / name).write_text(text, "utf-8")
             (draft / name).chmod(0o555 if name.endswith(".sh") else 0o444)
         os.rename(draft, path)
-        (path.parent / "_last").write_text(path.name.removeprefix("plan_") + "\n")
+        (path.parent / "_last").write_text(path.name.removeprefix("plan_") + "\n", "utf-8")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 

@@ -228,13 +228,13 @@ class _Submission:
         try:
             number = client.sbatch(script, before, delay)
         except Busy as error:
-            known = {json.loads(line)["job"] for line in record.read_text().splitlines()} if record.exists() else set()
+            known = {json.loads(line)["job"] for line in record.read_bytes().splitlines()} if record.exists() else set()
             found = [job.array for job in self._jobs_of(script.parent, error) if job.script.name == script.name]
             unknown = [number for number in found if number not in known]
             if not unknown:
                 raise
             number = unknown[0]
-        with open(record, "a") as file:
+        with open(record, "a", encoding="utf-8") as file:
             file.write(json.dumps({"time": time.time(), "script": script.name, "job": number}) + "\n")
         return number
 

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,8 @@ FILES = {
     "bytes": ("dataset: \x01", "not plain YAML"),
     "a key given twice": ("dataset: digits\nalpha: 0.5\nalpha: 0.25\n", "line 3 gives 'alpha' a second time"),
     "a key of a group given twice": ("recipe:\n  lr: 1\n  lr: 2\n", "line 3 gives 'lr' a second time"),
+    "an octal number": ("alpha: 0.5\nseed: 010\n", "line 2 holds 010, which YAML takes for 8: expected no leading 0"),
+    "a number of base 60": ("models: 4:00:00\n", "line 1 holds 4:00:00, which YAML takes for 14400"),
     "a key without a value": ("dataset: digits\nmodels:\n", "models is None, expected a value"),
     "a key of a group without a value": ("recipe:\n  epochs: 3\n  lr:\n", "recipe.lr is None, expected a value"),
     "a group without keys": ("dataset: digits\nrecipe:\n", "recipe is None, expected keys and values"),
@@ -92,6 +95,22 @@ def test_bad_config_files_are_one_line_and_change_nothing(run: Run, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
 
 
+def test_config_files_may_be_pipes_and_begin_with_a_byte_order_mark(run: Run, tmp_path: Path) -> None:
+    def pipe(text: str) -> str:
+        """The name of a file that can be read once."""
+        read, write = os.pipe()
+        os.write(write, text.encode("utf-8-sig"))
+        os.close(write)
+        return f"/dev/fd/{read}"
+
+    config, options = DIGITS.read_text(), ["--root", tmp_path, *TINY]
+    cluster = "cpus: 2\nsetup: [echo ünï]\n"
+    shown = run("submit", pipe(config), *options, "--dry-run", "--slurm.cpus=3", "--slurm", pipe(cluster)).out
+    assert all(f"\n{line}\n" in shown for line in ("#SBATCH --cpus-per-task=3", "echo ünï")), shown
+    assert "holds list, expected keys" in run("submit", DIGITS, *options, f"--slurm={pipe('- 1')}").error
+    assert "--root is missing: /dev/fd/" in run("init", pipe(config), *TINY).error
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -105,6 +124,43 @@ def test_bad_config_files_are_one_line_and_change_nothing(run: Run, tmp_path: Pa
 )
 def test_bad_command_lines_are_one_line(run: Run, arguments: list[object], named: str) -> None:
     assert named in run(*arguments).error
+
+
+def test_closed_streams_full_disks_and_narrow_encodings_end_no_work(run: Run, tmp_path: Path) -> None:
+    command, root = [sys.executable, "-m", "datamodels"], tmp_path / "ünï"
+    options = [*map(str, [DIGITS, "--root", root, *TINY])]
+    assert run("init", *options).code == 0
+    train = shlex.join([*command, "train", *options, "--rows=0:16", "--workers=2"])
+    subprocess.run(f"{train} <&- >&- 2>&-", shell=True, cwd=PROJECT, check=True)
+    shown = run_command("status", *options, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert f"{tmp_path}/\\xfcn\\xef/digits/data: 16 of 32 rows done" in shown.out
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*command, "--version"], cwd=PROJECT, stdout=full, stderr=subprocess.PIPE)
+        assert (done.returncode, done.stderr) == (1, b"error: input/output: No space left on device\n")
+        subprocess.run([*command, "verify", *options], cwd=PROJECT, stderr=full, stdout=subprocess.DEVNULL, check=True)
+
+
+def test_a_foreign_locale_and_settings_of_matplotlib_change_nothing(trained: Path, tmp_path: Path) -> None:
+    root = tmp_path / "rünï"
+    shutil.copytree(trained, root)
+    (page,) = root.glob("digits/report_*")
+    before = page.read_text()
+    page.unlink()
+    config = tmp_path / "ä.yaml"
+    config.write_text(f"# ünï\n{DIGITS.read_text()}")
+    (tmp_path / "matplotlibrc").write_bytes("# Schriftgröße\ntext.usetex: True\n".encode("latin-1"))
+    environment = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    environment |= {"MPLBACKEND": "module://not_installed.backend", "MATPLOTLIBRC": str(tmp_path)}
+    environment |= {**os.environ, **environment, "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-m", "datamodels", "report", config, "--root", root, *TINY]
+    done = subprocess.run([*map(str, command)], cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == os.fsencode(page) + b"\n"
+    assert plots(page.read_text()) == plots(before)
+
+
+def plots(page: str) -> list[str]:
+    return re.findall("<svg.*?</svg>", page, re.DOTALL)
 
 
 def test_the_command_prints_its_version_and_errors_without_a_traceback() -> None:

@@ -142,7 +142,7 @@ class Writer:
         record["generation"] = generation
         if isinstance(result, RowFailure):
             record["kind"] = Kind.FAILED
-            record["reason"] = result.reason.encode()[:REASON_BYTES]
+            record["reason"] = result.reason.encode(errors="backslashreplace")[:REASON_BYTES]
         else:
             record["kind"] = Kind.DONE
             record["accuracy"], record["train_accuracy"] = result.accuracy, result.train_accuracy
