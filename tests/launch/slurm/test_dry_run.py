@@ -123,7 +123,7 @@ def test_bad_options_are_one_line(dry_run: Run, tmp_path: Path, option: str, nam
         ("time: '30'\nafter:\n", "slurm.after is None, expected keys and values"),
         ("after: 5\n", "slurm.after is 5, expected keys and values"),
         ("time: '30'\nextra:\n", "slurm.extra is None, expected a value"),
-        ("time: 4:00:00\n", "slurm.time"),  # YAML reads a number
+        ("time: 4:00:00\n", "line 1 holds 4:00:00, which YAML takes for 14400: expected"),
         ("after: {gpus: 0}\n", "after.gpus"),
     ],
 )
