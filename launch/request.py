@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datamodels.launch.progress import notice
 from datamodels.train import Setting, UserError
 from datamodels.train.store import BaseStore, Layout, Store, open_store
 
@@ -23,10 +24,7 @@ class Request:
 
     def store(self) -> BaseStore:
         """The store, or the published files, for reading. Raises UserError."""
-        store = open_store(self.layout, self.setting, self.explicit_models)
-        if out := self.options.get("out"):
-            store.derive_below(out)
-        return store
+        return open_store(self.layout, self.setting, self.explicit_models, self.options.get("out"), notice)
 
     def own_store(self) -> Store:
         """The store, for training. Raises UserError where there is none, or published files alone."""

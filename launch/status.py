@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from datamodels.launch.progress import counted, duration
 from datamodels.train import WorkError
-from datamodels.train.store import BaseStore, Store
+from datamodels.train.store import BaseStore, PublishedStore, Store
 
 RECENT_SECONDS = 600.0
 """Rates are those of the rows done in the last ten minutes of work."""
@@ -33,6 +33,8 @@ def summary(store: BaseStore) -> dict[str, Any]:
         "bytes": sum(array.bytes for array in store.arrays.values()),
         "folder": str(store.layout.data),
     }
+    if isinstance(store, PublishedStore):
+        found["reasons"] = store.reasons()
     if not isinstance(store, Store):
         return found
 

@@ -51,7 +51,7 @@ def published_store(
     for name, values in given.items():
         if values is not None:
             np.save(layout.array(name), np.ascontiguousarray(values, np.float16))
-    return PublishedStore(layout, Setting(dataset=DATASET, eval_models=eval_models, **changes), False)
+    return PublishedStore(layout, Setting(dataset=DATASET, eval_models=eval_models, **changes), False, None, print)
 
 
 def made_up_data(n_train: int, n_test: int, classes: int = 2) -> Any:

@@ -94,7 +94,7 @@ COMMANDS = {
     "status": Command(
         store.status,
         "say how many rows are done, missing and failed",
-        [JSON, option("--watch", "show it every few seconds until all is done", action="store_true")],
+        [JSON, OUT, option("--watch", "show it every few seconds until all is done", action="store_true")],
     ),
     "verify": Command(
         store.verify,

@@ -7,7 +7,7 @@ from pathlib import Path
 from datamodels.launch.progress import Stages, notice
 from datamodels.launch.request import Request
 from datamodels.train import UserError, WorkError
-from datamodels.train.store import BaseStore
+from datamodels.train.store import BaseStore, Store
 
 
 def fit(request: Request) -> int:
@@ -23,7 +23,8 @@ def fit_split(store: BaseStore, split: str, targets: tuple[int, int] | None) -> 
 
     with Stages() as progress:
         path = fit_datamodels(store, split, targets, progress)
-    if left_out := int((store.failed() & ~store.completed()).sum()):
+    left_out = int((store.failed() & ~store.completed()).sum())
+    if left_out and isinstance(store, Store):  # of published files it is told which
         notice(f"{left_out} of {store.rows} rows failed and were left out (fit.max_failed)")
     return path
 

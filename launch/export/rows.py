@@ -26,7 +26,7 @@ def choose(store: BaseStore, span: Span | None) -> NDArray[np.int64]:
     """
     store.check_files()
     first, last = span or (store.models, store.rows)
-    rows = first + np.flatnonzero(store.completed()[first:last]) if span else evaluation_rows(store)
+    rows = first + np.flatnonzero(store.completed(first, last)) if span else evaluation_rows(store)
     if not len(rows):
         raise UserError(f"none of the rows {first} to {last - 1} is completed: run `datamodels train`")
     if len(rows) < last - first:

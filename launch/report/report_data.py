@@ -63,7 +63,8 @@ class ReportData:
         """Test accuracy of each done row as recorded; of published files that of some rows, on some test examples."""
         if isinstance(self.store, Store):
             return self.store.states.accuracy[self.store.completed()].astype(np.float64)
-        margins = sample_margins(self.store, "test", spread(self.store.rows, ROWS))
+        done = np.flatnonzero(self.store.completed())
+        margins = sample_margins(self.store, "test", done[spread(len(done), ROWS)])
         return np.mean(margins > 0, axis=1, dtype=np.float64)
 
 

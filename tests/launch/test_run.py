@@ -172,6 +172,38 @@ def test_a_root_of_published_files_is_fitted_evaluated_and_reported(run: Run, tr
     assert "_completed_50pct.npy" in run("fit", *options).error
 
 
+def test_published_rows_that_do_not_count_are_left_out_by_every_command(
+    run: Run, trained: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "digits" / "data"
+    folder.mkdir(parents=True)
+    made = trained / "digits" / "data"
+    arrays = {name: np.load(made / f"{name}_50pct.npy") for name in ("train_masks", "test_margins")}
+    arrays["train_masks"][[3, 30]] = False
+    arrays["test_margins"][[4, 31], 5] = np.nan
+    for name, values in arrays.items():
+        np.save(folder / f"{name}_50pct.npy", values)
+    options = [DIGITS, "--root", tmp_path, "--eval_models=8", "--runs_per_mask=2"]
+    assert "4 of 32 rows have an empty mask or a value that is not finite (first: 3)" in run("fit", *options).error
+    assert "2 of 32 rows" in run("eval", *options, "--weights", trained / "digits/datamodels/test_50pct.pt").error
+    options.append("--fit.max_failed=0.2")
+    found = json.loads(run("status", *options, "--json").out)
+    assert (found["done"], found["missing"], found["failed"], found["total"]) == (28, 0, 4, 32)
+    assert found["reasons"] == {"empty mask": 2, "value not finite": 2}
+    told = run("fit", *options)
+    assert "2 of 32 rows are left out: empty mask (first: 3)" in told.err
+    assert "2 of 32 rows are left out: value not finite (first: 4)" in told.err
+    rows = json.loads((tmp_path / "digits" / "datamodels" / "test_50pct.json").read_text())["rows"]
+    assert (rows["used"], rows["failed"], rows["missing"]) == (22, 2, 0)
+    assert json.loads(run("eval", *options, "--json").out)["models"] == 6
+    points = json.loads(run("eval", *options, "--curve", "--json").out)["points"]
+    assert points[-1]["models"] == 22
+    assert run("report", *options).code == 0
+    assert np.load(folder / "test_margins_50pct.npy").tobytes() == arrays["test_margins"].tobytes()
+    exported = Path(run("export", *options, "--to", "trak").out.strip())
+    assert np.load(exported / "mask.npy").any(axis=1).all()
+
+
 def test_rows_that_fail_are_counted_told_and_retried_on_request(run: Run, tmp_path: Path) -> None:
     options = [DIGITS, "--root", tmp_path, *TINY, "--recipe.lr=1.0e+30"]
     rows = [*options, "--rows=0:8", "--workers=1"]

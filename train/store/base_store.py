@@ -6,7 +6,7 @@ Shape letters: M rows (models trained), N_train and N_test examples, C classes.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,13 +90,13 @@ class BaseStore(Summary):
         """
         array, path = self.arrays[name], self.layout.array(name)
         try:
-            return np.memmap(path, array.dtype, "r", self._offset(path), array.shape)
+            return np.memmap(path, array.dtype, "r", HEADER_BYTES, array.shape)
         except (OSError, ValueError) as error:
             raise WorkError(f"cannot read {path}: {error}") from None
 
-    def _offset(self, path: Path) -> int:
-        """Return where in a file the first row begins."""
-        return HEADER_BYTES
+    def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Return rows [start, stop) of one array, in C order and the machine's byte order. Raises WorkError."""
+        raise NotImplementedError
 
     @property
     def masks(self) -> np.memmap:
@@ -128,21 +128,21 @@ class BaseStore(Summary):
         """Return the number of a row's mask; rows with the same number have the same mask."""
         return mask_index(row, list(self.eras), self.setting.runs_per_mask)
 
-    def completed(self) -> NDArray[np.bool_]:
-        """Return bool [M]: which rows are done."""
+    def completed(self, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
+        """Return bool [M], or bool [stop - start] of some rows: which are done."""
         raise NotImplementedError
 
-    def failed(self) -> NDArray[np.bool_]:
-        """Return bool [M]: which rows failed for good."""
+    def failed(self, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
+        """Return bool [M], or bool [stop - start] of some rows: which failed for good."""
         raise NotImplementedError
 
     def estimation_rows(self) -> NDArray[np.int64]:
         """Return the numbers of the rows that are done and for estimation."""
-        return np.flatnonzero(self.completed()[: self.models])
+        return np.flatnonzero(self.completed(0, self.models))
 
     def evaluation_rows(self) -> NDArray[np.int64]:
         """Return the numbers of the rows that are done and for evaluation."""
-        return self.models + np.flatnonzero(self.completed()[self.models :])
+        return self.models + np.flatnonzero(self.completed(self.models))
 
     def records(self) -> Records:
         """Return accuracy, seconds and device of each row."""
@@ -178,10 +178,13 @@ class BaseStore(Summary):
         """Raises WorkError where damaged files put in doubt which rows are done."""
         raise NotImplementedError
 
+    def _told_completed(self) -> str:
+        return f"{self.completed().sum():,} completed"
+
     def _summary(self) -> dict[str, str]:
         return {
             "setting": f"{self.setting.dataset}, alpha {self.setting.alpha:g}",
-            "rows": f"{self.models:,} and {self.eval_models:,} for evaluation, {self.completed().sum():,} completed",
+            "rows": f"{self.models:,} and {self.eval_models:,} for evaluation, {self._told_completed()}",
             "examples": f"{self.n_train:,} for training, {self.n_test:,} for testing",
             "arrays": ", ".join(self.arrays),
             "folder": str(self.layout.folder),

@@ -1,7 +1,7 @@
 """Creating a store, and lengthening one.
 
 `init` works under names of its own attempt, and the manifest gets its final name last: a store is there completely or
-not at all. `_completed` is the first to get its final name, so that arrays without a manifest are never taken for
+not at all. The folder of the journals is there before any array, so that arrays without a manifest are never taken for
 published data. No file is replaced, so that two `init` that meet, even without locks, never undo each other's store.
 """
 

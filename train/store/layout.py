@@ -1,6 +1,7 @@
 """Where the files of a setting lie: ROOT/{dataset}/data/, as docs/format.md describes them."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,8 +35,23 @@ class Layout:
         return {name: path for name in ARRAY_NAMES if (path := self.array(name)).exists()}
 
     @property
+    def published(self) -> dict[str, Path]:
+        """The arrays of published files, by name: `arrays`, links that lead nowhere, and archives (.npz)."""
+        found: dict[str, Path] = {}
+        for path in map(self.array, ARRAY_NAMES):
+            for each in (path, path.with_suffix(".npz")):
+                if os.path.lexists(each):
+                    found.setdefault(path.name.removesuffix(f"_{self.pct}pct.npy"), each)
+        return found
+
+    @property
     def completed(self) -> Path:
         return self.array("_completed")
+
+    @property
+    def other_flags(self) -> Path:
+        """What MadryLab/datamodels calls `completed`."""
+        return self.data / "_completed.npy"
 
     @property
     def manifest(self) -> Path:
@@ -54,8 +70,11 @@ class Layout:
     def lock(self) -> Path:
         return self.data / f"_lock_{self.pct}pct"
 
-    def refuse_links(self) -> None:
-        """Raises UserError where a symbolic link leads out of the root, or a file is a pipe or a device."""
+    def refuse_links(self, only_read: Sequence[Path] = ()) -> None:
+        """Raises UserError where a symbolic link leads out of the root, or a file is a pipe or a device.
+
+        only_read: folders in which nothing is written; they, and what is in them, may be links to anywhere.
+        """
         root = os.path.realpath(self.root)
         paths = [self.folder]
         for folder in (self.folder, self.data, self.folder / "datamodels"):
@@ -64,7 +83,8 @@ class Layout:
             except OSError:
                 continue  # whoever needs what is in it will say so
         for path in paths:
-            if path.is_symlink() and os.path.commonpath([root, real := os.path.realpath(path)]) != root:
+            leads_out = path.is_symlink() and os.path.commonpath([root, real := os.path.realpath(path)]) != root
+            if leads_out and path not in only_read and path.parent not in only_read:
                 raise UserError(f"{path} leads to {real}, expected a place below {root}: put --root there instead")
             if path.exists() and not (path.is_file() or path.is_dir()):
                 raise UserError(f"{path} is neither a file nor a folder: remove it")
@@ -73,13 +93,13 @@ class Layout:
         """Raises UserError for parts of a store without its manifest."""
         for path in self.intents:
             raise UserError(f"{path} is of an interrupted `init`: run `datamodels init` again")
-        for path in (self.completed, self.journals):
+        for path in (self.journals,) if self.published else (self.completed, self.journals):
             if path.exists():
                 raise UserError(f"{path} was found without {self.manifest.name}: restore the manifest from a copy")
 
     def refuse_published(self) -> None:
         """Raises UserError for arrays without a manifest: no row is trained into them."""
-        for path in self.arrays.values():
+        for path in self.published.values():
             raise UserError(
                 f"{path} exists without a manifest: published files are never overwritten, use another --root"
             )

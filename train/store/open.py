@@ -46,17 +46,15 @@ def open(
             setting = from_dict(read_manifest(layout.manifest).config)
             if eval_models not in (None, setting.eval_models):
                 raise UserError(f"eval_models is {eval_models}, but {layout.manifest} says {setting.eval_models}")
-    store = open_store(layout, setting if eval_models is None else replace(setting, eval_models=eval_models))
-    if out is not None:
-        store.derive_below(out)
-    return store
+    return open_store(layout, setting if eval_models is None else replace(setting, eval_models=eval_models), out=out)
 
 
 def _only(root: Path, dataset: str | None, pct: str | None) -> Layout:
     """Return the one setting of a root that has this name and percentage, if any are given. Raises UserError."""
+    paths = {path.with_suffix("") for path in root.glob("*/data/train_masks_*pct.np[yz]")}
     layouts = [
-        Layout(root, path.parts[-3], path.stem.removeprefix("train_masks_").removesuffix("pct"))
-        for path in sorted(root.glob("*/data/train_masks_*pct.npy"))
+        Layout(root, path.parts[-3], path.name.removeprefix("train_masks_").removesuffix("pct"))
+        for path in sorted(paths)
     ]
     found = [layout for layout in layouts if dataset in (None, layout.dataset) and pct in (None, layout.pct)]
     if len(found) == 1:

@@ -3,12 +3,13 @@
 import hashlib
 import os
 import re
+import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,17 @@ from numpy.typing import NDArray
 from datamodels.train.config import Setting, from_dict
 from datamodels.train.errors import READ_ONLY, UserError, WorkError
 from datamodels.train.masks import Masks
-from datamodels.train.npy_file import HEADER_BYTES, RowFile, header, new_file, opened, runs, sync_folder, write_all
+from datamodels.train.npy_file import (
+    HEADER_BYTES,
+    Notice,
+    RowFile,
+    header,
+    new_file,
+    opened,
+    runs,
+    sync_folder,
+    write_all,
+)
 from datamodels.train.store.base_store import BaseStore, Records
 from datamodels.train.store.layout import Layout
 from datamodels.train.store.locks import LockFile, store_lock
@@ -156,11 +167,11 @@ class Store(BaseStore):
     def refresh(self) -> None:
         self.states.refresh()
 
-    def completed(self) -> NDArray[np.bool_]:
-        return self.states.state == RowState.DONE
+    def completed(self, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
+        return self.states.state[start:stop] == RowState.DONE
 
-    def failed(self) -> NDArray[np.bool_]:
-        return self.states.state == RowState.FAILED
+    def failed(self, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
+        return self.states.state[start:stop] == RowState.FAILED
 
     def records(self) -> Records:
         done, states = self.completed(), self.states
@@ -192,8 +203,7 @@ class Store(BaseStore):
         state = self.states.state[start:stop]
         return start + np.flatnonzero((state == RowState.MISSING) | (state == RowState.CONFLICT))
 
-    def read(self, name: str, start: int, stop: int) -> NDArray:
-        """Return rows [start, stop) of one array, read from the file. Raises WorkError."""
+    def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
         return self._files[name].read(start, stop)
 
     def mismatches(self, name: str, start: int, content: NDArray) -> NDArray[np.bool_]:
@@ -295,17 +305,31 @@ class Store(BaseStore):
             flags.close()
 
 
-def open_store(layout: Layout, setting: Setting, explicit_models: bool = False) -> BaseStore:
-    """Open what a root holds for a setting: a store, or published files. Raises UserError where that is neither."""
-    layout.refuse_links()
+def open_store(
+    layout: Layout,
+    setting: Setting,
+    explicit_models: bool = False,
+    out: str | Path | None = None,
+    notice: Notice = warnings.warn,
+) -> BaseStore:
+    """Open what a root holds for a setting: a store, or published files. Raises UserError where that is neither.
+
+    explicit_models: whether the setting's `models` must be what published files hold. out: see `derive_below`.
+    notice: called with what is left out of published files.
+    """
+    written = layout.folder / "datamodels"
+    layout.refuse_links([layout.data] if out is None else [layout.folder, layout.data, written])
     if layout.manifest.exists():
-        return Store.open(layout, setting)
+        store = Store.open(layout, setting)
+        if out is not None:
+            store.derive_below(out)
+        return store
     layout.refuse_orphans()
-    found = layout.arrays
+    found = layout.published
     if not found:
         raise UserError(f"{layout.manifest} does not exist: `datamodels init` creates the store")
     for name in ("train_masks", "test_margins"):
         if name not in found:
             beside = next(iter(found.values()))
             raise UserError(f"{layout.array(name)} does not exist beside {beside}: reading published files takes both")
-    return PublishedStore(layout, setting, explicit_models)
+    return PublishedStore(layout, setting, explicit_models, out, notice)
