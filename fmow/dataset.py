@@ -1,13 +1,14 @@
 """WILDS' FMoW data set, its in-distribution splits restricted to one calendar year."""
 
-import importlib
+import contextlib
+import importlib.util
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,11 +19,11 @@ from fmow import tables
 from fmow.torchvision_compat import torchvision
 
 
-@contextmanager
-def unimportable(name: str) -> Iterator[None]:
-    """Within this context `import name` raises ImportError; afterwards all is as it was."""
+@contextlib.contextmanager
+def importing(name: str, module: Any) -> Iterator[None]:
+    """Within this context `import name` gives a module, or ImportError if it is None; afterwards all is as it was."""
     known, before = name in sys.modules, sys.modules.get(name)
-    sys.modules[name] = None  # type: ignore[assignment]
+    sys.modules[name] = module
     try:
         yield
     finally:
@@ -32,7 +33,7 @@ def unimportable(name: str) -> Iterator[None]:
 
 
 torchvision()  # which wilds imports, and which may need help beside this torch
-with unimportable("outdated"):  # with it, wilds starts a thread that asks PyPI for a newer wilds
+with importing("outdated", None):  # with it, wilds starts a thread that asks PyPI for a newer wilds
     _fmow = importlib.import_module("wilds.datasets.fmow_dataset")
     _base = importlib.import_module("wilds.datasets.wilds_dataset")
     _utils = importlib.import_module("wilds.common.utils")
@@ -177,12 +178,36 @@ class FMoWDataset(WILDSFMoW):
         rows = self.full_idxs[indices]
         return Examples(rows, self.y_array[indices].numpy(), [self._image_path(row) for row in rows])
 
+    def eval(
+        self,
+        y_pred: torch.Tensor,
+        y_true: torch.Tensor,
+        metadata: torch.Tensor,
+        prediction_fn: Callable[..., Any] | None = None,
+    ) -> tuple[dict[str, Any], str]:
+        """As WILDS': accuracy over all, by year and by region, and a text with them.
+
+        WILDS averages over groups with torch_scatter, which has to be compiled for every torch; it need not be there.
+        """
+        evaluate: Any = super().eval
+        with contextlib.ExitStack() as stack:
+            if importlib.util.find_spec("torch_scatter") is None:
+                stack.enter_context(importing("torch_scatter", SimpleNamespace(scatter=_scatter)))
+            results, text = evaluate(y_pred, y_true, metadata, prediction_fn)
+        return results, text
+
     def get_input(self, idx: int) -> Image.Image:
         """The idx-th image, RGB; an OSError names the file that cannot be read."""
         return read_image(self._image_path(self.full_idxs[idx]))
 
     def _image_path(self, row: int) -> Path:
         return Path(self.root, "images", f"rgb_img_{row}.png")
+
+
+def _scatter(src: torch.Tensor, index: torch.Tensor, dim_size: int, reduce: str) -> torch.Tensor:
+    """The mean [dim_size] of the values of each group, 0 where there is none."""
+    means = torch.zeros(dim_size, dtype=src.dtype, device=src.device)
+    return means.scatter_reduce(0, index, src, reduce, include_self=False)
 
 
 class FMoWSubset(WILDSSubset):

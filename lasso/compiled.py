@@ -6,13 +6,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from numba import njit
+from numba import config, njit
 
 OPTIONS: dict[str, Any] = {
     "nogil": True,
     "error_model": "numpy",
     "fastmath": {"reassoc", "contract", "nsz", "nnan", "arcp"},  # sums in any order, of numbers that are finite
 }
+
+
+config.DISABLE_JIT = 0  # type: ignore[attr-defined]  # NUMBA_DISABLE_JIT: in Python a fit would take days
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,6 +1,7 @@
 """Fitted datamodels: where their files lie, reading them, predictions and influences."""
 
 import json
+import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -204,18 +205,8 @@ def load(source: str | Path | Store, *, split: str = "test") -> Datamodels:
 
     Raises UserError where there are none, or the file is not of the format.
     """
-    import torch
-
     path = Path(source) if isinstance(source, str | Path) else find(source, split)
-    try:
-        with open(path, "rb") as file:  # torch takes names for UTF-8, whatever the locale
-            name = f"/proc/self/fd/{file.fileno()}"
-            tensors = torch.load(name, mmap=True, weights_only=True, map_location="cpu")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except Exception as error:  # torch raises many kinds for a file that is not one of its own
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} cannot be read as datamodels: {reason}") from None
+    tensors = load_tensors(path)
     if not isinstance(tensors, dict):
         tensors = {}
 
@@ -230,6 +221,23 @@ def load(source: str | Path | Store, *, split: str = "test") -> Datamodels:
         found = f"weight of shape {weight.shape} and bias of shape {bias.shape}"
         raise UserError(f"{path} holds {found}, expected [N_train, T] and [T]")
     return Datamodels(path, weight, bias, arrays, _report_of(path, arrays))
+
+
+def load_tensors(path: Path) -> Any:
+    """What torch.save has written to a file, mapped where torch can do so. Raises UserError."""
+    import torch
+
+    try:
+        with open(path, "rb") as file:
+            if zipfile.is_zipfile(file):  # torch takes names for UTF-8, whatever the locale
+                return torch.load(f"/dev/fd/{file.fileno()}", mmap=True, weights_only=True, map_location="cpu")
+            file.seek(0)  # torch before 1.6 wrote no archives
+            return torch.load(file, weights_only=True, map_location="cpu")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except Exception as error:  # torch raises many kinds for a file that is not one of its own
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} cannot be read as datamodels: {reason}") from None
 
 
 def _as_array(tensor: Any) -> NDArray[Any] | None:

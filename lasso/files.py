@@ -5,6 +5,7 @@ last and carries the stamp that the .pt holds, so that files of two different fi
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -53,15 +54,19 @@ def fit_bytes(n_train: int, targets: int) -> int:
 def prepare(store: Store, split: str) -> None:
     """Create the folder. Raises UserError where it cannot be written, or holds a .pt that no fit has written."""
     path = path_of(store, split)
-    folder = path.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot create {folder}: {error.strerror}") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write to {folder}: permission denied")
+    make_folder(path.parent)
     if path.exists() and not _is_ours(path):
         raise UserError(f"{path} was not written by `datamodels fit`, which would replace it: move it away")
+
+
+def make_folder(folder: Path) -> None:
+    """Create the folder of datamodels. Raises UserError where it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; --out names another folder") from None
 
 
 def _is_ours(path: Path) -> bool:

@@ -32,11 +32,21 @@ class Request:
 
     def span(self, key: str, stop: int) -> tuple[int, int] | None:
         """The option `A:B` as numbers within [0, stop), or None where it is not given. Raises UserError."""
+        if (found := self.ranges(key, stop)) is None:
+            return None
+        if len(found) > 1:
+            raise UserError(f"--{key} is {self.options[key]!r}, expected a single range A:B")
+        return found[0].start, found[0].stop
+
+    def ranges(self, key: str, stop: int) -> list[range] | None:
+        """The option `A:B,C:D` as ranges within [0, stop), or None where it is not given. Raises UserError."""
         if self.options.get(key) is None:
             return None
-        text = str(self.options[key])
-        first, colon, last = text.partition(":")
-        numbers = text.isascii() and first.isdecimal() and last.isdecimal()
-        if not (colon and numbers and int(first) < int(last) <= stop):
-            raise UserError(f"--{key} is {text!r}, expected A:B with 0 <= A < B <= {stop}")
-        return int(first), int(last)
+        found, given = [], str(self.options[key])
+        for text in given.split(","):
+            first, _, last = text.partition(":")
+            numbers = text.isascii() and first.isdecimal() and last.isdecimal()
+            if not (numbers and int(first) < int(last) <= stop):
+                raise UserError(f"--{key} is {given!r}, expected A:B with 0 <= A < B <= {stop}")
+            found.append(range(int(first), int(last)))
+        return found

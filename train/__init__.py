@@ -7,7 +7,7 @@ from datamodels.train.config import Fit, Recipe, Setting, flatten, from_dict, id
 from datamodels.train.config_file import Parser, load_yaml, read_setting, read_yaml
 from datamodels.train.errors import READ_ONLY, Interrupted, UserError, WorkError
 from datamodels.train.masks import Era, batch_size, mask_index, subset_size
-from datamodels.train.npy_file import finite_rows, mapped, write_file
+from datamodels.train.npy_file import finite_rows, is_pointer, mapped, write_file
 from datamodels.train.rng import Stream, raw, validation_rows
 from datamodels.train.summary import Summary
 from datamodels.train.user_code import function_of
@@ -30,6 +30,7 @@ __all__ = [
     "from_dict",
     "function_of",
     "identity",
+    "is_pointer",
     "load_yaml",
     "mapped",
     "mask_index",

@@ -48,12 +48,20 @@ def mapped(path: Path, mode: Literal["c", "r"] = "c") -> np.memmap:
             return np.lib.format.open_memmap(path, mode=mode)
     except UNREADABLE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            if file.read(len(_POINTER)) == _POINTER:
-                reason = "a pointer of Git LFS: `git lfs pull` fetches the file itself"
+        if is_pointer(path):
+            reason = "a pointer of Git LFS: `git lfs pull` fetches the file itself"
         if path.is_symlink() and not path.exists():
             reason = f"a link to {os.path.realpath(path)}, which does not exist"
         raise UserError(f"{path} is not a whole .npy file ({reason})") from None
+
+
+def is_pointer(path: Path) -> bool:
+    """Return whether a file is what Git LFS leaves in place of a large file that was not fetched."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_POINTER)) == _POINTER
+    except OSError:
+        return False
 
 
 UNREADABLE = (

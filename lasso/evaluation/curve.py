@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.lasso.evaluation.scores import EvaluationRows
+from datamodels.lasso.files import make_folder, path_of
 from datamodels.lasso.fit import usable
 from datamodels.lasso.gram import Matrices, nested_subsets
 from datamodels.lasso.rows import Progress, enough_memory, silent
@@ -122,6 +123,7 @@ def curve(
     if not len(targets) or targets.min() < 0 or targets.max() >= width:
         raise UserError(f"the curve's targets are not all within 0:{width} ({split} split), or there are none")
     rows = usable(store)
+    make_folder(path_of(store, split).parent)
     evaluation_rows = EvaluationRows(store, split, progress)
     subsets = nested_subsets(store, split, rows, targets, points)
     found: list[Point] = []

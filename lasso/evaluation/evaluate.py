@@ -13,7 +13,8 @@ from datamodels.lasso.evaluation.result import Evaluation
 from datamodels.lasso.evaluation.scores import EvaluationRows, Tile
 from datamodels.lasso.fit import is_fresh
 from datamodels.lasso.rows import Progress, blocks, enough_memory, estimation_rows, read_masks, silent
-from datamodels.train import UserError, mapped
+from datamodels.lasso.scores_file import read_scores
+from datamodels.train import UserError
 from datamodels.train.store import BaseStore as Store
 from datamodels.train.store import PublishedStore
 
@@ -40,8 +41,8 @@ def evaluate(
         dm.evaluate(store, "scores.npy", split="train")
 
     scores: Datamodels; or an array [N_train, T] (a tensor on the CPU too), larger where a training example raises a
-    target's margin more; or a .pt or .npy file with one of them. Default: the fitted datamodels of the split. Arrays
-    have bias 0, so that MSE and R^2 mean little.
+    target's margin more; or a file with one of them, as `read_scores` takes it. Default: the fitted datamodels of the
+    split. Arrays have bias 0, so that MSE and R^2 mean little.
 
     weight_units: `mask`, or `standardised` for weights of masks standardised by mean and deviation over the estimation
     rows, as fast_l1 saves them; default what the file says, else `mask`.
@@ -78,7 +79,7 @@ def _as_datamodels(
         scores = load(find(store, split))
     elif isinstance(scores, str | Path):
         name = Path(scores)
-        scores = mapped(name) if name.suffix == ".npy" else load(name)
+        scores = read_scores(name)
     if not isinstance(scores, Datamodels):
         try:
             values = np.asarray(scores)
@@ -89,10 +90,9 @@ def _as_datamodels(
         scores = Datamodels(name, values, np.zeros(values.shape[-1] if values.ndim else 0), {})
 
     expected = store.n_train, store.margins(split).shape[1]
-    if scores.stored_weight.shape != expected:
-        raise UserError(
-            f"{scores.path} has shape {scores.stored_weight.shape}, expected {expected}: [N_train, targets]"
-        )
+    if (found := scores.stored_weight.shape) != expected:
+        advice = ", of which it is the transpose" if found == expected[::-1] else ""
+        raise UserError(f"{scores.path} has shape {found}, expected {expected}: [N_train, targets]{advice}")
     arrays = {**scores.arrays, "standardised": np.array((units or scores.units) == "standardised")}
     if arrays["standardised"] and not {"mean", "deviation"} <= arrays.keys():
         rows = estimation_rows(store)

@@ -33,7 +33,7 @@ class Command:
     """Whether it also takes --slurm FILE and --slurm.KEY VALUE."""
 
 
-ROWS = option("--rows", "only rows A to B-1", metavar="A:B")
+ROWS = option("--rows", "only rows A to B-1, or several such ranges", metavar="A:B[,C:D]")
 DEVICES = option("--devices", "GPUs to use; default all that are visible", metavar="0,1")
 WORKERS = option(
     "--workers",
@@ -47,7 +47,7 @@ JSON = option("--json", "print the result as JSON", action="store_true")
 PRICE = option("--price", "price of a GPU for an hour (of a CPU core where no GPU trains)", type=float)
 
 EVAL = [
-    option("--weights", "evaluate these weights (a .pt as `fit` writes, or .npy scores)", metavar="FILE"),
+    option("--weights", "evaluate these weights or scores, of any method: a .pt, .npy or .npz file", metavar="FILE"),
     option("--weight_units", "default what the file says, else mask", choices=["mask", "standardised"]),
     option("--curve", "LDS and MSE by number of models, and how many models are enough", action="store_true"),
     option("--per_target", "with --json: also lists with one value per target", action="store_true"),
@@ -56,9 +56,9 @@ EVAL = [
 EXPORT = [
     option("--to", "library or format to write for", choices=["trak", "dattri", "quanda", "sparse", "parquet"]),
     option("--split", "which examples are the targets; default test", choices=["test", "train"]),
-    option("--rows", "trak, dattri, quanda: these rows; default the evaluation rows", metavar="A:B"),
+    option("--rows", "trak, dattri, quanda: these rows; default the evaluation rows", metavar="A:B[,C:D]"),
     option("--margin", "trak, dattri: margins as stored (default), or TRAK's, from logits", choices=["store", "trak"]),
-    option("--checkpoints", "quanda: these rows, with their networks trained again", metavar="A:B"),
+    option("--checkpoints", "quanda: these rows, with their networks trained again", metavar="A:B[,C:D]"),
     option("--threshold", "sparse: leave out weights of at most this size; default 0", type=float),
     option("--k", "parquet: training examples of each sign for a target; default 50", type=int),
     option("--out", "folder for the export, where the root is read-only", metavar="DIR"),
@@ -104,7 +104,7 @@ COMMANDS = {
     "repair": Command(
         store.repair,
         "make rows that verify finds bad missing again",
-        [option("--rows", "also make rows A to B-1 missing, whether they look bad or not", metavar="A:B")],
+        [option("--rows", "also make rows A to B-1 missing, whether they look bad or not", metavar="A:B[,C:D]")],
     ),
     "grow": Command(store.grow, "lengthen a setting to --models rows"),
     "fit": Command(

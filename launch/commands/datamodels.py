@@ -100,8 +100,8 @@ def export(request: Request) -> int:
     store = request.store()
     given = {key: options[key] for key in ("split", "margin", "threshold", "k") if options[key] is not None}
     for key in ("rows", "checkpoints"):
-        if span := request.span(key, store.rows):
-            given[key] = span
+        if ranges := request.ranges(key, store.rows):
+            given[key] = sorted({row for rows in ranges for row in rows})
     with Stages() as progress:
         print(write_export(store, options["to"], given, progress))
     return 0

@@ -118,12 +118,11 @@ def repair(request: Request) -> int:
     from datamodels.train.store import verify as check
 
     store = request.own_store()
-    span = request.span("rows", store.rows)
+    named = [row for rows in request.ranges("rows", store.rows) or [] for row in rows]
     with closing(Writer(store, whereabouts())) as writer:
         with Progress("rows checked", store.rows) as progress:
             finding = check(store, progress)
-        if span:
-            finding.reasons |= {row: "named by --rows" for row in range(*span) if store.completed()[row]}
+        finding.reasons |= {row: "named by --rows" for row in named if store.completed()[row]}
         for text in mend(store, writer, finding):
             print(text)
     print(f"{counted(len(finding.bad), 'row')} missing again, for `datamodels train` to redo")

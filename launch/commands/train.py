@@ -11,8 +11,8 @@ from datamodels.train.store import Store
 
 def train(request: Request) -> int:
     store = request.own_store()
-    span = request.span("rows", store.rows) or (0, store.rows)
-    train_missing(request, store, range(*span), Stop())
+    for rows in request.ranges("rows", store.rows) or [range(store.rows)]:
+        train_missing(request, store, rows, Stop())
     return 0
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from datamodels.lasso import Progress, read_masks, storages
 from datamodels.launch.export.folder import append
-from datamodels.launch.export.rows import Span, Subsets
+from datamodels.launch.export.rows import Rows, Subsets
 from datamodels.launch.export.weights import Weights
 from datamodels.train import UserError
 from datamodels.train.store import BaseStore
@@ -28,7 +28,7 @@ def write(
     progress: Progress,
     *,
     split: str = "test",
-    rows: Span | None = None,
+    rows: Rows | None = None,
     margin: str = "store",
 ) -> dict[str, Any]:
     """Raises UserError if masks differ in size, or if rows, logits or datamodels are missing; WorkError."""

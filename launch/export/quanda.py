@@ -12,13 +12,13 @@ import numpy as np
 
 from datamodels.lasso import Progress, blocks, read_masks
 from datamodels.launch.export.checkpoints import write_checkpoints
-from datamodels.launch.export.rows import Span, choose
+from datamodels.launch.export.rows import Rows, choose
 from datamodels.train import UserError
 from datamodels.train.store import BaseStore
 
 
 def write(
-    store: BaseStore, folder: Path, progress: Progress, *, rows: Span | None = None, checkpoints: Span | None = None
+    store: BaseStore, folder: Path, progress: Progress, *, rows: Rows | None = None, checkpoints: Rows | None = None
 ) -> dict[str, Any]:
     """Raises UserError if rows or what their training needs are missing, WorkError for damaged rows."""
     if checkpoints and rows:

@@ -3,7 +3,7 @@
 Shape letters: R rows, S masks, N training examples, T targets.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,23 +15,24 @@ from datamodels.launch.progress import notice
 from datamodels.train import UserError
 from datamodels.train.store import BaseStore
 
-Span = tuple[int, int]
-"""Rows [A, B)."""
+Rows = Sequence[int]
+"""Numbers of rows, ascending."""
 
 
-def choose(store: BaseStore, span: Span | None) -> NDArray[np.int64]:
-    """Numbers of the completed rows in the span, or else of the completed evaluation rows; a notice counts the others.
+def choose(store: BaseStore, rows: Rows | None) -> NDArray[np.int64]:
+    """Numbers of those rows that are completed, or else of the completed evaluation rows; a notice counts the others.
 
     Raises UserError if none is completed, WorkError for damaged files.
     """
     store.check_files()
-    first, last = span or (store.models, store.rows)
-    rows = first + np.flatnonzero(store.completed(first, last)) if span else evaluation_rows(store)
-    if not len(rows):
-        raise UserError(f"none of the rows {first} to {last - 1} is completed: run `datamodels train`")
-    if len(rows) < last - first:
-        notice(f"{last - first - len(rows)} of the rows {first} to {last - 1} are missing or failed and are left out")
-    return rows
+    asked = np.arange(store.models, store.rows) if rows is None else np.array(rows, np.int64)
+    first, last = int(asked[0]), int(asked[-1])
+    chosen = evaluation_rows(store) if rows is None else asked[store.completed(first, last + 1)[asked - first]]
+    if not len(chosen):
+        raise UserError(f"none of the rows {first} to {last} is completed: run `datamodels train`")
+    if left_out := len(asked) - len(chosen):
+        notice(f"{left_out} of the rows {first} to {last} are missing or failed and are left out")
+    return chosen
 
 
 class Subsets:
@@ -40,10 +41,10 @@ class Subsets:
     block_values = 2**24
     """Values of one array in memory at a time."""
 
-    def __init__(self, store: BaseStore, span: Span | None, progress: Progress) -> None:
+    def __init__(self, store: BaseStore, rows: Rows | None, progress: Progress) -> None:
         """Raises UserError for too few masks, or for rows that do not share masks as runs_per_mask says; WorkError."""
         self.store, self.progress = store, progress
-        self.rows = choose(store, span)
+        self.rows = choose(store, rows)
         """Ascending, [R]: rows that share a mask follow each other."""
         index = np.array([store.mask_index(row) for row in self.rows.tolist()])
         self.starts = np.flatnonzero(np.diff(index, prepend=-1))

@@ -11,7 +11,7 @@ import numpy as np
 
 from datamodels.lasso import Progress, target_count
 from datamodels.launch.export.folder import write_npy
-from datamodels.launch.export.rows import Span, Subsets
+from datamodels.launch.export.rows import Rows, Subsets
 from datamodels.train.store import BaseStore
 
 
@@ -21,7 +21,7 @@ def write(
     progress: Progress,
     *,
     split: str = "test",
-    rows: Span | None = None,
+    rows: Rows | None = None,
     margin: str = "store",
 ) -> dict[str, Any]:
     """Raises UserError if rows or logits are missing, WorkError for damaged rows."""

@@ -111,7 +111,7 @@ def write_report(
         write_file(path, page.encode(errors="backslashreplace"))
     except OSError as error:
         kind = UserError if error.errno in READ_ONLY else WorkError
-        raise kind(f"cannot write {path}: {error.strerror}") from None
+        raise kind(f"cannot write {path}: {error.strerror}; --out names another folder") from None
     return path
 
 

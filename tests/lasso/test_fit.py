@@ -1,15 +1,17 @@
+import importlib
 import json
 import os
 import subprocess
 import sys
 from itertools import pairwise
 
+import numba
 import numpy as np
 import pytest
 import torch
 
 from datamodels import lasso
-from datamodels.lasso import files, fit
+from datamodels.lasso import compiled, files, fit
 from datamodels.lasso.gram import cache
 from datamodels.train import Fit, UserError, WorkError
 from tests.stores import created_store, damage, invalidate, linear_data, published_store, rewrite, with_fit
@@ -306,7 +308,7 @@ def test_damaged_rows_leave_an_earlier_fit_alone(store):
 
 def test_a_folder_that_cannot_be_made_is_told(store):
     folder(store).write_text("a file")
-    with pytest.raises(UserError, match="datamodels"):
+    with pytest.raises(UserError, match=r"cannot write to .*datamodels: .*; --out names another folder"):
         fit(store)
 
 
@@ -352,6 +354,11 @@ def test_what_is_not_a_datamodel_file_is_refused(tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             lasso.load(tmp_path / f"{name}.pt")
+
+
+def test_kernels_are_compiled_whatever_the_environment_says(monkeypatch):
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    assert hasattr(importlib.reload(compiled).compiled(linear_data), "signatures")
 
 
 def test_importing_the_package_imports_neither_torch_nor_numba():

@@ -209,7 +209,7 @@ def test_a_store_is_neither_changed_nor_replaced_by_init(on_trained: Run, traine
     assert snapshot(trained) == before
 
 
-@pytest.mark.parametrize("value", ["0:33", "5:5", "7:3", "abc", "-1:4", "3", "0:٣"])
+@pytest.mark.parametrize("value", ["0:33", "5:5", "7:3", "abc", "-1:4", "3", "0:٣", "0:2,", "0:2,30:33"])
 def test_rows_outside_the_store_are_refused(on_trained: Run, value: str) -> None:
     assert f"--rows is {value!r}" in on_trained("train", f"--rows={value}").error
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import sparse, stats
 
 from datamodels import lasso
 from datamodels.lasso import evaluate, fit
@@ -279,6 +279,28 @@ def test_scores_come_from_files_arrays_tensors_lists_and_datamodels(store, tmp_p
     np.testing.assert_array_equal(of_train.target_lds[:6], found.target_lds)
 
 
+def test_scores_are_read_by_content_whatever_their_file_is_called(store, tmp_path):
+    scores = np.random.default_rng(0).integers(-8, 8, (10, 6)).astype(np.float32)
+    expected, tensor = evaluate(store, scores).lds, torch.tensor(scores)
+    np.lib.format.open_memmap(tmp_path / "TEST.mmap", "w+", np.float32, scores.shape)[:] = scores
+    np.save(tmp_path / "scores.npy", np.asfortranarray(scores.astype(">f8")))
+    np.savez_compressed(tmp_path / "scores.npz", scores)
+    sparse.save_npz(tmp_path / "sparse.npz", sparse.csc_matrix(scores))
+    for name, content in {
+        "lone.pt": tensor,
+        "gradient.bin": tensor.clone().requires_grad_(),
+        "half.pt": tensor.bfloat16(),
+        "sparse.pt": tensor.to_sparse(),
+        "named.npy": {"TEST": tensor},
+        "whole": {"weight": tensor, "bias": torch.zeros(6)},
+    }.items():
+        torch.save(content, tmp_path / name)
+    torch.save(tensor, tmp_path / "older.pt", _use_new_zipfile_serialization=False)
+    for path in tmp_path.iterdir():
+        if path.is_file():
+            assert evaluate(store, path).lds == expected, path
+
+
 def test_unfit_files_are_refused(store, tmp_path):
     np.save(tmp_path / "flat.npy", np.zeros(6))
     np.save(tmp_path / "wide.npy", np.zeros((6, 10)))
@@ -287,8 +309,15 @@ def test_unfit_files_are_refused(store, tmp_path):
     np.save(tmp_path / "vast.npy", np.full((10, 6), 1e308))
     np.save(tmp_path / "complex.npy", np.full((10, 6), 1j))
     np.save(tmp_path / "objects.npy", np.full((10, 6), None))
-    with open(tmp_path / "archive.npy", "wb") as file:
-        np.savez(file, scores=np.zeros((10, 6)))
+    np.savez(tmp_path / "two.npz", scores=np.zeros((10, 6)), others=np.zeros((10, 6)))
+    np.savez(tmp_path / "objects.npz", np.full((10, 6), None))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "two.npz").read_bytes()[:99])
+    (tmp_path / "pointer.pt").write_text("version https://git-lfs.github.com/spec/v1")
+    (tmp_path / "folder").mkdir()
+    torch.save(torch.zeros(6, 10), tmp_path / "turned.pt")
+    torch.save((torch.zeros(6, 10), torch.zeros(6, 10)), tmp_path / "pair.pt")
+    torch.save({"scores": torch.zeros(10, 6), "step": 3}, tmp_path / "state.pt")
+    torch.save(torch.zeros(10, 6, device="meta"), tmp_path / "nowhere.pt")
     torch.save({"weight": torch.zeros(10, 6).to_sparse(), "bias": torch.zeros(6)}, tmp_path / "sparse.pt")
     torch.save({"weight": torch.zeros(10, 6, dtype=torch.complex64), "bias": torch.zeros(6)}, tmp_path / "complex.pt")
     torch.save({"weight": torch.zeros(10, 6, device="meta"), "bias": torch.zeros(6)}, tmp_path / "meta.pt")
@@ -307,15 +336,23 @@ def test_unfit_files_are_refused(store, tmp_path):
         ("vast.npy", "beyond 3.4e"),
         ("complex.npy", "holds complex128, expected real numbers"),
         ("objects.npy", "not a whole .npy file .*Python objects"),
-        ("archive.npy", "not a whole .npy file"),
+        ("two.npz", r"holds scores\.npy, others\.npy, expected one array"),
+        ("objects.npz", "not a whole .npz file: Object arrays"),
+        ("cut.npz", "not a whole archive"),
+        ("pointer.pt", "a pointer of Git LFS: `git lfs pull`"),
+        ("folder", "cannot read .*: Is a directory"),
+        ("turned.pt", r"shape \(6, 10\), expected \(10, 6\): \[N_train, targets\], of which it is the transpose"),
+        ("pair.pt", "holds tuple, expected weight and bias, or one tensor"),
+        ("state.pt", "holds scores, step, expected weight and bias, or one tensor"),
+        ("nowhere.pt", "holds a tensor that is no array"),
         ("sparse.pt", "no dense floating-point tensor `weight`"),
         ("complex.pt", "no dense floating-point tensor `weight`"),
         ("meta.pt", "no dense floating-point tensor `weight`"),
         ("deep.pt", r"weight of shape \(10, 6, 1\)"),
-        ("junk.npy", "not a whole .npy file"),
-        ("empty.npy", "not a whole .npy file"),
-        ("none.npy", "not a whole .npy file"),
-        ("none.pt", "does not exist"),
+        ("junk.npy", "no .npy, .npz or .pt file by its content, but begins with b'junk'"),
+        ("empty.npy", "no .npy, .npz or .pt file by its content, but begins with b''"),
+        ("none.npy", "cannot read .*: No such file"),
+        ("none.pt", "cannot read .*: No such file"),
     ):
         with pytest.raises(UserError, match=words) as refused:
             evaluate(store, tmp_path / name)

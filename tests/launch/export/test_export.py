@@ -192,8 +192,11 @@ def test_missing_rows_are_left_out_with_a_notice(tmp_path: Path, capsys: pytest.
     assert "2 of the rows 6 to 11 are missing or failed and are left out" in capsys.readouterr().err
     assert json.loads((made / "export.json").read_text())["rows"] == [6, 8, 10, 11]
     assert np.array_equal(np.load(made / "mask.npy"), masks[[6, 8, 10, 11]])
+    made = write_export(store, "trak", {"rows": [0, 1, 8, 9, 11]}, silent)
+    assert "1 of the rows 0 to 11 are missing or failed" in capsys.readouterr().err
+    assert np.array_equal(np.load(made / "mask.npy"), masks[[0, 1, 8, 11]])
     store = created_store(tmp_path / "none", masks, margins, eval_models=6, missing=range(6, 12))
-    for given, named in (({}, "run `datamodels train`"), ({"rows": (7, 9)}, "rows 7 to 8 is completed")):
+    for given, named in (({}, "run `datamodels train`"), ({"rows": range(7, 9)}, "rows 7 to 8 is completed")):
         with pytest.raises(UserError, match=named):
             write_export(store, "trak", given, silent)
 
@@ -245,6 +248,7 @@ def test_memory_grows_neither_with_rows_nor_with_weights(tmp_path: Path, monkeyp
     monkeypatch.setattr(Weights, "piece_values", 2**12)
     monkeypatch.setattr(Subsets, "block_values", 2**12)
     monkeypatch.setattr("datamodels.launch.export.sparse._COPY_BYTES", 2**12)
+    monkeypatch.setattr("datamodels.train.store.published._BLOCK_BYTES", 2**12)
     masks = np.random.default_rng(0).permuted(np.arange(400 * 512).reshape(400, 512) % 2 == 0, axis=1)
     small = published_store(tmp_path / "small", masks[:12], np.zeros((12, 8)), eval_models=6)
     large = published_store(tmp_path / "large", masks, np.zeros((400, 512)), eval_models=390)

@@ -210,6 +210,20 @@ def test_examples_are_the_subsets_without_their_images(edge_root, edge_table, mo
         assert examples.paths == [edge_root / f"fmow_v1.1/images/rgb_img_{row}.png" for row in examples.rows]
 
 
+def test_eval_averages_over_groups_without_torch_scatter(edge_root):
+    subset = FMoWDataset(root_dir=edge_root).get_subset("test")
+    labels, years = subset.y_array, subset.metadata_array[:, 1]
+    predicted = torch.where(torch.arange(len(labels)) % 3 == 0, (labels + 1) % 62, labels)
+    results, text = subset.eval(predicted, labels, subset.metadata_array)
+    right = (predicted == labels).float()
+    assert f"Average acc: {right.mean():.3f}" in text
+    for year in range(2002, 2018):
+        of_year = right[years == year - 2002]
+        assert results[f"count_year:{year}"] == len(of_year)
+        assert results[f"acc_year:{year}"] == pytest.approx(float(of_year.mean()) if len(of_year) else 0.0)
+    assert "torch_scatter" not in sys.modules
+
+
 def test_real_images(real_root):
     ds = FMoWDataset(root_dir=real_root, split_scheme="time_after_2016")
     assert [len(ds.get_subset(split)) for split in IN_DISTRIBUTION] == [43, 4, 31]
