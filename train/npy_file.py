@@ -14,7 +14,6 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,14 +37,15 @@ def header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
     return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + repr(described).encode().ljust(length - 1) + b"\n"
 
 
-def mapped(path: Path, mode: Literal["c", "r"] = "c") -> np.memmap:
-    """Return the array in a .npy file of any version, mapped copy-on-write: torch warns of arrays it may not write to.
+def mapped(path: Path) -> np.memmap:
+    """Return the array in a .npy file of any version, mapped copy-on-write.
 
-    Raises UserError, for archives and pickled objects too.
+    Torch warns of arrays that it may not write to, and some file systems (FUSE) have no shared maps. Raises UserError,
+    for archives and pickled objects too.
     """
     try:
         with np.errstate(over="raise"):  # of sizes
-            return np.lib.format.open_memmap(path, mode=mode)
+            return np.lib.format.open_memmap(path, mode="c")
     except UNREADABLE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if is_pointer(path):

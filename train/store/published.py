@@ -69,7 +69,7 @@ class PublishedStore(BaseStore):
         arrays: list[Array] = []
         firsts: dict[str, Array] = {}
         for name, path in self._sources.items():
-            values = mapped(self._files[name], "r")
+            values = mapped(self._files[name])
             kinds, expected = ("bui", "bool or integers") if name == "train_masks" else ("f", "floating-point numbers")
             dimensions = 3 if name.endswith("logits") else 2
             if values.dtype.kind not in kinds or values.ndim != dimensions or not values.size:
@@ -87,7 +87,8 @@ class PublishedStore(BaseStore):
         return arrays
 
     def array(self, name: str) -> np.memmap:
-        values = mapped(self._files[name], "r")
+        values = mapped(self._files[name])
+        values.flags.writeable = False
         if name != "train_masks" or values.dtype == bool:
             return values
         self._examined(0, None)  # so that all are known to be 0 or 1
@@ -103,7 +104,7 @@ class PublishedStore(BaseStore):
     def _read(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Return rows as the file holds them; not through its map, where a failing disk ends the process."""
         path, array = self._files[name], self.arrays[name]
-        values = mapped(path, "r")
+        values = mapped(path)
         if not values.flags.c_contiguous:  # Fortran order: a row is all over the file
             return values[start:stop]
         shape = (stop - start, *array.shape[1:])
@@ -249,7 +250,7 @@ def _as_bool(masks: NDArray[Any]) -> Any:
 
 
 def _read_flags(path: Path, rows: int) -> NDArray[np.bool_]:
-    flags = mapped(path, "r")
+    flags = mapped(path)
     if flags.shape != (rows,) or flags.dtype.kind not in "bui" or flags.min() < 0 or flags.max() > 1:
         raise UserError(f"{path} holds {flags.dtype} of shape {flags.shape}, expected a bool for each of {rows} rows")
     return np.array(flags, bool)

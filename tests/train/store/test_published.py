@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from datamodels.train.config import Fit
 from datamodels.train.errors import UserError
+from datamodels.train.npy_file import header
 from datamodels.train.store import BaseStore, PublishedStore, open_store
 from datamodels.train.store import open as open_anything
 from tests.faults.stores import N_TEST, N_TRAIN, filled, layout, setting, workplace
@@ -79,6 +80,7 @@ def test_files_of_every_type_that_numpy_maps_are_read(published: Path, masks: st
         assert np.array_equal(store.array(name), plain[name])
         assert values.dtype.isnative
         assert values.flags.c_contiguous
+        assert not store.array(name).flags.writeable
         assert store.array(name).dtype == (bool if name == "train_masks" else outputs)
 
 
@@ -234,6 +236,7 @@ def test_files_of_another_kind_are_refused(published: Path, content: np.ndarray,
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a pointer of Git LFS: `git lfs pull`"),
         (b"", "No data left in file|EOF"),
         (b"<!DOCTYPE html>", "magic string is not correct"),
+        (header((14, N_TEST), np.dtype(np.float16)) + bytes(99), "mmap length is greater than file size"),
     ],
 )
 def test_what_a_download_leaves_instead_of_an_array_is_told(published: Path, content: bytes, told: str) -> None:
