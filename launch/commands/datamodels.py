@@ -31,7 +31,7 @@ def fit_split(store: BaseStore, split: str, targets: tuple[int, int] | None) -> 
 
 def evaluate(request: Request) -> int:
     from datamodels.lasso.evaluation import evaluate as judge
-    from datamodels.launch.quality import aligned, everything
+    from datamodels.launch.evaluation_text import aligned, everything
 
     options = request.options
     if options["curve"]:

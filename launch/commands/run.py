@@ -18,7 +18,7 @@ def run(request: Request) -> int:
     """init, train, fit, eval, report; each step only where something is left to do."""
     from datamodels.lasso import is_current, preflight_check
     from datamodels.lasso.evaluation import evaluate
-    from datamodels.launch.quality import aligned, headline
+    from datamodels.launch.evaluation_text import aligned, headline
     from datamodels.launch.report import is_up_to_date, write_report
 
     seconds: dict[str, float] = {}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datamodels.launch.slurm.client import Busy, Job, jobs, scancel
-from datamodels.launch.slurm.plan import folder_of
+from datamodels.launch.slurm.tasks import folder_of
 from datamodels.train import UserError
 from datamodels.train.store import Layout
 

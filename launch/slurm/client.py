@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamodels.launch.slurm.plan import GATE
+from datamodels.launch.slurm.tasks import GATE
 from datamodels.train import UserError
 
 PATIENCE = 300.0

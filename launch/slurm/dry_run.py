@@ -12,9 +12,9 @@ from datamodels.launch.plan import arrays_of, store_as_it_is
 from datamodels.launch.progress import duration, notice
 from datamodels.launch.slurm import client
 from datamodels.launch.slurm.config import Slurm, seconds_of
-from datamodels.launch.slurm.plan import Plan, Range, folder_of, next_folder, pieces
 from datamodels.launch.slurm.queue import Queue
 from datamodels.launch.slurm.script import files, portable
+from datamodels.launch.slurm.tasks import Plan, Range, folder_of, next_folder, pieces
 from datamodels.launch.slurm.work import Rows
 from datamodels.train import Setting, UserError
 from datamodels.train.store import Layout

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datamodels.launch.slurm.client import Job
-from datamodels.launch.slurm.plan import Plan, Range, read_plan
+from datamodels.launch.slurm.tasks import Plan, Range, read_plan
 from datamodels.train import UserError, WorkError
 
 MOST_ELEMENTS = 100

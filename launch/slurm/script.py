@@ -15,7 +15,7 @@ import yaml
 
 import datamodels
 from datamodels.launch.slurm.config import After, Slurm, slurm_from
-from datamodels.launch.slurm.plan import GATE, Plan
+from datamodels.launch.slurm.tasks import GATE, Plan
 from datamodels.train import Setting, UserError, from_dict
 from datamodels.train.store import Layout
 

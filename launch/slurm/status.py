@@ -8,7 +8,7 @@ import numpy as np
 
 from datamodels.launch.slurm import client
 from datamodels.launch.slurm.client import Job
-from datamodels.launch.slurm.plan import folder_of, numbered, read_plan
+from datamodels.launch.slurm.tasks import folder_of, numbered, read_plan
 from datamodels.train import UserError, WorkError
 from datamodels.train.store import Store
 

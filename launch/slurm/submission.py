@@ -17,9 +17,9 @@ from datamodels.launch.slurm import client
 from datamodels.launch.slurm.cancel import cancel_jobs
 from datamodels.launch.slurm.client import Busy, Job
 from datamodels.launch.slurm.config import Slurm
-from datamodels.launch.slurm.plan import GATE, Plan, Range, folder_of, next_folder, read_plan, write_plan
 from datamodels.launch.slurm.queue import Queue
 from datamodels.launch.slurm.script import files, portable, require_path, side_by_side
+from datamodels.launch.slurm.tasks import GATE, Plan, Range, folder_of, next_folder, read_plan, write_plan
 from datamodels.launch.slurm.work import Work, next_work
 from datamodels.launch.status import report_path
 from datamodels.launch.stop import EXIT_INTERRUPTED

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.launch.slurm.config import Slurm, seconds_of
-from datamodels.launch.slurm.plan import Range, alignment, pieces, ranges
 from datamodels.launch.slurm.queue import Queue
 from datamodels.launch.slurm.script import eval_path
+from datamodels.launch.slurm.tasks import Range, alignment, pieces, ranges
 from datamodels.launch.status import refuse_failures, report_path
 from datamodels.train import Setting
 from datamodels.train.store import Array, Store

@@ -10,8 +10,8 @@ import pytest
 from datamodels.launch.slurm import describe_jobs, job_summary
 from datamodels.launch.slurm.client import Busy, array_limit, jobs, room, sbatch
 from datamodels.launch.slurm.config import Slurm
-from datamodels.launch.slurm.plan import folder_of
 from datamodels.launch.slurm.queue import Queue
+from datamodels.launch.slurm.tasks import folder_of
 from datamodels.launch.slurm.work import Rows
 from datamodels.train.errors import UserError
 from datamodels.train.store.layout import Layout

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from datamodels.launch.slurm.config import After, Slurm, seconds_of
-from datamodels.launch.slurm.plan import Plan, write_plan
 from datamodels.launch.slurm.script import files, portable, sbatch_quoted, side_by_side
+from datamodels.launch.slurm.tasks import Plan, write_plan
 from datamodels.train.errors import UserError
 from datamodels.train.store.layout import Layout
 from tests.conftest import tiny

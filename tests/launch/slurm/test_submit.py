@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from datamodels.launch.slurm import submission
-from datamodels.launch.slurm.plan import read_plan
+from datamodels.launch.slurm.tasks import read_plan
 from datamodels.train.store import LockFile
 from tests.conftest import DIGITS, TINY, Outcome, in_process
 from tests.launch.slurm.fake import REFUSED, TIMED_OUT, FakeSlurm

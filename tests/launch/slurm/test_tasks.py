@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodels.launch.slurm.plan import Plan, Range, alignment, next_folder, numbered, ranges, read_plan, write_plan
+from datamodels.launch.slurm.tasks import Plan, Range, alignment, next_folder, numbered, ranges, read_plan, write_plan
 from datamodels.train.errors import UserError, WorkError
 
 
