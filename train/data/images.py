@@ -16,6 +16,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodels.train.data.memory import free_host_memory
 from datamodels.train.errors import UserError
 
 CHUNK_BYTES = 1 << 26
@@ -169,22 +170,6 @@ def nbytes(images: Images) -> int:
 def fits(size: int, free: int) -> bool:
     """Whether `size` bytes may be kept where `free` bytes are free: half of them are left to the work itself."""
     return size <= free // 2
-
-
-def free_host_memory() -> int:
-    """Return the bytes of memory that the machine and this process's control group (version 2) still have."""
-    free = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    try:
-        with open("/proc/meminfo") as file:
-            fields = dict(line.split(":") for line in file)
-        free = [int(fields["MemAvailable"].split()[0]) * 1024]
-        with open("/proc/self/cgroup") as file:
-            group = next(line.rstrip().partition("::")[2] for line in file if line.startswith("0::"))
-        with open(f"/sys/fs/cgroup{group}/memory.max") as file, open(f"/sys/fs/cgroup{group}/memory.current") as used:
-            free.append(int(file.read()) - int(used.read()))
-    except (OSError, KeyError, ValueError, StopIteration):
-        pass  # what cannot be read limits nothing
-    return max(0, min(free))
 
 
 @cache

@@ -119,10 +119,6 @@ def test_lazy_images_are_kept_where_they_take_half_of_the_free_memory(monkeypatc
         assert isinstance(split.in_memory(wanted).images, np.ndarray) == kept
 
 
-def test_free_memory_is_told_in_bytes() -> None:
-    assert 2**20 < images.free_host_memory() < 2**45
-
-
 def test_a_digest_needs_no_more_memory_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "CHUNK_BYTES", 9)
     lazy = Counted(5)
