@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ def train_here(
         import torch
 
         gpus = torch.cuda.device_count()
+        if not gpus and (given := os.environ.get("SLURM_JOB_GPUS")):
+            raise WorkError(f"SLURM gave this job GPU {given} of {socket.gethostname()}, but PyTorch finds no GPU here")
     places = devices_of(recipe, devices, workers, -(-missing // store.group), gpus)
     concurrent_groups = 1 if places[0] == "cpu" else workers or 1
     tasks = [Task(root, store.setting.to_dict(), (rows.start, rows.stop), place, concurrent_groups) for place in places]

@@ -8,7 +8,7 @@ import jsonargparse
 
 from datamodels.launch.commands import COMMANDS, Command
 from datamodels.launch.request import Request
-from datamodels.launch.slurm import Slurm
+from datamodels.launch.slurm import TEXT_KEYS, Slurm
 from datamodels.train import Parser, UserError, load_yaml, read_yaml
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -93,6 +93,7 @@ def _files_first(arguments: list[str]) -> list[str]:
     for option in options:
         name, _, file = "=".join(option).partition("=")
         if name == "--slurm" and file:
-            option[:] = [name, json.dumps(load_yaml(Path(file), read_yaml(Path(file))), default=str)]
+            content = load_yaml(Path(file), read_yaml(Path(file)), TEXT_KEYS)
+            option[:] = [name, json.dumps(content, default=str)]
     options.sort(key=lambda option: option[0].partition("=")[0].count("."))
     return [argument for option in options for argument in option]

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -60,6 +61,8 @@ def read_setting(path: Path) -> Setting:
 def check_config(path: Path, text: str) -> None:
     """Raises UserError unless a file's text has keys of a setting alone at its top, and none of version 0.1."""
     content = load_yaml(path, text)
+    if not content:
+        raise UserError(f"{path} is empty, expected keys and values")
     if unknown := [str(key) for key in content if key not in SETTING_KEYS]:
         expected = ", ".join(sorted(SETTING_KEYS))
         raise UserError(f"{path}: {unknown[0]!r} is not a key of a config, expected one of {expected}")
@@ -68,6 +71,9 @@ def check_config(path: Path, text: str) -> None:
         raise UserError(f"{path}: fit.solver is {values['fit.solver']!r}, expected no such key: there is one solver")
     if isinstance(form := values.get("data.form"), str) and form in INSTEAD:
         raise UserError(f"{path}: data.form is {form!r}, expected {INSTEAD[form]}")
+
+
+_NO_TEXT = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "timestamp")}
 
 
 class _Loader(yaml.SafeLoader):
@@ -85,13 +91,18 @@ class _Loader(yaml.SafeLoader):
             )
         return value
 
+    texts: Collection[str] = ()
+    """Keys whose values are text as it is written, even if it reads as a number."""
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set[str]()
-        for key, _ in node.value:
+        for key, value in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
                     raise ValueError(f"line {key.start_mark.line + 1} gives {key.value!r} a second time")
                 seen.add(key.value)
+                if key.value in self.texts and value.tag in _NO_TEXT:
+                    value.tag = "tag:yaml.org,2002:str"
         return super().construct_mapping(node, deep)
 
 
@@ -105,10 +116,15 @@ def read_yaml(path: Path) -> str:
         raise UserError(f"{path} is not plain YAML: {error}") from None
 
 
-def load_yaml(path: Path, text: str) -> dict[Any, Any]:
-    """Return the keys and values in the text of a YAML file. Raises UserError, also for a key that is given twice."""
+def load_yaml(path: Path, text: str, texts: Collection[str] = ()) -> dict[Any, Any]:
+    """Return the keys and values in the text of a YAML file; those of the keys `texts` as they are written.
+
+    Raises UserError, also for a key that is given twice.
+    """
     try:
-        content = yaml.load(text, _Loader)
+        loader = _Loader(text)
+        loader.texts = texts
+        content = loader.get_single_data() or {}
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not plain YAML: {error}") from None
     if not isinstance(content, dict):

@@ -21,6 +21,9 @@ def submit(request: Request) -> int:
     options = request.options
     request = replace(request, root=Path(os.path.abspath(request.root)))  # as the jobs will know it
     layout, split, cluster = request.layout, options["split"], slurm_from(options["slurm"])
+    if not options["gate"]:  # which goes by its plan alone
+        chosen = cluster.clusters or os.environ.get("SBATCH_CLUSTERS") or os.environ.get("SLURM_CLUSTERS")
+        cluster = replace(cluster, clusters=chosen)
     if options["dry_run"]:
         return dry_run(request.setting, layout, cluster, split, options["retry_failed"])
     check_submittable(layout)

@@ -4,6 +4,7 @@ Nothing is submitted, nothing on disk changes, and neither SLURM nor a store nee
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,7 +40,7 @@ def dry_run(setting: Setting, layout: Layout, cluster: Slurm, split: str, retry_
     n_train, n_test = shapes["train_masks"][1], shapes["test_margins"][1]
     targets = n_test if split == "test" else n_train
 
-    path, limit = next_folder(folder_of(layout)), client.array_limit()
+    path, limit = next_folder(folder_of(layout)), client.array_limit(cluster.cluster_names)
     content = portable(rows.setting), dataclasses.asdict(cluster)
     scripts: dict[str, str] = {}
     for stage, wanted in {
@@ -48,7 +49,7 @@ def dry_run(setting: Setting, layout: Layout, cluster: Slurm, split: str, retry_
         "eval": [(0, targets)],
     }.items():
         if wanted:
-            plan = Plan(store_id or "ID", stage, split, 0, 0, tuple(wanted), limit, *content)
+            plan = Plan(store_id or "ID", stage, split, 0, 0, tuple(wanted[: cluster.room(1)]), limit, *content)
             scripts |= {name: text for name, text in files(plan, path, layout).items() if name.endswith(".sh")}
 
     size = sum(array.bytes for array in rows.arrays)
@@ -82,7 +83,7 @@ def _fit_disk(models: int, n_train: int, targets: int) -> str:
 
 def _costs(rows: Rows, tasks: Sequence[Range], cluster: Slurm) -> list[tuple[str, str]]:
     """Rate, GPU-hours (CPU-hours too where no GPU is asked for), time and money of the training."""
-    rate, limit = rows.rate(cluster), (seconds_of(cluster.time) or 0) / 3600
+    rate, gpus = rows.rate(cluster), cluster.gpus_for(rows.setting)
     if rate:
         # The missing rows of these tasks; those of queued tasks are paid for already.
         edges = np.searchsorted(rows.missing, np.array(tasks, np.int64).reshape(-1, 2))
@@ -90,9 +91,10 @@ def _costs(rows: Rows, tasks: Sequence[Range], cluster: Slurm) -> list[tuple[str
         source = "stated" if cluster.rows_per_hour else "measured"
         lines, about = [("rate", f"{rate:,.0f} rows an hour a task ({source})")], "about"
     else:
-        hours = len(tasks) * limit
         lines, about = [("rate", "not known: no row is done, and slurm.rows_per_hour is not given")], "at most"
-    gpus = cluster.gpus_for(rows.setting)
+        if math.isinf(limit := seconds_of(cluster.time) or 0):
+            return [*lines, ("GPU-hours" if gpus else "CPU-hours", "not known: slurm.time sets no limit")]
+        hours = len(tasks) * limit / 3600
     lines.append(("GPU-hours", f"{about} {hours * gpus:,.1f}" if gpus else "0"))
     lines.append(("CPU-hours", f"{about} {hours * cluster.cpus:,.1f}"))
     if rate and tasks:

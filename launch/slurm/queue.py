@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from datamodels.launch.slurm.client import Job
+from datamodels.launch.slurm.client import Job, cluster_of, scancel_words
 from datamodels.launch.slurm.tasks import Plan, Range, read_plan
 from datamodels.train import UserError, WorkError
 
@@ -34,7 +34,8 @@ class Queue:
                 ) from None
             if plan.store != store_id:
                 raise UserError(
-                    f"job {job.array} is queued for a store that was here before ({job.plan}): scancel {job.array}"
+                    f"job {job.array} is queued for a store that was here before ({job.plan}): "
+                    f"{scancel_words([job.array])}"
                 )
         ours = []
         for job in jobs:
@@ -63,8 +64,9 @@ class Queue:
 
     def gate_waits(self) -> bool:
         """Whether a gate waits that is not the one asking: it will see whatever is submitted now."""
-        own = os.environ.get("SLURM_JOB_ID")
-        gates = [job for job in self.jobs if job.is_gate and job.state == "PENDING" and job.id != own]
+        own, here = os.environ.get("SLURM_JOB_ID"), (None, os.environ.get("SLURM_CLUSTER_NAME"))
+        others = [job for job in self.jobs if job.id != own or cluster_of(job.array) not in here]
+        gates = [job for job in others if job.is_gate and job.state == "PENDING"]
         # One that waits for an array of which an element is held may wait for ever.
         endless = any(not job.is_gate for job in self.held)
         return any(job.reason != "Dependency" or not endless for job in gates)
@@ -77,7 +79,7 @@ class Queue:
 
     def describe_held(self) -> str:
         """One line about the jobs that are held."""
-        names = " ".join(job.name for job in self.held[:10])
+        names = [job.name for job in self.held[:10]]
         more = f" and {len(self.held) - 10} more" if len(self.held) > 10 else ""
         why = self.held[0].reason or self.held[0].state
-        return f"held ({why}): jobs {names}{more}; their tasks are submitted again: scancel {names}"
+        return f"held ({why}): jobs {' '.join(names)}{more}; their tasks are submitted again: {scancel_words(names)}"

@@ -27,7 +27,7 @@ HEAD = """\
 @{options}
 
 plan=@{plan}
-export PYTHONPATH=@{packages}${PYTHONPATH:+:$PYTHONPATH}
+@{path}
 if ! grep -qsF '"id": "@{store}"' @{manifest}; then
   echo "error: $(hostname) does not find the store of $plan, @{store}: it is not visible here, or another one now" >&2
   exit 2
@@ -76,12 +76,19 @@ ASK = """\
 # The gate: asks the store what is left to do once the jobs before it have ended, well or not, and submits that.
 @{datamodels} submit @{setting} --slurm "$plan"/slurm.yaml --gate "$plan"
 code=$?
-# 75: SLURM did not answer, or someone else submits. The gate comes back then, a bounded number of times.
-if [ "$code" -eq 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt @{requeues} ]; then
-  for pause in 0 30 120; do sleep "$pause"; scontrol requeue "$SLURM_JOB_ID" && break; done
+# 75: SLURM did not answer or took no more jobs, or someone else submits. The gate comes back then, a bounded number of
+# times, after 0, 1, 2, ... and at most 10 minutes.
+again=${SLURM_RESTART_COUNT:-0}
+if [ "$code" -eq 75 ] && [ "$again" -lt @{requeues} ]; then
+  minutes=$((again < 10 ? again : 10))
+  for pause in $((60 * minutes)) 30 120; do sleep "$pause"; scontrol requeue "$SLURM_JOB_ID" && break; done
 fi
 exit "$code"
 """
+
+
+GPU_OPTIONS = ("--gres=", "--gres ", "--gpus=", "--gpus ", "--gpus-per-", "-G")
+"""Options of a user's that ask for GPUs instead of ours: SLURM gives what both ask for, or refuses them together."""
 
 
 class _Bash(string.Template):
@@ -99,14 +106,12 @@ def files(plan: Plan, path: Path, layout: Layout) -> dict[str, str]:
     setting, cluster = from_dict(plan.setting), slurm_from(plan.cluster)
     gpus = cluster.gpus_for(setting)
     workers = cluster.workers if gpus else cluster.workers_for(setting)
+    packages = shlex.quote(str(Path(datamodels.__path__[0]).parent))
     values = {
         "plan": shlex.quote(str(path)),
-        "packages": shlex.quote(str(Path(datamodels.__path__[0]).parent)),
         "store": plan.store,
         "manifest": shlex.quote(str(layout.manifest)),
         "setup": "\n".join(cluster.setup),
-        # -P: no module of the folder that `submit` was called in takes the place of one of ours.
-        "datamodels": f"{shlex.quote(sys.executable)} -P -m datamodels",
         "setting": f'"$plan"/{SETTING} --root {shlex.quote(str(layout.root))}',
         "split": plan.split,
         "workers": f"--workers {workers}" if workers else "",
@@ -118,6 +123,12 @@ def files(plan: Plan, path: Path, layout: Layout) -> dict[str, str]:
 
     def text(stage: str, body: str, array: int | None = None, **more: str) -> str:
         options = _options(plan, path, layout, stage, array)
+        # A gate needs SLURM's commands, which a container lacks.
+        python = cluster.python if stage != "gate" else None
+        # -P: no module of the folder that `submit` was called in takes the place of one of ours.
+        more["datamodels"] = f"{python or shlex.quote(sys.executable)} -P -m datamodels"
+        # Another Python has packages of its own.
+        more["path"] = "" if python else f"export PYTHONPATH={packages}${{PYTHONPATH:+:$PYTHONPATH}}"
         return _Bash(HEAD + body).substitute(values, options="\n".join(options), **more)
 
     body = {"train": TRAIN, "fit": FIT, "eval": EVAL}[plan.stage]
@@ -139,15 +150,17 @@ def _options(plan: Plan, path: Path, layout: Layout, stage: str, array: int | No
         "output": log,
         "open-mode": "append",
         "requeue": None,
+        "propagate": "NONE",  # a login node's limits, as on CPU seconds, are not for jobs
         "nodes": "1",
         "ntasks": "1",
         "cpus-per-task": str(job.cpus),
         "time": job.time,
     }
     optional = {"mem": job.memory, "partition": job.partition or cluster.partition, "account": cluster.account}
+    optional["clusters"] = cluster.clusters
     asked |= {key: value for key, value in optional.items() if value}
     gpus = cluster.gpus_for(from_dict(plan.setting)) if stage == "train" else 0
-    if gpus:
+    if gpus and not any(line.startswith(GPU_OPTIONS) for line in cluster.extra):
         asked["gres"] = f"gpu:{gpus}"
     if array is not None:
         _, throttle = side_by_side(len(plan.chunks), cluster.at_once)

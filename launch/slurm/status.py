@@ -78,7 +78,8 @@ def describe_jobs(found: dict[str, Any], most: int = 20) -> list[str]:
     rates = found.get("jobs_per_hour", {})
     for task in found["running"][:most]:
         done = f", {task['done']} of {task['rows']} rows done" if "done" in task else ""
-        rate = f", {rates[task['job']]:,.0f} an hour" if task["job"] in rates else ""
+        job = task["job"].partition(";")[0]
+        rate = f", {rates[job]:,.0f} an hour" if job in rates else ""
         lines.append(f"job {task['job']} on {task['node']}: {task['stage']} {task.get('range', '')}{done}{rate}")
     if len(found["running"]) > most:
         lines.append(f"... and {len(found['running']) - most} more at work")

@@ -15,11 +15,20 @@ from pathlib import Path
 from datamodels.launch.progress import counted, notice
 from datamodels.launch.slurm import client
 from datamodels.launch.slurm.cancel import cancel_jobs
-from datamodels.launch.slurm.client import Busy, Job
+from datamodels.launch.slurm.client import Busy, Full, Job
 from datamodels.launch.slurm.config import Slurm
 from datamodels.launch.slurm.queue import Queue
 from datamodels.launch.slurm.script import files, portable, require_path, side_by_side
-from datamodels.launch.slurm.tasks import GATE, Plan, Range, folder_of, next_folder, read_plan, write_plan
+from datamodels.launch.slurm.tasks import (
+    GATE,
+    Plan,
+    Range,
+    folder_of,
+    next_folder,
+    note_clusters,
+    read_plan,
+    write_plan,
+)
 from datamodels.launch.slurm.work import Work, next_work
 from datamodels.launch.status import report_path
 from datamodels.launch.stop import EXIT_INTERRUPTED
@@ -116,7 +125,8 @@ class _Submission:
         Raises UserError, Busy, WorkError.
         """
         self.store.refresh()
-        queue = Queue(client.jobs(self.folder), self.store.manifest.id, self.split)
+        jobs = client.jobs(self.folder, clusters=self.cluster.cluster_names)
+        queue = Queue(jobs, self.store.manifest.id, self.split)
         work = next_work(self.store, self.split, self.cluster, queue)
         if work is None:
             self._results.append(f"nothing to submit: all is done, see {report_path(self.store, self.split)}")
@@ -125,10 +135,16 @@ class _Submission:
             self._notices.append(queue.describe_held())
 
         path, arrays = None, list[str]()
-        if work.tasks:
+        allowed = self.cluster.room(len(jobs) + (not queue.gate_waits()))
+        if work.tasks and allowed == 0:
+            self._notices.append(
+                f"nothing new to submit: {work.left}, and {counted(len(jobs), 'job')} queued, as many as slurm.queued "
+                "allows; the gate submits the rest"
+            )
+        elif work.tasks:
             round = self._round(work)
             try:
-                path, arrays = self._submit_arrays(work, round)
+                path, arrays = self._submit_arrays(work, work.tasks[:allowed], round)
             except Busy as error:
                 if self.gate_of is None:
                     raise
@@ -162,24 +178,28 @@ class _Submission:
             )
         return previous.round + 1
 
-    def _submit_arrays(self, work: Work, round: int) -> tuple[Path, list[str]]:
+    def _submit_arrays(self, work: Work, tasks: Sequence[Range], round: int) -> tuple[Path, list[str]]:
         """Write a plan of the tasks and submit its arrays; those that SLURM refuses after the first are left to a gate.
+
+        All go to one cluster: a job cannot wait for those of another one.
 
         Raises UserError, Busy, where the first one is refused; its plan is removed if no job of it will ever run.
         """
-        limit = client.array_limit()
-        path, plan = self._write_plan(work, work.tasks[: client.room()], limit, round)
+        clusters = self.cluster.cluster_names
+        limit = client.array_limit(clusters)
+        path, plan = self._write_plan(work, tasks[: client.room(clusters)], limit, round)
         width, _ = side_by_side(len(plan.chunks), self.cluster.at_once)
         arrays: list[str] = []
         for chunk in range(len(plan.chunks)):
             before = [arrays[chunk - width]] if chunk >= width else []
             try:
-                arrays.append(self._sbatch(path / plan.script(chunk), before))
+                arrays.append(self._sbatch(path / plan.script(chunk), before, like=arrays[:1]))
             except UserError as error:
                 if arrays:
                     self._notices.append(f"{error}; the gate submits the rest")
                     break
-                if not isinstance(error, Busy) and not self._jobs_of(path, error):
+                is_lost = isinstance(error, Busy) and not isinstance(error, Full)  # it may turn up
+                if not is_lost and not self._jobs_of(path, error):
                     shutil.rmtree(path)
                 raise
         shown = f"{counted(len(plan.tasks), 'task')} of {plan.stage} in {counted(len(arrays), 'job')}"
@@ -199,13 +219,14 @@ class _Submission:
             cluster=dataclasses.asdict(self.cluster),
         )
         path = next_folder(self.folder)
+        note_clusters(self.folder, self.cluster.cluster_names)
         write_plan(plan, path, files(plan, path, self.layout))
         return path, plan
 
     def _submit_gate(self, path: Path, arrays: Sequence[str], before: Sequence[str], delay: int) -> None:
         """Raises UserError, with the new arrays cancelled: nothing would follow them."""
         try:
-            number = self._sbatch(path / GATE, before, delay)
+            number = self._sbatch(path / GATE, before, delay, like=(arrays or before)[-1:])
         except UserError as error:
             if not arrays or (self.gate_of and isinstance(error, Busy)):
                 raise  # a gate that comes again finds what it has submitted
@@ -219,14 +240,16 @@ class _Submission:
             raise UserError(f"no gate: {error}; the new jobs {numbers} were cancelled") from None
         self._results.append(f"{path.name}: gate, job {number}")
 
-    def _sbatch(self, script: Path, before: Sequence[str], delay: int = 0) -> str:
+    def _sbatch(self, script: Path, before: Sequence[str], delay: int = 0, like: Sequence[str] = ()) -> str:
         """Submit a script and record its number; where the answer gets lost, the queue says whether it is there.
 
-        Raises UserError, Busy where that is not known.
+        like: a job whose cluster it goes to, and then waits for those of `before` that are there. Raises UserError,
+        Busy where that is not known.
         """
         record = script.parent / "jobs.jsonl"
+        cluster = client.cluster_of(like[0]) if like else None
         try:
-            number = client.sbatch(script, before, delay)
+            number = client.sbatch(script, [job for job in before if client.cluster_of(job) == cluster], delay, cluster)
         except Busy as error:
             known = {json.loads(line)["job"] for line in record.read_bytes().splitlines()} if record.exists() else set()
             found = [job.array for job in self._jobs_of(script.parent, error) if job.script.name == script.name]
@@ -234,6 +257,7 @@ class _Submission:
             if not unknown:
                 raise
             number = unknown[0]
+        note_clusters(self.folder, [client.cluster_of(number)])
         with open(record, "a", encoding="utf-8") as file:
             file.write(json.dumps({"time": time.time(), "script": script.name, "job": number}) + "\n")
         return number

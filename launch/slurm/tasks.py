@@ -38,6 +38,27 @@ def folder_of(layout: Layout) -> Path:
     return layout.folder.absolute() / f"_slurm_{layout.pct}pct"
 
 
+def clusters_of(folder: Path) -> list[str | None]:
+    """The clusters that jobs of a setting were submitted to; None stands for the one that this machine belongs to."""
+    file = folder / "_clusters"
+    if not file.exists():  # nothing was submitted, or by a version that knew no other cluster
+        return [None] if (folder / "_last").exists() else []
+    found: list[str | None] = json.loads(file.read_bytes())
+    return found
+
+
+def note_clusters(folder: Path, names: Sequence[str | None]) -> None:
+    """Have `clusters_of` name these clusters too. Raises UserError."""
+    known = clusters_of(folder)
+    if new := [name for name in names if name not in known]:
+        draft = folder / "._clusters.tmp"
+        try:
+            draft.write_text(json.dumps([*known, *new]) + "\n", "utf-8")
+            draft.rename(folder / "_clusters")
+        except OSError as error:
+            raise UserError(f"cannot write {draft}: {error.strerror}") from None
+
+
 def alignment(group: int, row_bytes: Sequence[int], wanted: int) -> int:
     """Rows that ranges begin and end at multiples of: whole groups always, whole pages of every array where `wanted`
     rows allow it, and otherwise of as many arrays as they do."""

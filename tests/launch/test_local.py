@@ -48,6 +48,18 @@ def test_a_gpu_that_is_not_there_is_refused(device: str) -> None:
         devices_of(CPU, ["0"], None, 4, gpus=0)
 
 
+def test_a_slurm_job_that_was_given_gpus_does_not_train_without(
+    store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setenv("SLURM_JOB_GPUS", "2,3")
+    command = ["train", DIGITS, "--root", store.layout.root, *TINY, "--workers=1"]
+    done = in_process(capsys, *command, "--recipe.device=cuda")
+    assert done.code == 1
+    assert "SLURM gave this job GPU 2,3 of " in done.err
+    assert in_process(capsys, *command).code == 0
+
+
 def test_without_gpus_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2})
     assert devices_of(CPU, None, None, 4, gpus=0) == ["cpu"] * 3

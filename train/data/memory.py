@@ -12,7 +12,7 @@ def free_host_memory(root: Path = Path("/")) -> int:
     """
     free = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     try:
-        fields = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
+        fields = dict(line.split(":") for line in (root / "proc/meminfo").read_text("utf-8").splitlines())
         free = [int(fields["MemAvailable"].split()[0]) * 1024]
     except (OSError, KeyError, ValueError):
         pass  # what cannot be read limits nothing
@@ -39,8 +39,8 @@ def _free_in_groups(root: Path) -> Iterator[int]:
 def _groups(root: Path) -> Iterator[tuple[Path, Path, int]]:
     """Yield this process's groups that may limit memory: the folder, the outermost one that is mounted, the version."""
     try:
-        mounts = (root / "proc/self/mountinfo").read_text().splitlines()
-        groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
+        mounts = (root / "proc/self/mountinfo").read_text("utf-8").splitlines()
+        groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text("utf-8").splitlines()]
     except OSError:
         return
     for mount in mounts:
@@ -58,13 +58,13 @@ def _groups(root: Path) -> Iterator[tuple[Path, Path, int]]:
 
 def _stat(file: Path) -> dict[str, int]:
     try:
-        return {name: int(value) for name, value in map(str.split, file.read_text().splitlines())}
+        return {name: int(value) for name, value in map(str.split, file.read_text("utf-8").splitlines())}
     except (OSError, ValueError):
         return {}
 
 
 def _number(file: Path) -> int | None:
     try:
-        return int(file.read_text())
+        return int(file.read_text("utf-8"))
     except (OSError, ValueError):  # not there, or `max`
         return None

@@ -64,19 +64,27 @@ class FakeSlurm:
         waiting = [job for job in self.jobs if job["state"] == "PENDING"]
         return [job["number"] for job in waiting if Path(job["script"]).name.startswith(script)]
 
-    def take(self, script: str, options: list[str] | None = None) -> str:
+    def take(self, script: str, options: list[str] | None = None, cluster: str = "") -> str:
         """Take a job; an array that nothing keeps from starting has begun its log."""
         array = re.search(r"^#SBATCH --array=0-(\d+)", Path(script).read_text(), re.MULTILINE)
+        if named := re.search(r"^#SBATCH --clusters=(.*,)?(.+)", Path(script).read_text(), re.MULTILINE):
+            cluster = cluster or named[2]  # the last one has most room
         jobs, reason = self.jobs, "Priority"
         if array and (reasons := self._next("reasons")):
             reason = str(reasons)
         elif array:
             (Path(script).parent / "logs" / "begun").touch()
-        job = {"number": str(len(jobs) + 1), "script": script, "options": options or [], "reason": reason}
+        job = {
+            "number": str(len(jobs) + 1),
+            "script": script,
+            "options": options or [],
+            "reason": reason,
+            "cluster": cluster,
+        }
         job |= {"state": "RUNNING" if reason == "None" else "PENDING"}
         job |= {"elements": list(range(int(array[1]) + 1)) if array else ["N/A"]}
         (self.folder / "jobs").write_text(json.dumps([*jobs, job]))
-        return str(job["number"])
+        return f"{job['number']};{cluster}" if cluster else str(job["number"])
 
     def _next(self, name: str) -> Any:
         file = self.folder / name
@@ -90,19 +98,22 @@ class FakeSlurm:
             if action == "fail":
                 sys.exit(f"{program}: error: {what}")
             (self.take if action == "take" else self.end)(what)
+        clusters = [option.removeprefix("--clusters=") for option in options if option.startswith("--clusters=")]
+        cluster = clusters[0] if clusters else ""
         if program == "scontrol":
             return (self.folder / "config").read_text()
         if program == "sbatch":
-            return self.take(options[-1], options[:-1]) + "\n"
+            return self.take(options[-1], options[:-1], cluster) + "\n"
         if program == "scancel":
-            for number in options:
+            for number in filter(str.isdecimal, options):
                 self.change(number, state="CANCELLED")
             return ""
         alive = ("PENDING", "RUNNING", "COMPLETING")
+        line = "{0}\n" if "%A" in options else "{0}|{1}|{0}|{2}|n1|{3}|{4}\n"
         return "".join(
-            f"{job['number']}|{element}|{job['number']}|{job['state']}|n1|{job['reason']}|{job['script']}\n"
+            line.format(job["number"], element, job["state"], job["reason"], job["script"])
             for job in self.jobs
-            if "all" in options or job["state"] in alive
+            if job["cluster"] == cluster and ("all" in options or job["state"] in alive)
             for element in job["elements"]
         )
 

@@ -123,13 +123,42 @@ def test_bad_options_are_one_line(dry_run: Run, tmp_path: Path, option: str, nam
         ("time: '30'\nafter:\n", "slurm.after is None, expected keys and values"),
         ("after: 5\n", "slurm.after is 5, expected keys and values"),
         ("time: '30'\nextra:\n", "slurm.extra is None, expected a value"),
-        ("time: 4:00:00\n", "line 1 holds 4:00:00, which YAML takes for 14400: expected"),
+        ("time: [4]\n", "slurm.time"),
+        ("cpus: 010\n", "line 1 holds 010, which YAML takes for 8"),
+        ("- time\n", "slurm.yaml holds list, expected keys and values"),
         ("after: {gpus: 0}\n", "after.gpus"),
     ],
 )
 def test_bad_cluster_files_are_one_line(dry_run: Run, tmp_path: Path, content: str, told: str) -> None:
     (tmp_path / "slurm.yaml").write_text(content)
     assert told in dry_run(DIGITS, "--slurm", tmp_path / "slurm.yaml").error
+
+
+@pytest.mark.parametrize(
+    ("content", "asked"),
+    [
+        *(("time: 4:00:00", "--time=4:00:00"), ("time: 90:30", "--time=90:30"), ("time: 0", "--time=0")),
+        *(
+            ("memory: 32", "--mem=32"),
+            ("account: 007", "--account=007"),
+            ("name: 2026-01-01", "--job-name=2026-01-01-fit"),
+        ),
+        ("after: {time: 1:30:00, partition: on}", "--partition=on"),
+        ("# nothing", "--time=4:00:00"),
+    ],
+)
+def test_what_yaml_takes_for_a_number_is_text_as_it_was_written(
+    dry_run: Run, tmp_path: Path, content: str, asked: str
+) -> None:
+    (tmp_path / "slurm.yaml").write_text(content)
+    assert f"#SBATCH {asked}\n" in "".join(scripts(dry_run(DIGITS, "--slurm", tmp_path / "slurm.yaml")).values())
+
+
+def test_without_a_time_limit_hours_are_not_known(dry_run: Run) -> None:
+    unlimited = ["--slurm.time=UNLIMITED", "--slurm.price=2"]
+    found = lines(dry_run(DIGITS, *unlimited))
+    assert (found["CPU-hours"], "money" in found) == ("not known: slurm.time sets no limit", False)
+    assert lines(dry_run(DIGITS, *unlimited, "--slurm.rows_per_hour=3400"))["money"] == "about 2.00"
 
 
 def test_null_in_the_cluster_file_has_its_meaning(dry_run: Run, tmp_path: Path) -> None:

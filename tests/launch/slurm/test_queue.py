@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from datamodels.launch.slurm import describe_jobs, job_summary
-from datamodels.launch.slurm.client import Busy, array_limit, jobs, room, sbatch
+from datamodels.launch.slurm.client import Busy, Full, array_limit, jobs, room, sbatch, scancel_words
 from datamodels.launch.slurm.config import Slurm
 from datamodels.launch.slurm.queue import Queue
 from datamodels.launch.slurm.tasks import folder_of
@@ -30,6 +30,9 @@ def answer(slurm: FakeSlurm, folder: Path, *lines: str) -> Path:
     """Have squeue say these lines, each of which ends in the name of a script of plan_0001."""
     plan = folder / "plan_0001"
     text = "".join(f"{line}|{plan / name}\n" for line, name in (line.rsplit("|", 1) for line in lines))
+    text = f"** Welcome | to | /plan_0001/ | our | cluster | ** | of | n1 **\n{text}\n"
+    folder.mkdir(exist_ok=True)
+    (folder / "_clusters").write_text("[null]")
     (slurm.folder / "answer").write_text(text)
     program(slurm, "squeue", f"exec cat '{slurm.folder}/answer'")
     return plan
@@ -50,7 +53,7 @@ def test_jobs_are_told_by_their_script_whatever_its_path(tmp_path: Path, slurm: 
         ("12_3", "15", "RUNNING", plan / "train_0.sh"),
         ("16", "16", "PENDING", plan / "gate.sh"),
     ]
-    assert jobs(tmp_path / "b") == []
+    assert jobs(tmp_path / "b", clusters=[None]) == []
     (tmp_path / "link").symlink_to(folder)
     assert jobs(tmp_path / "link") == found
 
@@ -70,7 +73,7 @@ def test_jobs_that_do_not_start_are_seen(tmp_path: Path, slurm: FakeSlurm, reaso
 def test_limits_are_the_clusters_or_slurms_defaults(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     slurm.configure("MaxArraySize            = 5\nMaxJobCount             = 100\nMaxJobId = 9\n")
     assert array_limit() == 5
-    program(slurm, "squeue", "seq 60")
+    program(slurm, "squeue", "echo Welcome; seq 60; echo")
     assert room() == 36, "a tenth is left to others"
     slurm.configure("MaxArraySize = 0\nMaxJobCount = 50\n")
     with pytest.raises(UserError, match="MaxArraySize is 0"):
@@ -85,7 +88,7 @@ def test_what_a_gate_submits_inherits_neither_its_job_nor_the_users_defaults(
     slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = 'env | grep -E "^(SLURM|SBATCH|SQUEUE|SCANCEL|SCONTROL)_" > "$OUT"\necho "$@" >> "$OUT"; cat >> "$OUT"'
-    program(slurm, "sbatch", f'{lines}; echo "12;cluster"')
+    program(slurm, "sbatch", f'{lines}; echo "Welcome, 1 of 2 nodes is idle"; echo 12; echo "** bye **"')
     for key in ("SLURM_JOB_ID", "SBATCH_PARTITION", "SQUEUE_FORMAT", "SCANCEL_STATE", "SCONTROL_ALL"):
         monkeypatch.setenv(key, "7")
     monkeypatch.setenv("SLURM_CONF", "/etc/x")
@@ -93,6 +96,24 @@ def test_what_a_gate_submits_inherits_neither_its_job_nor_the_users_defaults(
     assert sbatch(Path("/s.sh"), ["3", "4"], 30) == "12"
     told = ["SLURM_CONF=/etc/x", "--parsable --dependency=afterany:3:4 --begin=now+30 /s.sh"]
     assert (tmp_path / "out").read_text().splitlines() == told
+    program(slurm, "sbatch", "echo Welcome")
+    with pytest.raises(Busy, match="sbatch printed no number of a job, but 'Welcome'"):
+        sbatch(Path("/s.sh"))
+
+
+def test_each_cluster_that_was_submitted_to_is_asked(tmp_path: Path, slurm: FakeSlurm) -> None:
+    answer(slurm, tmp_path, "12|3|15|RUNNING|n1|None|train_0.sh")
+    (tmp_path / "_clusters").write_text('[null, "b"]')
+    assert [job.name for job in jobs(tmp_path, clusters=["b", "c"])] == ["12_3", "12_3;b", "12_3;c"]
+    program(slurm, "sbatch", 'echo "12;b"; echo "$@" > "$0.called"')
+    assert sbatch(Path("/s.sh"), ["3;b", "4_1;b"], cluster="b") == "12;b"
+    assert (slurm.folder / "sbatch.called").read_text() == "--clusters=b --parsable --dependency=afterany:3:4_1 /s.sh\n"
+    program(slurm, "scontrol", '[ "$1" = --clusters=b ] && echo "MaxArraySize = 7" || echo "MaxArraySize = 9"')
+    assert (array_limit(), array_limit(["a", "b"])) == (9, 7)
+    assert scancel_words(["3", "4;b", "5;b"]) == "scancel 3; scancel -M b 4 5"
+
+
+POLICY = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
 
 
 @pytest.mark.parametrize(
@@ -101,23 +122,28 @@ def test_what_a_gate_submits_inherits_neither_its_job_nor_the_users_defaults(
         ("Socket timed out on send/recv operation", Busy),
         ("Unable to contact slurm controller", Busy),
         ("Resource temporarily unavailable", Busy),
-        ("Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)", Busy),
+        (f"Batch job submission failed: {POLICY}", Full),
+        (f"AssocMaxSubmitJobLimit; Batch job submission failed: {POLICY}", Full),
+        (f"QOSMaxWallDurationPerJobLimit; Batch job submission failed: {POLICY}", UserError),
+        ("'b' can't be reached now, or it is an invalid entry for --cluster.", Busy),
         ("Invalid partition name specified", UserError),
     ],
 )
 def test_passing_trouble_is_told_from_refusals(
     tmp_path: Path, slurm: FakeSlurm, words: str, kind: type[Exception]
 ) -> None:
-    slurm.trouble("squeue", [("fail", words)])
-    with pytest.raises(UserError, match=re.escape(words)) as raised:
-        jobs(tmp_path)
+    slurm.trouble("squeue", [("fail", words.replace("; ", "\nsqueue: error: ") + "\nsee our wiki")])
+    with pytest.raises(UserError, match=re.escape(f"squeue failed: {words}")) as raised:
+        jobs(tmp_path, clusters=[None])
     assert type(raised.value) is kind
+    assert ("slurm.queued" in str(raised.value)) == (kind is Full)
+    assert "wiki" not in str(raised.value)
 
 
 def test_a_question_that_takes_too_long_is_passing_trouble(tmp_path: Path, slurm: FakeSlurm) -> None:
     program(slurm, "squeue", "exec sleep 60")
     with pytest.raises(Busy, match=r"squeue did not answer within 0\.1 s"):
-        jobs(tmp_path, patience=0.1)
+        jobs(tmp_path, patience=0.1, clusters=[None])
 
 
 def test_status_tells_how_far_running_tasks_are(

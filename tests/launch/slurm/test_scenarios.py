@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,14 +169,28 @@ def _status(pid: int) -> dict[str, str]:
     return dict(line.split(":\t") for line in lines if ":\t" in line)
 
 
+def greet(folder: Path) -> str:
+    """A PATH on which SLURM's commands print a site's greeting around their answers, to jobs too."""
+    folder.mkdir()
+    for program in ("sbatch", "squeue", "scontrol", "scancel"):
+        call = f'{shutil.which(program)} "$@"; code=$?; echo "** bye **"; exit $code'
+        (folder / program).write_text(f'#!/bin/bash\necho "-- Welcome | 1 of 2 nodes is idle --"; {call}\n')
+        (folder / program).chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
 def test_a_plain_array_and_a_time_limit_shorter_than_the_work(
-    case: Case, cluster: Cluster, tmp_path: Path, expected: dict[str, bytes]
+    case: Case, cluster: Cluster, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    wrapper = tmp_path / "wrapper"
+    wrapper.write_text(f'#!/bin/bash\necho "$5" >> {tmp_path}/started; exec "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", greet(tmp_path / "greeting"))
     limited = Case(cluster, case.capsys, tmp_path / "limited")
     limited.submit("--slurm.time=1", "--slurm.rows=32")
     with ThreadPoolExecutor(1) as pool:
         told_to_end = pool.submit(stop_until_asked_to_end, limited)
-        case.submit("--slurm.after.targets=40")
+        case.submit("--slurm.after.targets=40", f"--slurm.python={wrapper} {sys.executable}", "--slurm.memory=1gb")
         again = case.submit()
         assert "nothing new to submit" in again.err
         found = json.loads(case.run("status", "--json").out)
@@ -188,6 +203,7 @@ def test_a_plain_array_and_a_time_limit_shorter_than_the_work(
     judged = json.loads((case.root / "digits" / "eval_test_50pct.json").read_text())
     assert (judged["targets"], judged["models"]) == (60, 8)
     assert len(list((case.root / "digits" / "datamodels").glob("test_50pct*.pt"))) == 1
+    assert sorted((tmp_path / "started").read_text().split()) == ["eval", "fit", "fit", "report", "train", "train"]
     assert "all is done" in case.submit().out
     limited.finish(expected)
     assert "the others remain" in limited.logs()
@@ -294,7 +310,7 @@ def test_cancelling_and_going_on_with_another_time_limit_on_two_gpus(case: Case,
     case.cluster.wait(case.processes, [])
     assert 0 < case.flags().sum() < 32
     case.options.append("--recipe.device=cuda")
-    shown = 'echo "GPUs $CUDA_VISIBLE_DEVICES"'
+    shown = 'echo "GPUs $SLURM_JOB_GPUS"; unset SLURM_JOB_GPUS'  # PyTorch finds no made-up ones
     case.submit("--slurm.time=2:00:00", "--slurm.gpus=2", f"--slurm.setup={json.dumps([shown])}", "--slurm.rows=32")
     assert "--time=2:00:00" in (case.folder / "plan_0002" / "train_0.sh").read_text()
     case.finish(expected)

@@ -59,6 +59,7 @@ def test_the_shipped_cluster_file_asks_for_one_cpu_and_nothing_else() -> None:
         "--output=/r/digits/_slurm_50pct/plan_0001/logs/train_%A_%a.log",
         "--open-mode=append",
         "--requeue",
+        "--propagate=NONE",
         "--nodes=1",
         "--ntasks=1",
         "--cpus-per-task=1",
@@ -90,9 +91,18 @@ def test_everything_that_can_be_asked_for_is_asked_for() -> None:
     assert "--qos=low" not in asked(made["train_0.sh"])
 
 
+@pytest.mark.parametrize(
+    "option", ["--gres=gpu:a100:2", "--gpus=2", "--gpus-per-node=a100:2", "-G2", "--gpu-bind=none"]
+)
+def test_a_users_own_way_to_ask_for_gpus_replaces_ours(option: str) -> None:
+    given = asked(rendered(Path("/r"), cluster=Slurm(gpus=2, extra=[option]))["train_0.sh"])
+    assert ("--gres=gpu:2" in given) == (option == "--gpu-bind=none")
+    assert option in given
+
+
 def test_long_arrays_are_split_and_share_what_may_run_at_once() -> None:
     made = rendered(Path("/r"), array=1, cluster=Slurm(at_once=9))
-    assert [asked(made[f"train_{chunk}.sh"])[8] for chunk in (0, 1)] == ["--array=0-0%4"] * 2
+    assert [asked(made[f"train_{chunk}.sh"])[9] for chunk in (0, 1)] == ["--array=0-0%4"] * 2
     assert [made[f"train_{chunk}.rows"] for chunk in (0, 1)] == ["0:16\n", "16:32\n"]
     assert side_by_side(10, 4) == (4, 1)
     assert side_by_side(10, None) == (10, None)
@@ -133,16 +143,53 @@ def test_hostile_names_reach_the_program_as_they_are(
         assert made <= {"record", "eval_test_50pct.json"}
 
 
+@pytest.mark.parametrize("memory", ["0", "32", "32GB", "32g", "3Gb", "1024k", "1T"])
+def test_sizes_are_given_to_slurm_as_they_are(memory: str) -> None:
+    assert f"--mem={memory}" in asked(rendered(Path("/r"), cluster=Slurm(memory=memory))["train_0.sh"])
+
+
+@pytest.mark.parametrize("option", ["--clusters=b", "--cluster=b", "-M b", "-Mb"])
+def test_clusters_among_the_options_are_those_of_all_jobs(option: str) -> None:
+    cluster = Slurm(extra=["--exclusive", option])
+    assert (cluster.clusters, cluster.extra) == ("b", ["--exclusive"])
+    for stage in ("train", "fit"):
+        made = rendered(Path("/r"), stage, cluster)
+        assert all("--clusters=b" in asked(made[script]) for script in (f"{stage}_0.sh", "gate.sh"))
+    with pytest.raises(UserError, match=r"slurm\.extra is .*, expected slurm\.clusters, 'c'"):
+        Slurm(extra=[option], clusters="c")
+
+
+def test_a_wrapper_starts_each_command_once_but_no_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(tmp_path, monkeypatch)
+    write_store(tmp_path)
+    _environment(tmp_path)
+    wrapper = tmp_path / "tools" / "apptainer"
+    wrapper.write_text('#!/bin/bash\necho "$1 $2 ${PYTHONPATH-none}" >> "$RECORD.wrapped"; shift 2; exec "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.delenv("PYTHONPATH")
+    cluster = Slurm(python=f"apptainer exec image.sif {sys.executable}")
+    for stage, times in (("train", 1), ("fit", 1), ("eval", 2)):
+        plan = write_two_tasks(tmp_path / stage, stage, cluster)
+        write_store(tmp_path / stage)
+        assert run(tmp_path, plan / f"{stage}_0.sh", CODE="0").returncode == 0
+        assert run(tmp_path, plan / "gate.sh", CODE="0").returncode == 0
+        assert (tmp_path / "record.wrapped").read_text() == "exec image.sif none\n" * times
+        (tmp_path / "record.wrapped").unlink()
+
+
 def test_sbatch_reads_quoted_values_as_they_were() -> None:
     assert sbatch_quoted("plain-1.2_x%A") == "plain-1.2_x%A"
     assert sbatch_quoted('a\'b "c" \\d #e') == '"a\'b \\"c\\" \\\\d #e"'
 
 
 REFUSED: list[tuple[type[Slurm | After], str, object]] = [
-    *((Slurm, "time", value) for value in ("soon", "0")),
+    *((Slurm, "time", value) for value in ("soon", "1:2:3:4", "30:", "UNLIM")),
+    *((Slurm, "memory", value) for value in ("lots", "1.5G", "3GiB", "-5", "1P")),
+    *((Slurm, "clusters", value) for value in ("all", "a b", "a,", "")),
+    *((Slurm, "queued", 2), (After, "extra", ["-M b"])),
     *((Slurm, key, 0) for key in ("cpus", "rows", "minutes")),
     *((Slurm, key, value) for key in ("rows_per_hour", "minutes", "price") for value in (-1.0, math.inf, math.nan)),
-    *((Slurm, "memory", "lots"), (Slurm, "gpus", -1), (Slurm, "signal", 14400), (After, "targets", 0)),
+    *((Slurm, "gpus", -1), (Slurm, "signal", 14400), (After, "targets", 0)),
     *((Slurm, "extra", [value]) for value in ("touch x", "--array=0-9", "--comment=a\nb")),
     *((After, "extra", [value]) for value in ("x", "--a\n")),
     *((Slurm, key, value) for key in ("name", "partition", "account") for value in ("a\nb", "a\rx", "\x1b[2J")),
@@ -165,7 +212,8 @@ def test_a_root_with_a_line_break_is_refused() -> None:
     ("time", "seconds"),
     [
         *(("30", 1800), ("90:30", 5430), ("4:00:00", 14400), ("1-0", 86400), ("2-03:30", 185400)),
-        *(("1-00:00:10", 86410), ("x", None), ("1:2", None)),
+        *(("1-00:00:10", 86410), ("x", None), ("1:2", 62), ("90:90", 5490), ("1-25", 176400)),
+        *((limit, math.inf) for limit in ("UNLIMITED", "infinite", "-1", "0", "0:00")),
     ],
 )
 def test_time_limits_are_read_as_slurm_does(time: str, seconds: int | None) -> None:
@@ -182,7 +230,9 @@ def _environment(folder: Path, **more: str) -> dict[str, str]:
     tools = folder / "tools"
     tools.mkdir(exist_ok=True)
     (tools / "scontrol").write_text('#!/bin/bash\nprintf "%s " "$@" >> "$RECORD.scontrol"\n')
-    (tools / "scontrol").chmod(0o755)
+    (tools / "sleep").write_text('#!/bin/bash\necho "$1" >> "$RECORD.slept"; exec /bin/sleep 0.05\n')
+    for name in ("scontrol", "sleep"):
+        (tools / name).chmod(0o755)
     job = {"SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "7", "RECORD": str(folder / "record")}
     return {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", **job, **more}
 
@@ -215,7 +265,8 @@ def test_signals_reach_the_worker_and_a_time_limit_requeues_a_bounded_number_of_
     ("name", "code", "restarts", "requeued"),
     [
         *(("train_0.sh", code, 0, requeued) for code, requeued in ((0, 0), (1, 0), (2, 0), (75, 1), (137, 1))),
-        *(("gate.sh", 0, 0, 0), ("gate.sh", 1, 0, 0), ("gate.sh", 75, 1, 1), ("gate.sh", 75, 2, 0)),
+        *(("gate.sh", 0, 0, 0), ("gate.sh", 1, 0, 0)),
+        *(("gate.sh", 75, 0, 1), ("gate.sh", 75, 1, 1), ("gate.sh", 75, 2, 0)),
     ],
 )
 def test_the_exit_code_is_the_commands_and_jobs_come_again_a_bounded_number_of_times(
@@ -224,6 +275,8 @@ def test_the_exit_code_is_the_commands_and_jobs_come_again_a_bounded_number_of_t
     done = run(tmp_path, script.with_name(name), CODE=str(code), SLURM_RESTART_COUNT=str(restarts))
     assert done.returncode == code
     assert (tmp_path / "record.scontrol").exists() == requeued
+    if name == "gate.sh" and requeued:
+        assert (tmp_path / "record.slept").read_text() == f"{60 * restarts}\n"
     if name == "train_0.sh":
         assert (tmp_path / "record").read_text().splitlines()[-4:] == ["--rows", "0:16", "--workers", "1"]
 

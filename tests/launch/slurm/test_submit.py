@@ -85,6 +85,63 @@ def test_arrays_that_fit_are_submitted_and_a_cluster_that_loses_them_is_asked_a_
     assert "4 tasks of train" in submit("--slurm.rounds=1").out
 
 
+def test_no_more_jobs_are_queued_than_may_be_and_gates_submit_the_rest(
+    submit: Submit, gate: Submit, slurm: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    def tasks(plan: int) -> tuple[tuple[int, int], ...]:
+        return read_plan(folder / f"plan_{plan:04}").tasks
+
+    assert "--array=0-1%100\n" in submit("--slurm.queued=3", "--dry-run").out
+    assert submit("--slurm.queued=3").code == 0
+    assert tasks(1) == ((0, 8), (8, 16))
+    again = submit("--slurm.queued=3")
+    assert "nothing new to submit: 32 of 32 rows missing, and 3 jobs queued, as many as slurm.queued" in again.err
+    assert len(slurm.jobs) == 2
+    train(capsys, tmp_path, "0:16")
+    slurm.end("1")
+    slurm.change("2", state="RUNNING")
+    assert gate(over=False).code == 0
+    assert tasks(2) == ((16, 24),), "the gate at work, a task and the next gate"
+    assert [job["elements"] for job in slurm.jobs[2:]] == [[0], ["N/A"]]
+
+
+def test_a_limit_on_submitted_jobs_names_the_key_and_leaves_nothing(
+    submit: Submit, slurm: FakeSlurm, folder: Path
+) -> None:
+    limit = ("fail", "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)")
+    slurm.trouble("sbatch", [limit])
+    assert submit().error.endswith(": set slurm.queued to how many jobs may be queued at a time")
+    assert not list(folder.glob("plan_*"))
+    slurm.trouble("sbatch", [], [limit])
+    assert "set slurm.queued to" in submit().error
+    assert slurm.waiting() == [], "the array went with its gate"
+
+
+@pytest.mark.parametrize("way", ["key", "extra", "environment"])
+def test_all_of_a_setting_stays_on_the_cluster_that_was_named(
+    submit: Submit, gate: Submit, slurm: FakeSlurm, folder: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    if way == "environment":
+        monkeypatch.setenv("SLURM_CLUSTERS", "b")
+    options = {"key": ["--slurm.clusters=a,b"], "extra": ['--slurm.extra=["-M b"]'], "environment": []}[way]
+    slurm.configure("MaxArraySize = 2\nMaxJobCount = 1000\n")
+    assert submit("--slurm.at_once=2", *options).code == 0
+    monkeypatch.delenv("SLURM_CLUSTERS", raising=False)
+    assert [(job["cluster"], job["options"]) for job in slurm.jobs] == [
+        ("b", ["--parsable"]),
+        ("b", ["--clusters=b", "--parsable"]),
+        ("b", ["--clusters=b", "--parsable", "--dependency=afterany:1:2"]),
+    ]
+    assert '"job": "3;b"' in (folder / "plan_0001" / "jobs.jsonl").read_text()
+    assert "all in jobs 1;b, 2;b" in submit().err, "nothing is queued twice"
+    monkeypatch.setenv("SLURM_JOB_ID", "3")
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "b")
+    slurm.end("1", "2")
+    assert gate(over=False).code == 0
+    assert {job["cluster"] for job in slurm.jobs} == {"b"}
+    assert submit("--cancel").out == "cancelled: jobs 3;b, 6;b, 4;b, 5;b\n"
+
+
 def test_rounds_count_only_without_progress(
     submit: Submit, gate: Submit, tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
