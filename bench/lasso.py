@@ -11,6 +11,7 @@ path    every solver along 100 lambdas down to 0.01 lambda_max without early sto
         numpy below 2, but run with a later one that is put back).
 agree   chosen lambda and weights of the whole fit against scikit-learn's in float64, solved to a gap of 1e-13.
 gram    rows a second of the exact counts X'X, by population count and by float32 products.
+sums    X'Y of masks as bits and float16 margins, reading not included, and matrix products that give the same.
 fit     the whole `fit` of published files, reading included, imports and compilation not.
 memory  peak resident memory of `fit` of published files.
 """
@@ -28,6 +29,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from bench import lasso_agree
 from bench import lasso_peers as peers
@@ -36,7 +38,7 @@ from datamodels.lasso import fit
 from datamodels.lasso.design import Scale
 from datamodels.lasso.gram.counts import MemoryCounts
 from datamodels.lasso.gram.matrices import correlations
-from datamodels.lasso.gram.sums import Gram
+from datamodels.lasso.gram.sums import Cross, Gram
 from datamodels.lasso.solver.buffers import Buffers
 from datamodels.lasso.solver.path import path as follow_path
 from datamodels.train.config import Fit, Setting
@@ -61,7 +63,7 @@ class Problem:
     def counts(self) -> MemoryCounts:
         gram = Gram(self.masks.shape[1])
         for start in range(0, len(self.masks), 8192):
-            gram.add(self.masks[start : start + 8192])
+            gram.add(np.packbits(self.masks[start : start + 8192], axis=1))
         return MemoryCounts(gram.finish(), Gram(self.masks.shape[1]))
 
     @cached_property
@@ -179,15 +181,52 @@ def agree(options: argparse.Namespace) -> None:
 
 def gram(options: argparse.Namespace) -> None:
     masks = np.random.default_rng(0).random((16384, options.examples), np.float32) < options.alpha[0]
+    packed = np.packbits(masks, axis=1)
     for route in ("popcount", "product"):
-        Gram(options.examples, route).add(masks[:8192])  # compile and warm up
+        Gram(options.examples, route).add(packed[:8192])  # compile and warm up
         found = Gram(options.examples, route)
         began = time.process_time()
-        for start in range(0, len(masks), 8192):
-            found.add(masks[start : start + 8192])
+        found.add(packed)
         found.finish()
         seconds = time.process_time() - began
-        print(f"exact counts by {route:9} N={options.examples}: {len(masks) / seconds:,.0f} rows a CPU second")
+        print(f"exact counts by {route:9} N={options.examples}: {len(packed) / seconds:,.0f} rows a CPU second")
+
+
+def sums(options: argparse.Namespace) -> None:
+    """X'Y of `--models` rows, 16,320 at a time, and in turn the matrix products that could take its place."""
+    rng, shape = np.random.default_rng(0), (options.targets, options.examples)
+    cross, total = Cross(options.examples, options.targets), torch.zeros(shape)
+    cross.add(np.zeros((30, (options.examples + 7) // 8), np.uint8), np.zeros((30, options.targets), np.float16))
+
+    def pieces(y: torch.Tensor, x: torch.Tensor) -> None:
+        y, x, high = y.T, x.bfloat16(), y.T.bfloat16()
+        for piece in (high, (y - high.float()).bfloat16()):
+            total.add_(piece @ x)
+
+    peers = {
+        "float32 product": lambda y, x: total.addmm_(y.T, x),
+        "float64 product": lambda y, x: y.T.double() @ x.double(),
+        "two bfloat16 products": pieces,
+    }
+    seconds = dict.fromkeys(["ours", *(name for name in peers if name not in options.skip)], 0.0)
+    for start in range(0, options.models, 16320):
+        rows = min(16320, options.models - start)
+        packed = np.packbits(rng.random((rows, options.examples), np.float32) < options.alpha[0], axis=1)
+        margins = (3 + 3 * rng.standard_normal((rows, options.targets), np.float32)).astype(np.float16)
+        began = time.process_time()
+        cross.add(packed, margins)
+        seconds["ours"] += time.process_time() - began
+        for at in range(0, rows, 2040):
+            x = torch.from_numpy(np.unpackbits(packed[at : at + 2040], axis=1, count=options.examples)).float()
+            y = torch.from_numpy(margins[at : at + 2040]).float()
+            for name in seconds.keys() - ["ours"]:
+                began = time.process_time()
+                peers[name](y, x)
+                seconds[name] += time.process_time() - began
+    for name, taken in seconds.items():
+        rate = options.models * options.examples * options.targets / taken / 1e9
+        print(f"{name:24} {taken:9.2f} CPU s {rate:7.1f} billion mask entries times margins a second", end=" ")
+        print(f"{taken / seconds['ours']:5.2f}x")
 
 
 def setting_of(options: argparse.Namespace) -> Setting:
@@ -244,7 +283,7 @@ def peak_memory() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cases = {"path": path, "agree": agree, "gram": gram, "fit": whole_fit, "memory": memory}
+    cases = {"path": path, "agree": agree, "gram": gram, "sums": sums, "fit": whole_fit, "memory": memory}
     parser.add_argument("case", choices=cases)
     parser.add_argument("--examples", type=int, default=2000)
     parser.add_argument("--models", type=int, default=20000)

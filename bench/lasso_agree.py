@@ -64,8 +64,9 @@ def _chosen(sums: Sums, masks: Array, margins: Array, validation: Array, fit: Fi
 
 def _sums(masks: Array, margins: Array) -> tuple[Gram, Cross]:
     gram, cross = Gram(masks.shape[1]), Cross(masks.shape[1], margins.shape[1])
-    gram.add(masks)
-    cross.add(masks.astype(np.float64), margins)
+    packed = np.packbits(masks, axis=1)
+    gram.add(packed)
+    cross.add(packed, margins)
     return gram.finish(), cross
 
 

@@ -1,7 +1,7 @@
 """Sums over nested subsets of the estimation rows: each subset is the one before it and some more rows."""
 
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from datamodels.lasso.atomic import temporary_beside, writing
 from datamodels.lasso.gram.counts import HEADER, DiskCounts, read
-from datamodels.lasso.gram.sums import Cross, Gram
-from datamodels.lasso.rows import FitRows, read_margins, read_masks
+from datamodels.lasso.gram.sums import Block, Cross, Gram, gathered
+from datamodels.lasso.rows import FitRows, read_masks, stored_margins
 from datamodels.train.store import BaseStore as Store
 
 _SMALLEST = 1 / 32
@@ -81,25 +81,28 @@ def _add_rows(
     """Add rows to the sums with the margins and to the counts in files; returns the masks of the validation rows."""
     from datamodels.lasso.gram.popcount import pack
 
-    gram, packed, bits = Gram(store.n_train), [], []
-    for block in rows.blocks(store):
-        masks = read_masks(store, block.rows)
-        margins = read_margins(store, split, block.rows, columns)
-        for cross, group in zip(crosses, (~block.validation, block.validation), strict=True):
-            cross.add(masks[group].astype(np.float64), margins[group])
-        gram.add(masks[~block.validation])
-        packed.append(np.packbits(masks[block.validation], axis=1))
+    gram, validation = Gram(store.n_train), [np.zeros((0, (store.n_train + 7) // 8), np.uint8)]
+    for group, packed, margins in gathered(_blocks(store, split, rows, columns)):
+        crosses[group].add(packed, margins)
+        if group:
+            validation.append(packed)
+        else:
+            gram.add(packed)
     _add_to_file(paths[0], gram.finish().counts)
 
     del gram
     gram = Gram(store.n_train)  # the validation rows are counted last, so that memory holds one matrix
-    validation = np.concatenate(packed)
-    for start in range(0, len(validation), _PACKED_ROWS):
-        unpacked = np.unpackbits(validation[start : start + _PACKED_ROWS], axis=1, count=store.n_train)
-        gram.add(unpacked.view(bool))
-        bits.append(pack(unpacked))
+    together = np.concatenate(validation)
+    gram.add(together)
     _add_to_file(paths[1], gram.finish().counts)
-    return bits
+    starts = range(0, len(together), _PACKED_ROWS)
+    return [pack(np.unpackbits(together[at : at + _PACKED_ROWS], axis=1, count=store.n_train)) for at in starts]
+
+
+def _blocks(store: Store, split: str, rows: FitRows, columns: NDArray[np.int64]) -> Iterator[Block]:
+    for block in rows.blocks(store):
+        masks = np.packbits(read_masks(store, block.rows), axis=1)
+        yield block.validation, masks, stored_margins(store, split, block.rows, columns)
 
 
 def _add_to_file(path: Path, counts: NDArray[np.int32]) -> None:

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from datamodels.lasso.atomic import replacing
 from datamodels.lasso.gram.counts import check, read, write
-from datamodels.lasso.gram.sums import Cross, Gram
+from datamodels.lasso.gram.sums import Block, Cross, Gram, gathered
 from datamodels.lasso.rows import FitRows, Progress, read_masks, stored_margins
 from datamodels.train.store import BaseStore as Store
 
 _GROUPS = ("training", "validation")
 _UINT8 = np.dtype(np.uint8)
 _AT_ONCE = 2**27
-"""Mask entries that are unpacked at a time."""
+"""Bytes of packed masks that are read at a time."""
 PASS_BYTES = 2**29
 """Sums with margins that one pass over the rows may hold in memory, or as much as a matrix of counts takes."""
 
@@ -83,22 +83,17 @@ class Shard:
     def packed_masks(self, group: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """(rows read so far, those masks of them that are in the group, 8 examples to a byte), piece by piece."""
         total = len(self.rows.rows)
-        height = max(512, _AT_ONCE // self.store.n_train)
+        height = max(512, 8 * _AT_ONCE // self.store.n_train)
         for start in range(0, total, height):
             stop = min(start + height, total)
             yield stop, self.read_packed(start, stop)[self.rows.validation[start:stop] == bool(group)]
 
     def write_counts(self, progress: Progress) -> None:
         """Count both groups, one after the other: memory holds one matrix."""
-        height = max(512, _AT_ONCE // self.store.n_train)
         for group, name in enumerate(_GROUPS):
-            gram, waiting = Gram(self.store.n_train), list[NDArray[np.uint8]]()
+            gram = Gram(self.store.n_train)
             for done, packed in self.packed_masks(group):
-                waiting.append(packed)
-                if done == len(self.rows.rows) or sum(map(len, waiting)) >= height:
-                    masks = np.unpackbits(np.concatenate(waiting), axis=1, count=self.store.n_train)
-                    gram.add(masks.view(bool))
-                    waiting = []
+                gram.add(packed)
                 progress(f"counts, {name}", self.first + done, self.last)
             write(self.gram(group), gram.finish().counts)
             del gram
@@ -116,18 +111,18 @@ class Shard:
 
     def _pass_over_margins(self, split: str, ranges: list[Range], progress: Progress) -> None:
         n_train, start, stop = self.store.n_train, ranges[0][0], ranges[-1][1]
-        sums = [(Cross(n_train, last - first), Cross(n_train, last - first)) for first, last in ranges]
+        sums = Cross(n_train, stop - start), Cross(n_train, stop - start)
+        for group, packed, margins in gathered(self._blocks(split, start, stop, progress)):
+            sums[group].add(packed, margins)
+        for first, last in ranges:
+            tables = [cross.table[first - start : last - start] for cross in sums]
+            write(self.cross(split, (first, last)), np.stack(tables))
+
+    def _blocks(self, split: str, start: int, stop: int, progress: Progress) -> Iterator[Block]:
+        """The rows with margins of targets [start, stop), in the blocks in which they are read."""
         done = 0
         for block in self.rows.blocks(self.store):
             margins = stored_margins(self.store, split, block.rows, slice(start, stop))
-            packed = self.read_packed(done, done + len(margins))
-            for group in (0, 1):
-                chosen = block.validation == bool(group)
-                masks = np.unpackbits(packed[chosen], axis=1, count=n_train).astype(np.float64)
-                for (first, last), cross in zip(ranges, sums, strict=True):
-                    cross[group].add(masks, margins[chosen, first - start : last - start])
+            yield block.validation, self.read_packed(done, done + len(margins)), margins
             done += len(margins)
             progress(f"margins {start}:{stop}", self.first + done, self.last)
-
-        for targets, pair in zip(ranges, sums, strict=True):
-            write(self.cross(split, targets), np.stack([cross.table for cross in pair]))

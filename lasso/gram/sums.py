@@ -2,9 +2,14 @@
 
 Exactness: counts are integers. Float16 margins are multiples of 2**-24, so a float64 sum of them is exact while the sum
 of |margin| stays below 2**29. Results therefore depend neither on the order of rows nor on the number of threads.
+
+Both sums take masks packed, 8 examples to a byte as `np.packbits(masks, axis=1)` gives them, and thousands of rows at a
+time: `gathered` makes such pieces of smaller blocks.
 """
 
+import itertools
 import os
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -15,6 +20,12 @@ _STRIP = 512
 """Examples whose counts one matrix product gives."""
 _SMALL = 512
 """Examples below which a matrix product is fast enough; it needs no compiled kernel."""
+_UNPACKED = 2**27
+"""Mask entries that are unpacked at a time."""
+_PIECE = 16320
+"""Rows whose sums with margins are added up before they go to memory; divisible by the 30 rows of a word."""
+_TOGETHER = 512
+"""Targets whose margins are split into integers at a time."""
 
 Route = Literal["popcount", "product"]
 
@@ -39,22 +50,24 @@ class Gram:
         self.counts: NDArray[np.int32] = np.zeros((n_train, n_train), np.int32)
         self._route = route or fastest_route(n_train)
 
-    def add(self, masks: NDArray[np.bool_]) -> None:
-        """Add masks [rows, N_train]; thousands at a time, as population count fills rows up to a multiple of 512."""
-        self.rows += len(masks)
-        if self._route == "popcount":
-            self._add_by_popcount(masks)
-            return
-        for start in range(0, len(masks), 2**20):  # float32 counts are exact below 2**24
-            x = masks[start : start + 2**20].astype(np.float32)
+    def add(self, packed: NDArray[np.uint8]) -> None:
+        """Add masks [rows, N_train / 8]; population count fills rows up to a multiple of 512."""
+        self.rows += len(packed)
+        height = max(512, min(2**20, _UNPACKED // len(self.counts) // 512 * 512))  # float32 is exact below 2**24
+        for start in range(0, len(packed), height):
+            masks = np.unpackbits(packed[start : start + height], axis=1, count=len(self.counts))
+            if self._route == "popcount":
+                self._add_by_popcount(masks)
+                continue
+            x = masks.astype(np.float32)
             for at in range(0, len(self.counts), _STRIP):
                 strip = x[:, at : at + _STRIP].T @ x[:, at:]
                 self.counts[at : at + _STRIP, at:] += strip.astype(np.int32)
 
-    def _add_by_popcount(self, masks: NDArray[np.bool_]) -> None:
+    def _add_by_popcount(self, masks: NDArray[np.uint8]) -> None:
         from datamodels.lasso.gram.popcount import add_counts, pack
 
-        bits = pack(masks.view(np.uint8))
+        bits = pack(masks)
         starts = range(0, len(self.counts), 64)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             list(pool.map(lambda start: add_counts(bits, self.counts, start, min(start + 64, len(bits))), starts))
@@ -92,9 +105,56 @@ class Cross:
         """[T]"""
         return self.table[:, -1]
 
-    def add(self, masks: NDArray[np.float64], margins: NDArray[np.floating]) -> None:
-        """Add masks [rows, N_train] of 0 and 1 and margins [rows, T] of any precision."""
-        y = np.ascontiguousarray(margins, np.float64)
-        self.cross[:] += y.T @ masks
-        self.sums[:] += y.sum(axis=0)
-        self.squares[:] += (y * y).sum(axis=0)
+    def add(self, packed: NDArray[np.uint8], margins: NDArray[np.floating]) -> None:
+        """Add masks [rows, N_train / 8] and finite margins [rows, T] of any precision."""
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            for start in range(0, len(packed), _PIECE):
+                self._add_piece(pool, packed[start : start + _PIECE], margins[start : start + _PIECE])
+
+    def _add_piece(self, pool: ThreadPoolExecutor, packed: NDArray[np.uint8], margins: NDArray[np.floating]) -> None:
+        from datamodels.lasso.gram.products import LANES, ROWS, STRIP, add_products, pack_words, split
+
+        words = np.empty(((len(packed) + ROWS - 1) // ROWS, 8 * packed.shape[1]), np.uint32)
+        list(pool.map(lambda word: pack_words(packed, words, word), range(len(words))))
+
+        def numbers(first: int) -> tuple[NDArray, ...]:
+            y, targets = np.zeros((len(words) * ROWS, LANES)), slice(first, min(first + LANES, len(self.table)))
+            y[: len(margins), : targets.stop - first] = margins[:, targets]
+            self.sums[targets] += y.sum(axis=0)[: targets.stop - first]
+            self.squares[targets] += (y * y).sum(axis=0)[: targets.stop - first]
+            return y, *split(y)
+
+        def add(task: tuple[int, int]) -> None:
+            start, first = task
+            add_products(words, *found[first], start, self.table[first : first + LANES])
+
+        for start in range(0, len(self.table), _TOGETHER):
+            firsts = range(start, min(start + _TOGETHER, len(self.table)), LANES)
+            found = dict(zip(firsts, pool.map(numbers, firsts), strict=True))
+            list(pool.map(add, itertools.product(range(0, self.cross.shape[1], STRIP), firsts)))
+
+
+Block = tuple[NDArray[np.bool_], NDArray[np.uint8], NDArray[np.floating]]
+"""Which rows are validation rows; their masks, 8 examples to a byte; their margins [rows, T]."""
+
+
+def gathered(blocks: Iterable[Block]) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.floating]]]:
+    """Masks and margins of one group of rows at a time, with the number of the group: training 0, validation 1.
+
+    As many rows as sums are fast with, and the rest of each group at the end.
+    """
+    waiting: tuple[list[Block], list[Block]] = [], []
+    for validation, packed, margins in blocks:
+        for group in (0, 1):
+            chosen = validation == bool(group)
+            waiting[group].append((chosen, packed[chosen], margins[chosen]))
+            if sum(len(block[1]) for block in waiting[group]) >= _PIECE:
+                yield group, *_joined(waiting[group])
+                waiting[group].clear()
+    for group in (0, 1):
+        if waiting[group]:
+            yield group, *_joined(waiting[group])
+
+
+def _joined(blocks: list[Block]) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
+    return np.concatenate([block[1] for block in blocks]), np.concatenate([block[2] for block in blocks])

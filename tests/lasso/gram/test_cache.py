@@ -28,7 +28,8 @@ def small_files(monkeypatch):
     monkeypatch.setattr(cache, "TARGETS_PER_FILE", 128)
     monkeypatch.setattr(cache, "BATCH_BYTES", 1)
     monkeypatch.setattr("datamodels.lasso.gram.shard.PASS_BYTES", 1)
-    monkeypatch.setattr("datamodels.lasso.gram.shard._AT_ONCE", 1)  # masks are unpacked 512 rows at a time
+    monkeypatch.setattr("datamodels.lasso.gram.shard._AT_ONCE", 1)  # masks are read 512 rows at a time
+    monkeypatch.setattr("datamodels.lasso.gram.sums._PIECE", 90)
     monkeypatch.setattr("datamodels.lasso.rows._BLOCK_VALUES", 1)  # rows are read 64 at a time
 
 

@@ -27,8 +27,9 @@ def sums_of(masks, margins, validation):
     grams, crosses = [], []
     for group in (~validation, validation):
         gram, cross = Gram(masks.shape[1]), Cross(masks.shape[1], margins.shape[1])
-        gram.add(masks[group])
-        cross.add(masks[group].astype(np.float64), margins[group].astype(np.float64))
+        packed = np.packbits(masks[group], axis=1)
+        gram.add(packed)
+        cross.add(packed, margins[group])
         grams.append(gram.finish())
         crosses.append(cross)
     return Matrices(MemoryCounts(*grams), pack(masks[validation].view(np.uint8))), *crosses
