@@ -13,7 +13,7 @@ agree   chosen lambda and weights of the whole fit against scikit-learn's in flo
 gram    rows a second of the exact counts X'X, by population count and by float32 products.
 sums    X'Y of masks as bits and float16 margins, reading not included, and matrix products that give the same.
 fit     the whole `fit` of published files, reading included, imports and compilation not.
-memory  peak resident memory of `fit` of published files.
+memory  CPU time of each stage of `fit` of published files, compilation included, and peak resident memory.
 """
 
 import argparse
@@ -114,15 +114,15 @@ class Problem:
         return relative_gaps(lams, np.abs(grad).max(axis=1), var, along, squares, norm)
 
 
-def make(rows: int, options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """Bool masks and float16 margins."""
+def make(rows: int, options: argparse.Namespace, masks: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Bool masks, in an array that is given or a new one, and float16 margins."""
     rng = np.random.default_rng(0)
     n_train, alpha, small = options.examples, options.alpha[0], options.small[0]
     weights = rng.normal(size=(n_train, options.targets)) * np.sqrt(small / n_train)
     for column in weights.T:
         chosen = rng.choice(n_train, min(30, n_train), replace=False)
         column[chosen] += rng.normal(size=len(chosen)) * np.sqrt((1 - small) / len(chosen))
-    masks = np.zeros((rows, n_train), bool)
+    masks = np.zeros((rows, n_train), bool) if masks is None else masks
     margins = np.empty((rows, options.targets), np.float16)
     for start in range(0, rows, 4096):
         piece = slice(start, start + 4096)
@@ -256,21 +256,31 @@ def whole_fit(options: argparse.Namespace) -> None:
 
 
 def memory(options: argparse.Namespace) -> None:
+    stages, began = dict[str, float](), time.process_time()
+
+    def progress(stage: str, done: int, total: int) -> None:
+        nonlocal began
+        stages[stage] = stages.get(stage, 0.0) + time.process_time() - began
+        began = time.process_time()
+
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         layout = Layout(Path(folder), "digits", f"{100 * options.alpha[0]:g}")
         layout.data.mkdir(parents=True)
-        masks, margins = make(options.models, options)
-        np.save(layout.array("train_masks"), masks)
-        np.save(layout.array("test_margins"), margins)
-        del masks, margins
+        shape = options.models, options.examples
+        masks = np.lib.format.open_memmap(layout.array("train_masks"), "w+", bool, shape)
+        np.save(layout.array("test_margins"), make(options.models, options, masks)[1])
+        del masks
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before = peak_memory()
-        began = time.process_time()
-        path = fit(open_store(layout, setting_of(options)))
+        before, began = peak_memory(), time.process_time()
+        path = fit(open_store(layout, setting_of(options)), progress=progress)
+        progress("files", 1, 1)
         solved = json.loads(path.with_suffix(".json").read_text("utf-8"))
         peak = peak_memory()
-    size, seconds = 4 * options.examples**2 / 2**30, time.process_time() - began
-    print(f"M={options.models} N={options.examples}, one Gram {size:.2f} GiB: {seconds:.0f} CPU s")
+    size = 4 * options.examples**2 / 2**30
+    print(f"M={options.models} N={options.examples} T={options.targets}, one Gram {size:.2f} GiB: CPU s a stage")
+    print(
+        ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in stages.items()), f"in all {sum(stages.values()):.0f}"
+    )
     print(f"lambdas tried {solved['path']['tried_mean']:.0f}, largest gap {solved['relative_gap']['max']:.1e}")
     print(f"peak {peak / 2**20:.2f} GiB resident, {before / 2**20:.2f} before")
 

@@ -111,8 +111,10 @@ def pack_words(packed: NDArray[np.uint8], words: NDArray[np.uint32], word: int) 
 
 @compiled
 def split(numbers: NDArray[np.float64]) -> tuple[NDArray[Any], ...]:
-    """Split finite numbers [rows, 16], rows a multiple of 30: integers [splits, rows, 16], their units [splits, heights,
-    16], and targets and rows of those numbers of which something is left, which stays in `numbers`.
+    """Split finite numbers [rows, 16] into integers [splits, rows, 16] and their units [splits, heights, 16]; returns
+    these, and targets and rows of the numbers of which something is left, which stays in `numbers`.
+
+    rows: a multiple of 30.
     """
     rows, height = len(numbers), ROWS * _HEIGHT
     integers = np.empty((_SPLITS, rows, LANES), np.int32)

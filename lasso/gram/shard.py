@@ -114,6 +114,7 @@ class Shard:
         sums = Cross(n_train, stop - start), Cross(n_train, stop - start)
         for group, packed, margins in gathered(self._blocks(split, start, stop, progress)):
             sums[group].add(packed, margins)
+        progress(f"margins {start}:{stop}", self.last, self.last)
         for first, last in ranges:
             tables = [cross.table[first - start : last - start] for cross in sums]
             write(self.cross(split, (first, last)), np.stack(tables))
