@@ -24,6 +24,8 @@ _UNPACKED = 2**27
 """Mask entries that are unpacked at a time."""
 _PIECE = 16320
 """Rows whose sums with margins are added up before they go to memory; divisible by the 30 rows of a word."""
+_PIECE_BYTES = 2**28
+"""Margins that fewer rows are added up for."""
 _TOGETHER = 512
 """Targets whose margins are split into integers at a time."""
 
@@ -139,22 +141,26 @@ Block = tuple[NDArray[np.bool_], NDArray[np.uint8], NDArray[np.floating]]
 
 
 def gathered(blocks: Iterable[Block]) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.floating]]]:
-    """Masks and margins of one group of rows at a time, with the number of the group: training 0, validation 1.
+    """Masks and margins of one group of rows at a time, with the group's number: 0 for training rows, 1 for validation.
 
-    As many rows as sums are fast with, and the rest of each group at the end.
+    As many rows as sums are fast with, unless their margins take much memory; the rest of each group at the end.
     """
-    waiting: tuple[list[Block], list[Block]] = [], []
-    for validation, packed, margins in blocks:
+    masks: tuple[list, list] = [], []
+    margins: tuple[list, list] = [], []
+
+    def take(group: int) -> tuple[int, NDArray[np.uint8], NDArray[np.floating]]:
+        piece = group, np.concatenate(masks[group]), np.concatenate(margins[group])
+        masks[group].clear()
+        margins[group].clear()
+        return piece
+
+    for validation, packed, values in blocks:
         for group in (0, 1):
             chosen = validation == bool(group)
-            waiting[group].append((chosen, packed[chosen], margins[chosen]))
-            if sum(len(block[1]) for block in waiting[group]) >= _PIECE:
-                yield group, *_joined(waiting[group])
-                waiting[group].clear()
+            masks[group].append(packed[chosen])
+            margins[group].append(values[chosen])
+            if sum(map(len, masks[group])) >= _PIECE or sum(y.nbytes for y in margins[group]) >= _PIECE_BYTES:
+                yield take(group)
     for group in (0, 1):
-        if waiting[group]:
-            yield group, *_joined(waiting[group])
-
-
-def _joined(blocks: list[Block]) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
-    return np.concatenate([block[1] for block in blocks]), np.concatenate([block[2] for block in blocks])
+        if masks[group]:
+            yield take(group)
