@@ -239,7 +239,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
 def whole_fit(options: argparse.Namespace) -> None:
     masks, margins = make(options.models, options)
     with tempfile.TemporaryDirectory() as folder:
-        layout = Layout(Path(folder), "digits", f"{100 * options.alpha[0]:g}")
+        layout = Layout(Path(folder), "digits", f"{100 * options.alpha[0]:g}pct")
         layout.data.mkdir(parents=True)
         np.save(layout.array("train_masks"), masks)
         np.save(layout.array("test_margins"), margins)
@@ -264,7 +264,7 @@ def memory(options: argparse.Namespace) -> None:
         began = time.process_time()
 
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        layout = Layout(Path(folder), "digits", f"{100 * options.alpha[0]:g}")
+        layout = Layout(Path(folder), "digits", f"{100 * options.alpha[0]:g}pct")
         layout.data.mkdir(parents=True)
         shape = options.models, options.examples
         masks = np.lib.format.open_memmap(layout.array("train_masks"), "w+", bool, shape)

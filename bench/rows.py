@@ -19,9 +19,9 @@ from bench import flops
 from bench.timing import wall
 from datamodels.train.config import Setting
 from datamodels.train.data import Dataset
+from datamodels.train.run_rows import Results, train_rows
 from datamodels.train.store import Layout, RowFailure, RowResult, Writer, create_store
 from datamodels.train.trainer.executor import Executor, Moment
-from datamodels.train.trainer.run_rows import Results, train_rows
 from datamodels.train.trainer.trainer import Outcome, Trainer
 
 
@@ -68,7 +68,8 @@ class Rows:
     def __init__(self, setting: Setting, dataset: Dataset, executor: Executor, streams: int, root: Path) -> None:
         self.setting, self.executor, self.group = setting, executor, setting.recipe.group
         self.trainer = WatchedTrainer(setting, dataset, executor, concurrent_groups=streams)
-        self.store = create_store(Layout(root, setting.dataset, setting.pct), setting, dataset, lambda text: None)
+        layout = Layout(root, setting.dataset, setting.file_tag)
+        self.store = create_store(layout, setting, dataset.declared(setting.outputs), lambda text: None)
         self.writer = WatchedWriter(self.store, {})
         self.done = 0
         """Groups."""

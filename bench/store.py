@@ -10,12 +10,13 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 
 from datamodels.train.config import Outputs, Recipe, Setting
+from datamodels.train.outputs import Declared, image_outputs
+from datamodels.train.run_rows import train_rows
 from datamodels.train.store.create import create_store
 from datamodels.train.store.journal import RECORD, JournalWriter, Kind, encode_header
 from datamodels.train.store.layout import Layout
@@ -23,21 +24,15 @@ from datamodels.train.store.row_state import RowStates
 from datamodels.train.store.store import Store
 from datamodels.train.store.verify import is_finite, verify
 from datamodels.train.store.writer import RowResult, Writer
-from datamodels.train.trainer.run_rows import train_rows
 
 PROJECT = Path(__file__).parent.parent
 COMMITS = 40
 
 
 def make(root: Path, setting: Setting, n_train: int, n_test: int) -> Store:
-    data: Any = SimpleNamespace(
-        train=SimpleNamespace(labels=np.zeros(n_train)),
-        test=SimpleNamespace(labels=np.zeros(n_test)),
-        classes=tuple("0123456789"),
-        where="nowhere",
-        sha256=lambda: "0" * 64,
-    )
-    layout = Layout(root, setting.dataset, setting.pct)
+    outputs = image_outputs(setting.outputs, n_train, n_test, 10)
+    data = Declared(n_train, n_test, tuple("0123456789"), outputs, "0" * 64, "nowhere")
+    layout = Layout(root, setting.dataset, setting.file_tag)
     return create_store(layout, setting, data, lambda text: None)
 
 

@@ -20,7 +20,7 @@ _TILE_VALUES = 2**23
 
 def path_of(store: Store, split: str, targets: tuple[int, int] | None = None) -> Path:
     """The .pt of a split, or of the piece with targets [A, B), that a fit writes: below --out if that is given."""
-    path = store.derived / "datamodels" / f"{split}_{store.setting.pct}pct.pt"
+    path = store.derived / "datamodels" / f"{split}_{store.setting.file_tag}.pt"
     return piece_of(path, targets) if targets else path
 
 

@@ -54,7 +54,7 @@ def target_count(store: Store, split: str) -> int:
 
 
 def file_name(store: Store, array: str) -> str:
-    return f"{array}_{store.setting.pct}pct.npy"
+    return f"{array}_{store.setting.file_tag}.npy"
 
 
 def estimation_rows(store: Store) -> NDArray[np.int64]:
@@ -93,7 +93,7 @@ def evaluation_rows(store: Store) -> NDArray[np.int64]:
     rows = store.evaluation_rows()
     if not len(rows):
         raise UserError(
-            f"none of {store.rows - store.models} evaluation rows of {store.setting.dataset} {store.setting.pct}pct "
+            f"none of {store.rows - store.models} evaluation rows of {store.setting.dataset} {store.setting.file_tag} "
             "is completed, expected some: run `datamodels train`, with eval_models above 0"
         )
     return rows

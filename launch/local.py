@@ -46,6 +46,8 @@ def train_here(
             raise WorkError(f"SLURM gave this job GPU {given} of {socket.gethostname()}, but PyTorch finds no GPU here")
     places = devices_of(recipe, devices, workers, -(-missing // store.group), gpus)
     concurrent_groups = 1 if places[0] == "cpu" else workers or 1
+    if store.setting.trainer:  # one row at a time in each process
+        places, concurrent_groups = places * concurrent_groups, 1
     tasks = [Task(root, store.setting.to_dict(), (rows.start, rows.stop), place, concurrent_groups) for place in places]
     with Progress("rows", missing) as progress:
         try:
@@ -108,7 +110,8 @@ class Worker:
         if self._running and self.process.poll() is not None:
             self._running = False
             self.error = (self.process.communicate()[0].strip().splitlines() or [""])[-1]
-            if self.process.returncode and not self._asked:
+            # What exit code 2 says is the error of the command.
+            if self.process.returncode not in (0, 2) and not self._asked:
                 notice(f"{self.name} {self.end}{': ' + self.error if self.error else ''}")
         return self._running
 
@@ -161,6 +164,9 @@ def supervise(
             for worker in workers:
                 worker.kill()
     if not len(store.missing(rows.start, rows.stop)):
+        for worker in workers:
+            if worker.process.returncode == 2:
+                notice(f"{worker.name} {worker.end}: {worker.error}")
         return
     if stop():
         raise Interrupted(stop.exit_code)

@@ -20,7 +20,7 @@ class Request:
 
     @property
     def layout(self) -> Layout:
-        return Layout(self.root, self.setting.dataset, self.setting.pct)
+        return Layout(self.root, self.setting.dataset, self.setting.file_tag)
 
     def store(self) -> BaseStore:
         """The store, or the published files, for reading. Raises UserError."""

@@ -89,9 +89,10 @@ def done_by(
 
 def _environment(made: dict[str, Any]) -> str:
     """Device, precision, threads, package versions and the version of the trainer's arithmetic."""
-    versions = ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items())
     threads = counted(int(made.get("threads", 0)), "thread")
-    return f"{made.get('device')}, {made.get('precision')}, {threads}, arithmetic {made.get('arithmetic')}, {versions}"
+    found = [str(made.get("device")), *([made["precision"]] if "precision" in made else []), threads]
+    found += [f"arithmetic {made['arithmetic']}"] if "arithmetic" in made else []
+    return ", ".join([*found, *(f"{name} {version}" for name, version in made.get("versions", {}).items())])
 
 
 def _job(made: dict[str, Any]) -> str:
@@ -111,7 +112,7 @@ def refuse_failures(store: Store, retry: str) -> None:
 
 def report_path(store: BaseStore, split: str) -> Path:
     """Where a setting's report lies."""
-    return store.derived / f"report_{split}_{store.setting.pct}pct.html"
+    return store.derived / f"report_{split}_{store.setting.file_tag}.html"
 
 
 def describe(found: dict[str, Any]) -> str:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datamodels.launch.open_trainer import open_trainer
 from datamodels.launch.stop import Stop, code_of, installed, raise_interrupt
 from datamodels.launch.streams import prepare_streams
-from datamodels.train import Interrupted, UserError, WorkError, from_dict
-from datamodels.train.store import Layout, Store
+from datamodels.train import Interrupted, UserError, WorkError, from_dict, train_rows
+from datamodels.train.store import Layout, Store, Writer
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,12 @@ def work(task: Task, stop: Stop, finished: Callable[[int], None] = lambda rows: 
     """
     setting = from_dict(task.config)
     try:
-        import torch
-
-        from datamodels.train.store import Writer
-        from datamodels.train.trainer import Trainer, environment, train_rows
-
-        store = Store.open(Layout(Path(task.root), setting.dataset, setting.pct), setting)
-        device = torch.device(task.device)
-        trainer = Trainer(store.setting, store.dataset(), device, store.eras, task.concurrent_groups)
-        made_by = {**environment(store.setting.recipe, device), **whereabouts()}
-        made_by |= {"on": task.device, "concurrent_groups": len(trainer.engines)}
-        with closing(Writer(store, made_by)) as writer, stop:
-            train_rows(store, writer, trainer, range(*task.rows), stop, lambda results: finished(len(results)))
+        store = Store.open(Layout(Path(task.root), setting.dataset, setting.file_tag), setting)
+        with closing(open_trainer(store, task.device, task.concurrent_groups)) as trainer:
+            made_by = {**trainer.environment(), **whereabouts()}
+            made_by |= {"on": task.device, "concurrent_groups": task.concurrent_groups}
+            with closing(Writer(store, made_by)) as writer, stop:
+                train_rows(store, writer, trainer, range(*task.rows), stop, lambda results: finished(len(results)))
     except (RuntimeError, MemoryError) as error:  # what torch raises, as for a network that cannot take the images
         first = str(error).strip().partition("\n")[0] or type(error).__name__
         raise WorkError(f"training on {task.device} failed: {first}") from error

@@ -3,7 +3,6 @@
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,9 +10,10 @@ import numpy as np
 from datamodels.train.config import Recipe, Setting
 from datamodels.train.masks import Masks
 from datamodels.train.npy_file import HEADER_BYTES
+from datamodels.train.outputs import Declared, image_outputs
 from datamodels.train.store import BaseStore, Layout, PublishedStore, RowFailure, RowResult, Store, Writer, create_store
 
-DATASET, PCT = "made-up", "50"
+DATASET, TAG = "made-up", "50pct"
 """What stores are called: their files lie in {folder}/made-up/data and end in _50pct."""
 
 AnyStore = TypeVar("AnyStore", bound=BaseStore)
@@ -44,7 +44,7 @@ def published_store(
     folder: Path, masks, test_margins, eval_models=0, train_margins=None, test_logits=None, **changes: Any
 ) -> PublishedStore:
     """A root with published files alone: any masks, every row done."""
-    layout = Layout(folder, DATASET, PCT)
+    layout = Layout(folder, DATASET, TAG)
     layout.data.mkdir(parents=True, exist_ok=True)
     np.save(layout.array("train_masks"), np.ascontiguousarray(masks, bool))
     given = {"test_margins": test_margins, "train_margins": train_margins, "test_logits": test_logits}
@@ -54,15 +54,10 @@ def published_store(
     return PublishedStore(layout, Setting(dataset=DATASET, eval_models=eval_models, **changes), False, None, print)
 
 
-def made_up_data(n_train: int, n_test: int, classes: int = 2) -> Any:
-    """What creating a store asks of its data set, without images."""
-    return SimpleNamespace(
-        train=SimpleNamespace(labels=[0] * n_train),
-        test=SimpleNamespace(labels=[0] * n_test),
-        classes=tuple(map(str, range(classes))),
-        where="nowhere",
-        sha256=lambda: "0" * 64,
-    )
+def made_up_data(setting: Setting, n_train: int, n_test: int, classes: int = 2) -> Declared:
+    """What a data set without images declares."""
+    outputs = image_outputs(setting.outputs, n_train, n_test, classes)
+    return Declared(n_train, n_test, tuple(map(str, range(classes))), outputs, "0" * 64, "the data set in nowhere")
 
 
 def created_store(
@@ -85,8 +80,8 @@ def created_store(
         recipe=Recipe(network="convnet", group=512),
         **changes,
     )
-    data = made_up_data(n_train, test_margins.shape[1])
-    store = create_store(Layout(folder, DATASET, PCT), setting, data, lambda text: None)
+    data = made_up_data(setting, n_train, test_margins.shape[1])
+    store = create_store(Layout(folder, DATASET, TAG), setting, data, lambda text: None)
     for _ in range(2):  # a row fails for good at the second time
         write_failures(store, failed)
     write_rows(store, masks, test_margins, train_margins, sorted({*range(rows)} - {*missing, *failed}))

@@ -8,17 +8,22 @@ from datamodels.train.config_file import Parser, load_yaml, read_setting, read_y
 from datamodels.train.errors import READ_ONLY, Interrupted, UserError, WorkError
 from datamodels.train.masks import Era, batch_size, mask_index, subset_size
 from datamodels.train.npy_file import finite_rows, is_pointer, mapped, write_file
+from datamodels.train.outputs import Declared, Output, image_outputs
 from datamodels.train.rng import Stream, raw, validation_rows
+from datamodels.train.run_rows import RowTrainer, retry_failed, train_rows
 from datamodels.train.summary import Summary
 from datamodels.train.user_code import function_of
 
 __all__ = [
     "READ_ONLY",
+    "Declared",
     "Era",
     "Fit",
     "Interrupted",
+    "Output",
     "Parser",
     "Recipe",
+    "RowTrainer",
     "Setting",
     "Stream",
     "Summary",
@@ -30,6 +35,7 @@ __all__ = [
     "from_dict",
     "function_of",
     "identity",
+    "image_outputs",
     "is_pointer",
     "load_yaml",
     "mapped",
@@ -38,7 +44,9 @@ __all__ = [
     "read_setting",
     "read_yaml",
     "refuse_null",
+    "retry_failed",
     "subset_size",
+    "train_rows",
     "validation_rows",
     "write_file",
 ]

@@ -222,6 +222,10 @@ class Setting:
     """Seed of every random number, together with the row's number."""
     mask: Literal["exact", "bernoulli"] = "exact"
     """`exact`: each row has round(alpha * N_train) examples; `bernoulli`: each example is in with probability alpha."""
+    trainer: str | None = None
+    """Python file (.py) that trains the rows in place of the image trainer: docs/own_trainer.md."""
+    trainer_sha256: str | None = None
+    """Digest of the trainer's file; null for the file as it is now."""
     tta: Literal["mirror", "none", "legacy_fliplr"] = "mirror"
     """Test-time views whose logits are averaged. `mirror`: the image and its mirror image; `none`: the image alone;
     `legacy_fliplr`: the image and its channel-reversed copy, as in the published data."""
@@ -244,11 +248,30 @@ class Setting:
         _require(self.models + self.eval_models < 2**40, "models", self.models, "fewer than 2**40 rows in all")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "at least 0 and below 2**63")
         _require(self.runs_per_mask >= 1, "runs_per_mask", self.runs_per_mask, "at least 1")
+        self._check_trainer()
+
+    def _check_trainer(self) -> None:
+        """Raises UserError where a trainer's file cannot be read, or keys of the image trainer are given beside it."""
+        if self.trainer is None:
+            _require(self.trainer_sha256 is None, "trainer_sha256", self.trainer_sha256, "null: no trainer is named")
+            return
+        _require(self.trainer.endswith(".py"), "trainer", self.trainer, "a Python file (.py)")
+        self.trainer_sha256 = self.trainer_sha256 or sha256_of(self.trainer, "trainer")
+        given, usual = dict(flatten(self.to_dict())), dict(flatten(Setting().to_dict()))
+        ours = {"recipe.device", "recipe.threads", "outputs.preallocate", "data.root", "data.packed"}
+        for key in usual:
+            if key not in ours and (key == "tta" or key.startswith(("data.", "recipe.", "outputs."))):
+                _require(given[key] == usual[key], key, given[key], f"no such key: {self.trainer} trains the rows")
 
     @property
     def pct(self) -> str:
         """100 * alpha as the file names print it: 0.5 -> `50`, 0.125 -> `12.5`."""
         return f"{100 * self.alpha:g}"
+
+    @property
+    def file_tag(self) -> str:
+        """What the names of the setting's files end in, such as `50pct`."""
+        return f"{self.pct}pct"
 
     @property
     def rows(self) -> int:
@@ -283,11 +306,11 @@ def flatten(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def identity(config: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a resolved setting that its rows depend on, as flat dotted keys.
 
-    Of a network's Python file, that is its digest and not its path.
+    Of a file that the setting names, that is its digest and not its path.
     """
     flat = dict(flatten(config))
-    if flat.get("recipe.network_sha256"):
-        flat["recipe.network"] = "a Python file"
+    for key in [key for key in flat if key.endswith("_sha256") and flat[key]]:
+        flat[key.removesuffix("_sha256")] = "a file"
     return {key: value for key, value in flat.items() if key not in _FREE and not key.startswith(("fit.", "eval."))}
 
 

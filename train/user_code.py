@@ -22,7 +22,20 @@ def sha256_of(path: str, key: str) -> str:
 
 
 def function_of(path: str, key: str, name: str, sha256: str | None = None) -> Callable[..., Any]:
-    """Return the function `name` that a file defines; what it raises becomes a UserError.
+    """Return the function `name` that a file defines; what it raises becomes a UserError. Raises UserError."""
+    function = getattr(module_of(path, key, sha256), name, None)
+    if not callable(function):
+        raise UserError(f"{path} defines no function {name} ({key})")
+
+    def call(*arguments: object) -> Any:
+        with telling(path):
+            return function(*arguments)
+
+    return call
+
+
+def module_of(path: str, key: str, sha256: str | None = None) -> ModuleType:
+    """Run a file and return it as a module.
 
     The file's folder is not searched for imports, because the digest is of this file alone. Raises UserError, also
     where the file does not have the expected digest.
@@ -37,15 +50,7 @@ def function_of(path: str, key: str, name: str, sha256: str | None = None) -> Ca
     mend_torchvision_imports()  # which the file may import, or a package that it imports
     with telling(path):
         exec(compile(content, path, "exec", dont_inherit=True), module.__dict__)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise UserError(f"{path} defines no function {name} ({key})")
-
-    def call(*arguments: object) -> Any:
-        with telling(path):
-            return function(*arguments)
-
-    return call
+    return module
 
 
 @contextlib.contextmanager
@@ -62,11 +67,15 @@ def telling(path: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's own
             raise
-        said = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise UserError(f"{path}{_line_of(error, path)}: {type(error).__name__}: {said}") from error
+        raise UserError(f"{path}{line_of(error, path)}: {reason_of(error)}") from error
 
 
-def _line_of(error: BaseException, path: str) -> str:
+def reason_of(error: BaseException) -> str:
+    """Return an exception's type and the first line of its text."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}"
+
+
+def line_of(error: BaseException, path: str) -> str:
     """Return the last line of the file that the error passed, as `, line N`."""
     if isinstance(error, SyntaxError) and error.filename == path:
         return f", line {error.lineno}"

@@ -117,16 +117,16 @@ def _tiles(given: Datamodels, width: int, progress: Progress) -> Iterator[Tile]:
 
 
 def protocol(store: Store, split: str) -> dict[str, Any]:
-    """The setting and split that figures are of, for JSON; None is what published files do not say of themselves."""
+    """The setting and split that figures are of, for JSON; None is what is not known of them."""
     setting = store.setting
-    unknown = isinstance(store, PublishedStore)
+    unknown, own = isinstance(store, PublishedStore), setting.trainer is not None
     return {
         "dataset": setting.dataset,
         "alpha": setting.alpha,
         "split": split,
-        "margin": MARGIN,
+        "margin": None if own else MARGIN,
         "mask": None if unknown else setting.mask,
-        "tta": None if unknown else setting.tta,
+        "tta": None if unknown or own else setting.tta,
         "seed": None if unknown else setting.seed,
         "runs_per_mask": setting.runs_per_mask,
     }

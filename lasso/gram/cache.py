@@ -34,7 +34,7 @@ _UNPACKED_ROWS = 4096
 
 
 def folder_of(store: Store) -> Path:
-    return store.derived / "datamodels" / f"gram_{store.setting.pct}pct"
+    return store.derived / "datamodels" / f"gram_{store.setting.file_tag}"
 
 
 class GramCache:
@@ -58,7 +58,7 @@ class GramCache:
     def _claim(self) -> None:
         """Create the folder, or refuse one that belongs to another store."""
         manifest, setting = getattr(self.store, "manifest", None), self.store.setting
-        store = manifest.id if manifest else f"{setting.dataset} {setting.pct}pct"
+        store = manifest.id if manifest else f"{setting.dataset} {setting.file_tag}"
         owner = {"store": store, "n_train": self.store.n_train}
         path = self.folder / "store.json"
         try:
@@ -68,7 +68,7 @@ class GramCache:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with replacing(path) as temporary:
                     temporary.write_text(json.dumps(owner), "utf-8")
-            shutil.rmtree(self.folder.with_name(f"statistics_{setting.pct}pct"), ignore_errors=True)  # of version 0.1
+            shutil.rmtree(self.folder.with_name(f"statistics_{setting.file_tag}"), ignore_errors=True)  # of version 0.1
             return
         except ValueError:
             found = None

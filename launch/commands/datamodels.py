@@ -81,7 +81,7 @@ def report(request: Request) -> int:
         raise UserError(f"--price is {price}, expected a finite number above 0")
     refuse_unfitted(store, split)
     try:
-        dataset = store.dataset()
+        dataset = None if store.setting.trainer else store.dataset()
     except UserError as error:  # it is not here, or not what the store's columns stand for
         notice(f"no images in the report: {error}")
         dataset = None

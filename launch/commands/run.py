@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from datamodels.launch.commands.datamodels import fit_split
-from datamodels.launch.commands.store import create
+from datamodels.launch.commands.store import create, data_set_of
 from datamodels.launch.commands.train import train_missing
 from datamodels.launch.progress import Stages, notice
 from datamodels.launch.request import Request
 from datamodels.launch.status import report_path
 from datamodels.launch.stop import Stop
-from datamodels.train.data import load
 
 
 def run(request: Request) -> int:
@@ -29,7 +28,7 @@ def run(request: Request) -> int:
         yield
         seconds[stage] = time.perf_counter() - started
 
-    dataset = load(request.setting, notice)
+    dataset = data_set_of(request.setting)
     existed = request.layout.manifest.exists()
     if not existed:
         preflight_check(request.setting)

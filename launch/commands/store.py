@@ -8,36 +8,47 @@ from typing import Any
 
 from datamodels.launch.progress import Progress, Stages, counted, notice
 from datamodels.launch.request import Request
-from datamodels.train import UserError
+from datamodels.train import Setting, UserError
 from datamodels.train.data import Dataset, fetch, load, pack
 from datamodels.train.store import Store
 
 
 def init(request: Request) -> int:
     existed = " (it was there already)" if request.layout.manifest.exists() else ""
-    store = create(request, load(request.setting, notice))
+    store = create(request, data_set_of(request.setting))
     size = sum(array.bytes for array in store.arrays.values())
     print(f"{request.layout.data}: {store.rows} rows, {size / 1e9:.3g} GB{existed}")
     return 0
 
 
-def create(request: Request, dataset: Dataset) -> Store:
+def data_set_of(setting: Setting) -> Dataset | None:
+    """The images of a setting; None for one with a trainer of its own. Raises UserError."""
+    return None if setting.trainer else load(setting, notice)
+
+
+def create(request: Request, dataset: Dataset | None) -> Store:
     """The store of a setting, which may be there already. Raises UserError.
 
     A new one is refused where the recipe cannot train on the data set's images.
     """
+    from datamodels.train.own import declared
     from datamodels.train.store import create_store
 
-    if not request.layout.manifest.exists():
+    setting, exists = request.setting, request.layout.manifest.exists()
+    if dataset is None:
+        return request.own_store() if exists else create_store(request.layout, setting, declared(setting), notice)
+    if not exists:
         from datamodels.train import batch_size
         from datamodels.train.trainer import check
 
-        setting, images = request.setting, dataset.train.images
+        images = dataset.train.images
         check(setting.recipe, images.shape[1:], len(dataset.classes), batch_size(setting, len(images)))
-    return create_store(request.layout, request.setting, dataset, notice)
+    return create_store(request.layout, setting, dataset.declared(setting.outputs), notice)
 
 
 def data(request: Request) -> int:
+    if request.setting.trainer:
+        raise UserError(f"trainer is {request.setting.trainer!r}: it has its own data, expected none to fetch or check")
     fetch(request.setting)
     with Stages() as progress:
         pack(request.setting, progress)

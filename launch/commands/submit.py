@@ -4,12 +4,11 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from datamodels.launch.commands.store import create
+from datamodels.launch.commands.store import create, data_set_of
 from datamodels.launch.commands.train import retry
 from datamodels.launch.progress import notice
 from datamodels.launch.request import Request
 from datamodels.train import UserError
-from datamodels.train.data import load
 
 
 def submit(request: Request) -> int:
@@ -32,7 +31,7 @@ def submit(request: Request) -> int:
     if options["gate"]:
         return run_gate(request.own_store(), layout, cluster, Path(options["gate"]))
 
-    store = request.own_store() if layout.manifest.exists() else create(request, load(request.setting, notice))
+    store = request.own_store() if layout.manifest.exists() else create(request, data_set_of(request.setting))
     try:
         preflight_check(store.setting, store.eras)
     except UserError as error:

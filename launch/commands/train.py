@@ -6,7 +6,8 @@ from datamodels.launch.progress import notice
 from datamodels.launch.request import Request
 from datamodels.launch.status import refuse_failures
 from datamodels.launch.stop import Stop
-from datamodels.train.store import Store
+from datamodels.train import retry_failed
+from datamodels.train.store import Store, Writer
 
 
 def train(request: Request) -> int:
@@ -22,7 +23,7 @@ def train_missing(request: Request, store: Store, rows: range, stop: Stop) -> No
 
     if request.options["retry_failed"]:
         retry(store, rows)
-    if len(store.missing(rows.start, rows.stop)):
+    if len(store.missing(rows.start, rows.stop)) and not store.setting.trainer:
         store.dataset()  # refuses another one before any worker starts
     devices = str(request.options["devices"]).split(",") if request.options["devices"] else None
     train_here(store, str(request.root), rows, devices, request.options["workers"], stop)
@@ -37,8 +38,6 @@ def train_missing(request: Request, store: Store, rows: range, stop: Stop) -> No
 def retry(store: Store, rows: range) -> None:
     """Make rows that failed for good missing again."""
     from datamodels.launch.worker import whereabouts
-    from datamodels.train.store import Writer
-    from datamodels.train.trainer import retry_failed
 
     with closing(Writer(store, whereabouts())) as writer:
         retry_failed(store, writer, rows)

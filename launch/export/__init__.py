@@ -49,7 +49,7 @@ def write_export(store: BaseStore, to: str, given: dict[str, Any], progress: Pro
     if "split" in options:
         store.margins(options["split"])
         name = f"{to}_{options['split']}"
-    path = store.derived / "export" / f"{name}_{store.setting.pct}pct"
+    path = store.derived / "export" / f"{name}_{store.setting.file_tag}"
     about = {"to": to, "dataset": store.setting.dataset, "alpha": store.setting.alpha, **options}
     with new_folder(path, about) as folder:
         about |= TARGETS[to](store, folder, progress, **options)

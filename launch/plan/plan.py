@@ -17,6 +17,7 @@ from datamodels.launch.plan.sizes import arrays_of, store_as_it_is
 from datamodels.launch.progress import notice
 from datamodels.train import Setting, UserError, identity
 from datamodels.train.data import load
+from datamodels.train.own import declared
 from datamodels.train.store import Layout, Store
 
 ALPHAS = (0.1, 0.2, 0.5, 0.75)
@@ -102,7 +103,7 @@ def plan(setting: Setting, layout: Layout, terms: Terms) -> dict[str, Any]:
 def _store_at(setting: Setting, layout: Layout, alpha: float) -> Store | None:
     """The store of the same setting at another alpha in the same root, if there is one; its models may differ."""
     setting = dataclasses.replace(setting, alpha=alpha)
-    layout = Layout(layout.root, setting.dataset, setting.pct)
+    layout = Layout(layout.root, setting.dataset, setting.file_tag)
     if not layout.manifest.exists():
         return None
     store = Store.open(layout, mend=False)
@@ -115,14 +116,14 @@ def _store_at(setting: Setting, layout: Layout, alpha: float) -> Store | None:
 def _rates(setting: Setting, stores: dict[float, Store | None], terms: Terms) -> dict[float, Rate]:
     """Seconds a row by alpha, if measured, all on one device: the one that trained most of the rows."""
     if terms.probe:
-        dataset = load(setting)
+        found = declared(setting) if setting.trainer else load(setting).declared(setting.outputs)
         settings = [dataclasses.replace(setting, alpha=alpha) for alpha in stores]
-        return {trial.alpha: probe(trial, dataset, terms.probe, terms.workers) for trial in settings}
-    found = {alpha: store for alpha, store in stores.items() if store and store.completed().any()}
-    if not found:
+        return {trial.alpha: probe(trial, found, terms.probe, terms.workers) for trial in settings}
+    done = {alpha: store for alpha, store in stores.items() if store and store.completed().any()}
+    if not done:
         return {}
-    device = main_device(next(iter(found.values())))
-    rates = {alpha: rate_of(store, device, terms.workers) for alpha, store in found.items()}
+    device = main_device(next(iter(done.values())))
+    rates = {alpha: rate_of(store, device, terms.workers) for alpha, store in done.items()}
     return {alpha: rate for alpha, rate in rates.items() if rate}
 
 

@@ -16,8 +16,7 @@ from datamodels.launch.progress import Progress, counted
 from datamodels.launch.status import concurrent_groups, device_of, done_by
 from datamodels.launch.stop import Stop
 from datamodels.launch.worker import Task, work
-from datamodels.train import Setting, WorkError
-from datamodels.train.data import Dataset
+from datamodels.train import Declared, Setting, WorkError
 from datamodels.train.store import Layout, Store, create_store
 
 Device = tuple[str, bool]
@@ -61,7 +60,7 @@ def rate_of(store: Store, device: Device, workers: int) -> Rate | None:
     return Rate(seconds, *device, "store", basis, at_once)
 
 
-def probe(setting: Setting, dataset: Dataset, groups: int, workers: int) -> Rate:
+def probe(setting: Setting, declared: Declared, groups: int, workers: int) -> Rate:
     """Train some groups of rows in a temporary store: `groups` of them, on a GPU for each of its workers.
 
     The first group of each worker warms up and is counted only where it is the only one. Raises UserError, WorkError,
@@ -74,7 +73,7 @@ def probe(setting: Setting, dataset: Dataset, groups: int, workers: int) -> Rate
     outputs = dataclasses.replace(setting.outputs, preallocate=False)
     trial = dataclasses.replace(setting, models=groups * at_once * group, eval_models=0, outputs=outputs)
     with tempfile.TemporaryDirectory(prefix="datamodels-probe-") as folder:
-        store = create_store(Layout(Path(folder), trial.dataset, trial.pct), trial, dataset, lambda text: None)
+        store = create_store(Layout(Path(folder), trial.dataset, trial.file_tag), trial, declared, lambda text: None)
         task = Task(folder, trial.to_dict(), (0, trial.rows), str(device), at_once)
         with Progress(f"rows of a probe at alpha {trial.alpha:g}", trial.rows) as progress:
             work(task, Stop(), progress)

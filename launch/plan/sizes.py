@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from datamodels.train import Setting, UserError, subset_size
+from datamodels.train import Setting, UserError, image_outputs, subset_size
 from datamodels.train.data import load
+from datamodels.train.own import declared
 from datamodels.train.store import Array, Layout, Store
 
 _PUBLISHED = {"cifar": (50000, 10000, 10), "fmow": (21404, 3138, 62)}
@@ -27,6 +28,9 @@ def arrays_of(setting: Setting, notices: list[str]) -> Sequence[Array]:
 
     Raises UserError if `init` would refuse the setting, or if its data set is missing and of unknown size.
     """
+    if setting.trainer:
+        found = declared(setting)
+        return Array.of(setting.rows, found.n_train, found.outputs)
     try:
         dataset = load(setting)
         sizes = len(dataset.train.labels), len(dataset.test.labels), len(dataset.classes)
@@ -38,4 +42,4 @@ def arrays_of(setting: Setting, notices: list[str]) -> Sequence[Array]:
         notices.append(f"no {setting.dataset} data in {setting.data.root}: sizes are those of the published data set")
     if setting.mask == "exact":
         subset_size(setting.alpha, sizes[0])
-    return Array.of(setting, setting.rows, *sizes)
+    return Array.of(setting.rows, sizes[0], image_outputs(setting.outputs, *sizes))

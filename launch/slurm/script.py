@@ -143,7 +143,7 @@ def _options(plan: Plan, path: Path, layout: Layout, stage: str, array: int | No
     """The #SBATCH lines of a stage, as an array of so many elements, or as one job."""
     cluster = slurm_from(plan.cluster)
     job: Slurm | After = cluster if stage == "train" else cluster.after
-    name = cluster.name or f"datamodels-{layout.dataset}-{layout.pct}pct"
+    name = cluster.name or f"datamodels-{layout.dataset}-{layout.tag}"
     log = str(path / "logs").replace("%", "%%") + f"/{stage}_{'%j' if array is None else '%A_%a'}.log"
     asked = {
         "job-name": f"{name}-{stage}",
@@ -197,6 +197,8 @@ def portable(setting: Setting) -> dict[str, object]:
         content["data"]["python"] = absolute(setting.data.python)
     if setting.recipe.custom_network:
         content["recipe"]["network"] = absolute(setting.recipe.network)
+    if setting.trainer:
+        content["trainer"] = absolute(setting.trainer)
     return content
 
 
@@ -212,4 +214,4 @@ def require_path(layout: Layout) -> None:
 
 def eval_path(layout: Layout, split: str) -> Path:
     """Where the result of a submitted `eval` lies."""
-    return layout.folder / f"eval_{split}_{layout.pct}pct.json"
+    return layout.folder / f"eval_{split}_{layout.tag}.json"

@@ -35,7 +35,7 @@ Range = tuple[int, int]
 
 def folder_of(layout: Layout) -> Path:
     """Where everything that is submitted for a setting is kept."""
-    return layout.folder.absolute() / f"_slurm_{layout.pct}pct"
+    return layout.folder.absolute() / f"_slurm_{layout.tag}"
 
 
 def clusters_of(folder: Path) -> list[str | None]:

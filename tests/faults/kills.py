@@ -46,7 +46,7 @@ _SERVER.set_forkserver_preload(
         "datamodels.launch.parser",
         "datamodels.launch.local",
         "datamodels.train.trainer.trainer",
-        "datamodels.train.trainer.run_rows",
+        "datamodels.train.run_rows",
     ]
 )
 
@@ -134,7 +134,7 @@ def _wait(rng: random.Random, process: BaseProcess, root: Path, whole: float, tr
 
 
 def _place(root: Path) -> Layout:
-    return Layout(root, "digits", "50")
+    return Layout(root, "digits", "50pct")
 
 
 def _judge(root: Path, calm: Path) -> None:

@@ -45,12 +45,12 @@ def setting(**changes: Any) -> Setting:
 
 def layout(root: Path, of: Setting | None = None) -> Layout:
     of = of or setting()
-    return Layout(root, of.dataset, of.pct)
+    return Layout(root, of.dataset, of.file_tag)
 
 
 def create(root: Path, of: Setting | None = None) -> Store:
     of = of or setting()
-    return create_store(layout(root, of), of, made_up_data(N_TRAIN, N_TEST, CLASSES), lambda text: None)
+    return create_store(layout(root, of), of, made_up_data(of, N_TRAIN, N_TEST, CLASSES), lambda text: None)
 
 
 def content(store: Store, row: int, salt: int = 0) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ GPU = replace(CPU, device="cuda")
 def store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Store:
     """32 rows in 4 groups, none of them done."""
     assert in_process(capsys, "init", DIGITS, "--root", tmp_path, *TINY).code == 0
-    return Store.open(Layout(tmp_path, "digits", "50"), tiny())
+    return Store.open(Layout(tmp_path, "digits", "50pct"), tiny())
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,10 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodels.train.config import Outputs
 from datamodels.train.data.memory import free_host_memory
 from datamodels.train.errors import UserError
+from datamodels.train.outputs import Declared, image_outputs
 
 CHUNK_BYTES = 1 << 26
 """Bytes read at a time where all images are gone through."""
@@ -135,6 +137,12 @@ class Dataset:
     def sha256(self) -> str:
         """Return the digest of images and labels, in column order."""
         return hashlib.sha256(f"{self.train.sha256} {self.test.sha256}".encode()).hexdigest()
+
+    def declared(self, kept: Outputs) -> Declared:
+        """Return what rows of this data set hold, by the outputs that are kept."""
+        n_train, n_test = len(self.train.labels), len(self.test.labels)
+        outputs = image_outputs(kept, n_train, n_test, len(self.classes))
+        return Declared(n_train, n_test, self.classes, outputs, self.sha256(), f"the data set in {self.where}")
 
 
 def gather(images: Images, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:

@@ -62,7 +62,8 @@ class BaseStore(Summary):
         self.arrays = {array.name: array for array in arrays}
         self.eras = eras
         self.n_train = self.arrays["train_masks"].shape[1]
-        self.n_test = self.arrays["test_margins"].shape[1]
+        tests = [array.shape[1] for name, array in self.arrays.items() if name.startswith("test_")]
+        self.n_test = tests[0] if tests else 0
 
     def derive_below(self, folder: str | Path) -> None:
         """Write datamodels and reports below another folder, as --out does; what it lacks is read from the root."""
@@ -86,7 +87,7 @@ class BaseStore(Summary):
     def array(self, name: str) -> np.memmap:
         """Return a whole array as a read-only map of its file. Raises WorkError where it cannot be read.
 
-        name: `train_masks`, `test_margins`, `train_margins`, `train_logits` or `test_logits`.
+        name: one of `arrays`, such as `train_masks`, `test_margins` or `test_loss`.
         """
         array, path = self.arrays[name], self.layout.array(name)
         try:
@@ -156,6 +157,8 @@ class BaseStore(Summary):
         """
         from datamodels.train.data import load
 
+        if self.setting.trainer:
+            raise UserError(f"{self.layout.folder} holds rows of {self.setting.trainer}: no images belong to them")
         data = self.setting.data if root is None else replace(self.setting.data, root=str(root))
         dataset = load(replace(self.setting, data=data))
         found = len(dataset.train.labels), len(dataset.test.labels)

@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from datamodels.train.config import Setting
-from datamodels.train.data import Dataset
 from datamodels.train.errors import UserError, WorkError
 from datamodels.train.masks import Era, Masks
 from datamodels.train.npy_file import Notice, new_file, opened, rename_new, reserve, sync_folder, write_file
+from datamodels.train.outputs import Declared
 from datamodels.train.store.layout import UNFINISHED, Layout, temporary
 from datamodels.train.store.locks import LockFile, store_lock
 from datamodels.train.store.manifest import Array, Manifest, check_identity, read_manifest, versions
@@ -27,18 +27,17 @@ from datamodels.train.store.row_state import RowStates
 from datamodels.train.store.store import Store
 
 
-def create_store(layout: Layout, setting: Setting, dataset: Dataset, notice: Notice) -> Store:
+def create_store(layout: Layout, setting: Setting, declared: Declared, notice: Notice) -> Store:
     """Return the store of a setting, created if it does not exist. Raises UserError, and then the disk is unchanged."""
     layout.refuse_links()
     if layout.manifest.exists():
         store = Store.open(layout, setting)
-        store.check_dataset(dataset)
+        store.check_declared(declared)
         with contextlib.suppress(OSError):
             for path in layout.intents:  # of an `init` that was killed just when it was done
                 path.unlink(missing_ok=True)
         return store
-    n_train, n_test = len(dataset.train.labels), len(dataset.test.labels)
-    Masks(setting, n_train)  # raises UserError for an alpha that does not fit
+    Masks(setting, declared.n_train)  # raises UserError for an alpha that does not fit
     _refuse_others(layout)
     try:
         RowStates(layout.journals, 2 * setting.rows, "")
@@ -48,10 +47,11 @@ def create_store(layout: Layout, setting: Setting, dataset: Dataset, notice: Not
         id=uuid.uuid4().hex,
         config=setting.to_dict(),
         versions=versions(),
-        data_sha256=dataset.sha256(),
-        n_train=n_train,
-        n_test=n_test,
-        classes=dataset.classes,
+        data_sha256=declared.sha256,
+        n_train=declared.n_train,
+        n_test=declared.n_test,
+        classes=declared.classes,
+        outputs=declared.outputs if setting.trainer else (),
         group=setting.recipe.group,
         eras=(Era(setting.models, setting.eval_models),),
     )
@@ -86,7 +86,7 @@ def _remove_unfinished(layout: Layout, lock: LockFile) -> None:
     if not lock.works and (found := left + layout.intents):
         raise UserError(
             f"{found[-1]} is of an `init` that was interrupted or is still running: without file locks there is no "
-            f"way to know. Once none is running, remove it and the other files of {layout.pct}pct in that folder"
+            f"way to know. Once none is running, remove it and the other files of {layout.tag} in that folder"
         )
     for path in left:
         path.unlink(missing_ok=True)
@@ -94,7 +94,7 @@ def _remove_unfinished(layout: Layout, lock: LockFile) -> None:
 
 def _temporaries(layout: Layout) -> list[Path]:
     """Return the files of this setting with names that are not final, but for intents."""
-    patterns = f"*_{layout.pct}pct.npy.*{UNFINISHED}", f"{layout.manifest.name}.*.tmp"
+    patterns = f"*_{layout.tag}.npy.*{UNFINISHED}", f"{layout.manifest.name}.*.tmp"
     return [path for pattern in patterns for path in sorted(layout.data.glob(pattern))]
 
 

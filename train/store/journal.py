@@ -1,6 +1,7 @@
 """Journals: what happened to each row, one append-only file an attempt, each record with its own checksum.
 
-A journal is 4,096 bytes of JSON (what the attempt's rows were made with) and then records of 128 bytes. Nobody writes
+A journal is 4,096 bytes of JSON (what the attempt's rows were made with) and then records of 128 bytes, or more where a
+store has more than five arrays. Nobody writes
 to another attempt's journal, and its attempt holds a lock on it. A record that is all zeros was never written: a power
 cut may leave some where a batch of records was on its way to the disk.
 """
@@ -41,27 +42,32 @@ class Kind(IntEnum):
 
 REASON_BYTES = 64
 
-RECORD = np.dtype(
-    [
-        ("row", "<u8"),
-        ("time", "<f8"),  # seconds since 1970
-        ("generation", "<u4"),
-        ("kind", "<u4"),
-        ("seconds", "<f4"),  # of this row, in training and evaluation
-        ("accuracy", "<f4"),  # on the test images
-        ("train_accuracy", "<f4"),  # on the row's own training subset
-        ("checksums", "<u4", (5,)),  # CRC-32 of the row in each array, in the manifest's order
-        ("reason", f"S{REASON_BYTES}"),
-        ("check", "<u8"),  # checksum of the bytes before it
-    ]
-)
+
+def record_type(arrays: int) -> np.dtype:
+    """Return the type of the records of a store with so many arrays: 128 bytes for up to 5, and 8 more for 2 more."""
+    return np.dtype(
+        [
+            ("row", "<u8"),
+            ("time", "<f8"),  # seconds since 1970
+            ("generation", "<u4"),
+            ("kind", "<u4"),
+            ("seconds", "<f4"),  # of this row, in training and evaluation
+            ("accuracy", "<f4"),  # on the test examples; nan where it is not known
+            ("train_accuracy", "<f4"),  # on the row's own training subset
+            ("checksums", "<u4", (max(5, arrays | 1),)),  # CRC-32 of the row in each array, in the manifest's order
+            ("reason", f"S{REASON_BYTES}"),
+            ("check", "<u8"),  # checksum of the bytes before it
+        ]
+    )
+
+
+RECORD = record_type(5)
 RECORD_BYTES = RECORD.itemsize
 assert RECORD_BYTES == 128
 
 MAX_GENERATION = 2**31
 
-_WORDS = RECORD_BYTES // 8 - 1
-_FACTORS = np.random.Philox(key=0).random_raw(_WORDS) | np.uint64(1)
+_FACTORS = np.random.Philox(key=0).random_raw(32) | np.uint64(1)
 _CHUNK = 2**15
 """Records read at a time."""
 
@@ -71,8 +77,8 @@ def _checks(records: NDArray[np.void]) -> NDArray[np.uint64]:
 
     Modulo 2**64 an odd factor maps no change of its word to zero, so damage within one word never goes unseen.
     """
-    words = np.ascontiguousarray(records).view("<u8").reshape(-1, _WORDS + 1)
-    return np.einsum("ij,j->i", words[:, :_WORDS], _FACTORS) + np.uint64(1)
+    words = np.ascontiguousarray(records).view("<u8").reshape(-1, records.itemsize // 8)[:, :-1]
+    return np.einsum("ij,j->i", words, _FACTORS[: words.shape[1]]) + np.uint64(1)
 
 
 def seal(records: NDArray[np.void]) -> None:
@@ -178,8 +184,9 @@ def _header_of(text: bytes) -> bytes:
 class JournalReader:
     """Follows one journal as it grows."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, record: np.dtype = RECORD) -> None:
         self.path = path
+        self.type = record
         self.provenance: dict[str, Any] = {}
         """What the attempt's rows were made with; empty where the header is damaged."""
         self.damaged: list[int] = []
@@ -201,22 +208,22 @@ class JournalReader:
         Records that were not intact then are read again: a live attempt may have been writing them. Raises OSError.
         """
         with open(self.path, "rb", buffering=0) as file:
-            count = (os.fstat(file.fileno()).st_size - HEADER_BYTES) // RECORD_BYTES
+            count = (os.fstat(file.fileno()).st_size - HEADER_BYTES) // self.type.itemsize
             if count <= 0:
                 return
             if self._read == 0:
                 self._take_header(file.read(HEADER_BYTES))
-            pieces = [*self._gaps, range(self._read, count)]
+            pieces, size = [*self._gaps, range(self._read, count)], self.type.itemsize
             self._gaps, self.damaged, self._read = [], [], max(self._read, count)
             for piece in pieces:
                 for start in range(piece.start, piece.stop, _CHUNK):
-                    file.seek(HEADER_BYTES + start * RECORD_BYTES)
-                    content = file.read(min(_CHUNK, piece.stop - start) * RECORD_BYTES)
-                    records = np.frombuffer(content, RECORD, len(content) // RECORD_BYTES)
+                    file.seek(HEADER_BYTES + start * size)
+                    content = file.read(min(_CHUNK, piece.stop - start) * size)
+                    records = np.frombuffer(content, self.type, len(content) // size)
                     numbers, good = start + np.arange(len(records)), intact(records)
                     if not good.all():
                         self._gaps += [range(run[0], run[-1] + 1) for run in runs(numbers[~good])]
-                        written = records[~good].view(np.uint8).reshape(-1, RECORD_BYTES).any(axis=1)
+                        written = records[~good].view(np.uint8).reshape(-1, size).any(axis=1)
                         self.damaged += numbers[~good][written].tolist()
                     yield records[good], numbers[good]
 
@@ -236,8 +243,9 @@ class JournalReader:
     def record(self, number: int) -> np.void:
         """Return one record, read again. Raises OSError."""
         with open(self.path, "rb", buffering=0) as file:
-            file.seek(HEADER_BYTES + number * RECORD_BYTES)
-            return np.frombuffer(file.read(RECORD_BYTES).ljust(RECORD_BYTES, b"\0"), RECORD)[0]
+            size = self.type.itemsize
+            file.seek(HEADER_BYTES + number * size)
+            return np.frombuffer(file.read(size).ljust(size, b"\0"), self.type)[0]
 
     def is_live(self) -> bool:
         """Return whether its attempt is still at work; False where the file cannot be locked."""
@@ -274,14 +282,15 @@ class JournalReader:
 
     def _pieces(self, header: bytes = b"", without: Container[int] = ()) -> Iterator[bytes]:
         """Yield the file's content, with `header` for its first page if given, and zeros for the records `without`."""
+        size = self.type.itemsize
         with open(self.path, "rb") as file:
             found = file.read(HEADER_BYTES)
             yield header or found
             for start in itertools.count(0, _CHUNK):
-                content = bytearray(file.read(_CHUNK * RECORD_BYTES))
+                content = bytearray(file.read(_CHUNK * size))
                 if not content:
                     return
-                for index in range(len(content) // RECORD_BYTES):
+                for index in range(len(content) // size):
                     if start + index in without:
-                        content[index * RECORD_BYTES : (index + 1) * RECORD_BYTES] = bytes(RECORD_BYTES)
+                        content[index * size : (index + 1) * size] = bytes(size)
                 yield bytes(content)

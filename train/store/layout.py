@@ -6,17 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datamodels.train.errors import UserError
+from datamodels.train.outputs import is_output
 
 UNFINISHED = ".init"
 
-ARRAY_NAMES = ("train_masks", "test_margins", "train_margins", "train_logits", "test_logits")
+FIRST_ARRAYS = ("train_masks", "test_margins", "train_margins")
 
 
 @dataclass(frozen=True)
 class Layout:
     root: Path
     dataset: str
-    pct: str
+    tag: str
+    """What the names of its files end in: `50pct`, or the setting's own tag."""
 
     @property
     def folder(self) -> Path:
@@ -27,22 +29,28 @@ class Layout:
         return self.folder / "data"
 
     def array(self, name: str) -> Path:
-        return self.data / f"{name}_{self.pct}pct.npy"
+        return self.data / f"{name}_{self.tag}.npy"
 
     @property
     def arrays(self) -> dict[str, Path]:
-        """The files of masks, margins and logits that exist, by name."""
-        return {name: path for name in ARRAY_NAMES if (path := self.array(name)).exists()}
+        """The files of masks, margins and other outputs that exist, by name."""
+        return {name: path for name in self._names() if (path := self.array(name)).exists()}
 
     @property
     def published(self) -> dict[str, Path]:
         """The arrays of published files, by name: `arrays`, links that lead nowhere, and archives (.npz)."""
         found: dict[str, Path] = {}
-        for path in map(self.array, ARRAY_NAMES):
-            for each in (path, path.with_suffix(".npz")):
+        for name in self._names():
+            for each in (self.array(name), self.array(name).with_suffix(".npz")):
                 if os.path.lexists(each):
-                    found.setdefault(path.name.removesuffix(f"_{self.pct}pct.npy"), each)
+                    found.setdefault(name, each)
         return found
+
+    def _names(self) -> list[str]:
+        """Names of arrays that may be there: masks, margins, and outputs whose file, or archive, is in the folder."""
+        files = sorted(path.name[: -len(".npy")] for path in self.data.glob(f"*_{self.tag}.np[yz]"))
+        outputs = filter(is_output, (name.removesuffix(f"_{self.tag}") for name in files))
+        return list(dict.fromkeys([*FIRST_ARRAYS, *outputs]))
 
     @property
     def completed(self) -> Path:
@@ -55,7 +63,7 @@ class Layout:
 
     @property
     def manifest(self) -> Path:
-        return self.data / f"store_{self.pct}pct.json"
+        return self.data / f"store_{self.tag}.json"
 
     @property
     def intents(self) -> list[Path]:
@@ -64,11 +72,11 @@ class Layout:
 
     @property
     def journals(self) -> Path:
-        return self.data / f"_journal_{self.pct}pct"
+        return self.data / f"_journal_{self.tag}"
 
     @property
     def lock(self) -> Path:
-        return self.data / f"_lock_{self.pct}pct"
+        return self.data / f"_lock_{self.tag}"
 
     def refuse_links(self, only_read: Sequence[Path] = ()) -> None:
         """Raises UserError where a symbolic link leads out of the root, or a file is a pipe or a device.

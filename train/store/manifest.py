@@ -7,16 +7,18 @@ import itertools
 import json
 import platform
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from datamodels.train.config import Setting, identity
+from datamodels.train.config import Setting, flatten, identity
 from datamodels.train.errors import UserError, WorkError
 from datamodels.train.masks import Era
 from datamodels.train.npy_file import file_bytes
+from datamodels.train.outputs import Output, image_outputs, is_output
 
 FORMAT = "datamodels-store-1"
 
@@ -43,25 +45,19 @@ class Array:
     shape: tuple[int, ...]
     dtype: np.dtype
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} {list(self.shape)}"
+
     @property
     def bytes(self) -> int:
         """Size of its file."""
         return file_bytes(self.shape, self.dtype)
 
     @staticmethod
-    def of(setting: Setting, rows: int, n_train: int, n_test: int, classes: int) -> list["Array"]:
-        """Return the arrays of a setting, in the order of a record's checksums."""
-        half = np.dtype(np.float16)
-        arrays = [
-            Array("train_masks", (rows, n_train), np.dtype(bool)),
-            Array("test_margins", (rows, n_test), half),
-            Array("train_margins", (rows, n_train), half),
-        ]
-        if setting.outputs.train_logits:
-            arrays.append(Array("train_logits", (rows, n_train, classes), half))
-        if setting.outputs.test_logits:
-            arrays.append(Array("test_logits", (rows, n_test, classes), half))
-        return arrays
+    def of(rows: int, n_train: int, outputs: Sequence[Output]) -> list["Array"]:
+        """Return the arrays of so many rows: masks and outputs, in the order of a record's checksums."""
+        masks = Array("train_masks", (rows, n_train), np.dtype(bool))
+        return [masks, *(Array(each.name, (rows, *each.shape), each.dtype) for each in outputs)]
 
 
 @dataclass(frozen=True)
@@ -77,6 +73,8 @@ class Manifest:
     """Rows trained together: row r belongs to group r // group."""
     eras: tuple[Era, ...]
     """Every length the setting has had, the present one last."""
+    outputs: tuple[Output, ...] = ()
+    """What a trainer of one's own declared; empty for the image trainer, whose outputs follow from the setting."""
 
     @property
     def models(self) -> int:
@@ -89,7 +87,8 @@ class Manifest:
     def files(self, setting: Setting) -> list[Array]:
         """Return the rows' flags and then the arrays, in the order in which `init` names their files."""
         flags = Array("_completed", (self.rows,), np.dtype(bool))
-        return [flags, *Array.of(setting, self.rows, self.n_train, self.n_test, len(self.classes))]
+        outputs = self.outputs or image_outputs(setting.outputs, self.n_train, self.n_test, len(self.classes))
+        return [flags, *Array.of(self.rows, self.n_train, outputs)]
 
     def grown(self, models: int) -> "Manifest":
         era = Era(models, self.eras[-1].eval_models)
@@ -108,6 +107,8 @@ class Manifest:
             "group": self.group,
             "history": [[era.models, era.eval_models] for era in self.eras],
         }
+        if self.outputs:
+            content["outputs"] = [[each.name, list(each.shape), str(each.dtype)] for each in self.outputs]
         content["sha256"] = _digest(content)
         return (json.dumps(content, indent=1) + "\n").encode()
 
@@ -156,10 +157,15 @@ def _decode(content: dict[str, Any]) -> Manifest:
         classes=tuple(content["classes"]),
         group=content["group"],
         eras=tuple(Era(*lengths) for lengths in content["history"]),
+        outputs=tuple(Output(name, tuple(shape), np.dtype(kind)) for name, shape, kind in content.get("outputs", ())),
     )
+    for output in manifest.outputs:
+        sizes = all(type(size) is int and size > 0 for size in output.shape)
+        if not (is_output(output.name) and output.shape and sizes and output.dtype in (np.float16, np.float32)):
+            raise ValueError(f"its output {output} is none")
     eras, config = manifest.eras, manifest.config
-    positive = [manifest.n_train, manifest.n_test, manifest.group, *(era.models for era in eras)]
-    lengths = [*positive, *(era.eval_models for era in eras)]
+    positive = [manifest.n_train, manifest.group, *(era.models for era in eras)]
+    lengths = [*positive, manifest.n_test, *(era.eval_models for era in eras)]
     if not (eras and all(type(length) is int for length in lengths)):
         raise ValueError("its lengths are not whole numbers")
     if min(positive) < 1 or min(lengths) < 0 or max(lengths) >= 2**40:
@@ -186,10 +192,12 @@ def check_identity(manifest: Manifest, setting: Setting, path: Path) -> None:
     for key in sorted(there.keys() | here.keys()):
         if there.get(key) == here.get(key):
             continue
-        if key == "recipe.network_sha256":
+        if key.endswith("_sha256") and there.get(key) and here.get(key):
+            name = key.removesuffix("_sha256")
+            file, what = dict(flatten(setting.to_dict()))[name], name.rpartition(".")[2]
             raise UserError(
-                f"{setting.recipe.network} is not the network that {path} was made with: it has sha256 {here[key]}, "
-                f"expected {there[key]}; use another --root, or that file"
+                f"{file} is not the {what} that {path} was made with: it has sha256 {here[key]}, expected "
+                f"{there[key]}; use another --root, or that file"
             )
         raise UserError(
             f"{key} is {here.get(key)!r}, but {path} holds a setting with {repr(there.get(key))[:200]}: "

@@ -36,12 +36,12 @@ def open(
         setting = read_setting(where)
         if (dataset or setting.dataset, alpha or setting.alpha) != (setting.dataset, setting.alpha):
             raise UserError(f"{where} is of {setting.dataset} with alpha {setting.alpha}, expected no other with it")
-        layout = Layout(Path(root or f"runs/{where.stem}").expanduser(), setting.dataset, setting.pct)
+        layout = Layout(Path(root or f"runs/{where.stem}").expanduser(), setting.dataset, setting.file_tag)
     elif root is not None:
         raise UserError(f"{where} is not a config file, expected one since root is given")
     else:
-        layout = _only(where, dataset, None if alpha is None else f"{100 * alpha:g}")
-        setting = Setting(dataset=layout.dataset, alpha=alpha_of(layout.pct))
+        layout = _only(where, dataset, None if alpha is None else f"{100 * alpha:g}pct")
+        setting = Setting(dataset=layout.dataset, alpha=alpha_of(layout.tag.removesuffix("pct")))
         if layout.manifest.exists():
             setting = from_dict(read_manifest(layout.manifest).config)
             if eval_models not in (None, setting.eval_models):
@@ -49,18 +49,18 @@ def open(
     return open_store(layout, setting if eval_models is None else replace(setting, eval_models=eval_models), out=out)
 
 
-def _only(root: Path, dataset: str | None, pct: str | None) -> Layout:
-    """Return the one setting of a root that has this name and percentage, if any are given. Raises UserError."""
+def _only(root: Path, dataset: str | None, tag: str | None) -> Layout:
+    """Return the one setting of a root that has this name and tag, if any are given. Raises UserError."""
     paths = {path.with_suffix("") for path in root.glob("*/data/train_masks_*pct.np[yz]")}
     layouts = [
-        Layout(root, path.parts[-3], path.name.removeprefix("train_masks_").removesuffix("pct"))
+        Layout(root, path.parts[-3], path.name.removeprefix("train_masks_"))
         for path in sorted(paths)
     ]
-    found = [layout for layout in layouts if dataset in (None, layout.dataset) and pct in (None, layout.pct)]
+    found = [layout for layout in layouts if dataset in (None, layout.dataset) and tag in (None, layout.tag)]
     if len(found) == 1:
         return found[0]
-    wanted = " ".join(filter(None, (dataset, pct and f"{pct}pct")))
+    wanted = " ".join(filter(None, (dataset, tag)))
     if not found:
         raise UserError(f"{root} holds no setting{wanted and f' {wanted}'}: expected DATASET/data/train_masks_*pct.npy")
-    names = ", ".join(f"{layout.dataset} {layout.pct}pct" for layout in found)
+    names = ", ".join(f"{layout.dataset} {layout.tag}" for layout in found)
     raise UserError(f"{root} holds {len(found)} settings ({names}): say which with dataset and alpha")

@@ -71,7 +71,10 @@ class PublishedStore(BaseStore):
         for name, path in self._sources.items():
             values = mapped(self._files[name])
             kinds, expected = ("bui", "bool or integers") if name == "train_masks" else ("f", "floating-point numbers")
-            dimensions = 3 if name.endswith("logits") else 2
+            known = name == "train_masks" or name.endswith(("_margins", "_logits"))
+            dimensions = 3 if name.endswith("_logits") else 2 if known else max(2, values.ndim)
+            if not known and values.dtype.kind != "f":
+                continue  # no output
             if values.dtype.kind not in kinds or values.ndim != dimensions or not values.size:
                 raise UserError(
                     f"{path} holds {values.dtype} of shape {values.shape}, expected {expected} with {dimensions} "
@@ -81,7 +84,7 @@ class PublishedStore(BaseStore):
             arrays.append(array)
             same_split = firsts.setdefault(name.partition("_")[0], array)
             for axis, what, other in ((0, "rows", arrays[0]), (1, "columns", same_split)):
-                if array.shape[axis] != other.shape[axis]:
+                if array.shape[axis] != other.shape[axis] and (known or axis == 0):
                     beside = f"{self._sources[other.name]} {other.shape[axis]}"
                     raise UserError(f"{path} has {array.shape[axis]} {what}, but {beside}")
         return arrays
@@ -187,7 +190,7 @@ class PublishedStore(BaseStore):
 
     def _kept(self, folder: Path) -> Path:
         """Return the file that keeps the states of all rows."""
-        return folder / "datamodels" / f"rows_{self.setting.pct}pct.json"
+        return folder / "datamodels" / f"rows_{self.setting.file_tag}.json"
 
     def _recall(self) -> None:
         """Take the states from a file of the same arrays, if there is one."""

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from datamodels.train.npy_file import (
     sync_folder,
     write_all,
 )
+from datamodels.train.outputs import Declared
 from datamodels.train.store.base_store import BaseStore, Records
 from datamodels.train.store.layout import Layout
 from datamodels.train.store.locks import LockFile, store_lock
@@ -58,7 +60,7 @@ class Store(BaseStore):
         if all(self.whole_rows(array) < self.rows for array in self._headed):  # or else the manifest may be wrong
             path = layout.array(self._headed[0].name)
             raise WorkError(f"{path} and all other arrays are cut short, or missing")
-        self.states = RowStates(layout.journals, self.rows, manifest.id)
+        self.states = RowStates(layout.journals, self.rows, manifest.id, len(arrays))
         self.states.refresh()
         self.states.refuse_foreign(layout.manifest)
         self._refuse_older()
@@ -181,22 +183,25 @@ class Store(BaseStore):
 
     def dataset(self, root: str | Path | None = None) -> "Dataset":
         dataset = super().dataset(root)
-        self.check_dataset(dataset)
+        self.check_declared(dataset.declared(self.setting.outputs))
         return dataset
 
-    def check_dataset(self, dataset: "Dataset") -> None:
-        """Raises UserError where the data set is not the one the store was created with."""
-        found, expected = dataset.sha256(), self.manifest.data_sha256
-        if found != expected:
+    def check_declared(self, declared: Declared) -> None:
+        """Raises UserError where the data set or the trainer is not the one that the store was created with."""
+        there = self.manifest
+        if declared.sha256 != there.data_sha256:
             raise UserError(
-                f"the data set in {dataset.where} has sha256 {found}, but the store was created with {expected}"
+                f"{declared.where} has sha256 {declared.sha256}, but the store was created with {there.data_sha256}"
             )
-        classes, expected_classes = len(dataset.classes), len(self.manifest.classes)
-        if classes != expected_classes:
+        if len(declared.classes) != len(there.classes):
             raise UserError(
-                f"the data set in {dataset.where} has {classes} classes, but the store was created with "
-                f"{expected_classes}"
+                f"{declared.where} has {len(declared.classes)} classes, but the store was created with "
+                f"{len(there.classes)}"
             )
+        found = Array.of(self.rows, declared.n_train, declared.outputs)
+        for array, expected in zip_longest(found, self.arrays.values(), fillvalue="no more"):
+            if array != expected:
+                raise UserError(f"{declared.where} declares {array}, but the store was created with {expected}")
 
     def missing(self, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
         """Return the numbers of the rows in [start, stop) that training still has to do."""

@@ -136,8 +136,10 @@ class _Check:
                 yield row, f"{name} has a value that is not finite"
 
 
-def is_finite(values: NDArray[np.float16]) -> bool:
+def is_finite(values: NDArray[np.floating]) -> bool:
     """Return whether no value is an infinity or NaN: float16 has those where all exponent bits are set."""
+    if values.dtype != np.float16:
+        return bool(np.isfinite(values).all())
     return int((values.view(np.uint16) & 0x7FFF).max()) < 0x7C00
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from datamodels.train.errors import UserError, WorkError
 from datamodels.train.npy_file import RowFile, runs, sync_all
-from datamodels.train.store.journal import REASON_BYTES, RECORD, JournalWriter, Kind
+from datamodels.train.store.journal import REASON_BYTES, JournalWriter, Kind
 from datamodels.train.store.locks import LockFile
 from datamodels.train.store.row_state import RowState
 from datamodels.train.store.store import Store
@@ -37,7 +37,7 @@ class RowResult:
     seconds: float
     """Seconds of the device: the group's time, divided among its rows and the groups trained at the same time."""
     accuracy: float
-    """Share of the test examples that are classified correctly, from 0 to 1."""
+    """Share of the test examples that are classified correctly, from 0 to 1; nan where it is not known."""
     train_accuracy: float
     """The same of the row's own training subset."""
 
@@ -137,7 +137,7 @@ class Writer:
             self._flags.dirty = False  # durable is only what the journals say; flags are rebuilt from them
 
     def _record(self, result: RowResult | RowFailure, generation: int) -> NDArray[np.void]:
-        record = np.zeros(1, RECORD)
+        record = np.zeros(1, self.store.states.record)
         record["row"], record["time"], record["seconds"] = result.row, time.time(), result.seconds
         record["generation"] = generation
         if isinstance(result, RowFailure):
@@ -174,7 +174,7 @@ class Writer:
     def _invalidate(self, rows: NDArray[np.int64]) -> None:
         self.store.refresh()
         states = self.store.states
-        records = np.zeros(len(rows), RECORD)
+        records = np.zeros(len(rows), self.store.states.record)
         records["row"], records["kind"] = rows, Kind.INVALID
         # No earlier than any record so far, whatever the clocks: what is recorded later than this is suspect.
         records["time"] = np.maximum(time.time(), np.maximum(states.time[rows], states.late[rows]))

@@ -1,12 +1,11 @@
 """Which device and precision a recipe trains with, and what is recorded of them with every row."""
 
-import platform
-from functools import cache
 from typing import Any
 
 import torch
 
 from datamodels.train.config import Recipe
+from datamodels.train.cpu import cpu_features, cpu_name
 from datamodels.train.store import versions
 from datamodels.train.trainer.models import has_units
 
@@ -35,30 +34,11 @@ def precision(recipe: Recipe, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if on_gpu(device) or "bf16" in cpu_features() else torch.float32
 
 
-@cache
-def cpu_features() -> tuple[str, ...]:
-    """The instruction sets that change how a CPU rounds, as short names."""
-    lines = _cpu_info()
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "").split()
-    named = {"bf16": ("avx512_bf16", "amx_bf16", "bf16"), "avx512": ("avx512f",), "avx2": ("avx2",)}
-    return tuple(name for name, alternatives in named.items() if any(flag in flags for flag in alternatives))
-
-
 def device_name(device: torch.device) -> str:
     """The device model, as precisely as a row's bytes depend on it."""
     if on_gpu(device):
         return torch.cuda.get_device_name(device)
-    models = [line.partition(":")[2].strip() for line in _cpu_info() if line.startswith("model name")]
-    model = models[0] if models else platform.processor() or platform.machine()
-    return f"{model} ({' '.join(cpu_features()) or platform.machine()})"
-
-
-def _cpu_info() -> list[str]:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return file.readlines()
-    except OSError:
-        return []
+    return cpu_name()
 
 
 def environment(recipe: Recipe, device: torch.device) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Shape letters: G rows of a group, N images of a split, K classes.
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from datamodels.train.errors import UserError
 from datamodels.train.kernels import Augment
 from datamodels.train.masks import Era, Masks, batch_size
 from datamodels.train.store import RowFailure, RowResult
-from datamodels.train.trainer.device import precision
+from datamodels.train.trainer.device import environment, precision
 from datamodels.train.trainer.engine import Engine, Shared, Stop
 from datamodels.train.trainer.executor import Executor, Moment, executor_of
 from datamodels.train.trainer.loader import Loader
@@ -65,6 +66,13 @@ class Trainer:
         """Groups to have under way (on a CPU: in their commit) while the next one is started."""
         self._queues = [_Queue(engine, self.executor) for engine in self.engines] if self.executor.overlaps else []
         self._started = 0
+
+    def environment(self) -> dict[str, Any]:
+        """What byte equality depends on: rows made with equal environments are equal."""
+        return environment(self.recipe, self.device)
+
+    def close(self) -> None:
+        """Nothing needs to be given up."""
 
     def __call__(self, group: int, stop: Stop = lambda: False) -> Results:
         """Train the rows [group * G, (group + 1) * G), whether they are in the setting or beyond its end.

@@ -326,7 +326,7 @@ def test_bad_input_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     options = ("--dataset", "digits", "--root", tmp_path, "--eval_models", 40)
     (tmp_path / "made-up").rename(tmp_path / "digits")
     assert "run `datamodels fit`" in in_process(capsys, "report", DIGITS, *options).error
-    store = PublishedStore(Layout(tmp_path, "digits", "50"), replace(store.setting, dataset="digits"), False)
+    store = PublishedStore(Layout(tmp_path, "digits", "50pct"), replace(store.setting, dataset="digits"), False)
     fit(store)
     (tmp_path / "digits" / "report_test_50pct.html").mkdir()
     refused = in_process(capsys, "report", DIGITS, *options)

@@ -152,7 +152,7 @@ def test_status_tells_how_far_running_tasks_are(
     options = [DIGITS, "--root", tmp_path, *TINY]
     assert in_process(capsys, "init", *options).code == 0
     assert in_process(capsys, "train", *options, "--rows=0:8", "--workers=1").code == 0
-    store = Store.open(Layout(tmp_path, "digits", "50"), tiny())
+    store = Store.open(Layout(tmp_path, "digits", "50pct"), tiny())
     write_two_tasks(tmp_path)
     running, waiting = "1|0|2|RUNNING|n1|None|train_0.sh", "1|1|1|PENDING||launch failed requeued held|train_0.sh"
     others = [f"9|{number}|9{number}|PENDING||PartitionTimeLimit|train_0.sh" for number in range(3)]
@@ -176,7 +176,7 @@ def test_status_tells_how_far_running_tasks_are(
 def folder(tmp_path: Path) -> Path:
     """The folder of a plan of two tasks for the store `abc`."""
     write_two_tasks(tmp_path)
-    return folder_of(Layout(tmp_path, "digits", "50"))
+    return folder_of(Layout(tmp_path, "digits", "50pct"))
 
 
 def queue_of(folder: Path, slurm: FakeSlurm, *lines: str, split: str = "test", store: str = "abc") -> Queue:

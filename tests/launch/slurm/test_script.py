@@ -35,7 +35,7 @@ PLAN = Path("digits") / "_slurm_50pct" / "plan_0001"
 
 def rendered(root: Path, stage: str = "train", cluster: Slurm | None = None, array: int = 100) -> dict[str, str]:
     """The scripts and other files of a plan of two tasks in the root."""
-    return files(_plan(stage, cluster, array), root / PLAN, Layout(root, "digits", "50"))
+    return files(_plan(stage, cluster, array), root / PLAN, Layout(root, "digits", "50pct"))
 
 
 def write_two_tasks(root: Path, stage: str = "train", cluster: Slurm | None = None) -> Path:

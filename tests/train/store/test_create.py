@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,6 +21,7 @@ from datamodels.train.store.manifest import read_manifest
 from datamodels.train.store.store import Store, open_store
 from tests.faults.power import Recorder
 from tests.faults.stores import GROWN, check, content, create, fill, filled, layout, setting, workplace, writing
+from tests.stores import made_up_data
 
 
 def lengthen(root: Path, models: int = GROWN) -> Store:
@@ -332,7 +334,7 @@ def test_growth_that_fails_leaves_the_store_as_it_was(tmp_path: Path) -> None:
 
 def test_another_data_set_is_refused(tmp_path: Path) -> None:
     create(tmp_path)
-    other = mock.Mock(sha256=lambda: "f" * 64, where="elsewhere")
+    other = replace(made_up_data(setting(), 5, 5), sha256="f" * 64, where="the data set in elsewhere")
     with pytest.raises(UserError, match="data set in elsewhere has sha256 ffff"):
         create_store(layout(tmp_path), setting(), other, print)
 

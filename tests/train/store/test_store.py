@@ -152,7 +152,7 @@ def test_a_store_of_0_1_is_trained_on_and_fitted(tmp_path: Path, capsys: pytest.
         return in_process(capsys, name, DIGITS, "--root", tmp_path, *TINY, "--fit.share=0.3", *options).code
 
     assert called("init") == called("train", "--rows=0:8") == 0
-    store = Store.open(Layout(tmp_path, "digits", "50"))
+    store = Store.open(Layout(tmp_path, "digits", "50pct"))
     for form in ("beton-jpeg", "beton-raw"):
         config = store.manifest.config
         config["data"]["form"], config["fit"]["solver"] = form, "fista"

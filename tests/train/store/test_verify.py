@@ -345,7 +345,7 @@ def test_a_damaged_row_never_enters_a_fit(tmp_path: Path, capsys: pytest.Capture
 
 def falsified(root: Path, row: int) -> None:
     """A row of other margins, recorded as if it had been trained here: nothing but training again tells."""
-    store = Store.open(Layout(root, "digits", "50"), tiny())
+    store = Store.open(Layout(root, "digits", "50pct"), tiny())
     made = store.states.readers[store.states.journal[row]].provenance
     arrays = {name: store.read(name, row, row + 1)[0].copy() for name in store.arrays}
     arrays["test_margins"][3] += 1

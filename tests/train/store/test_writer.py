@@ -11,12 +11,12 @@ import pytest
 
 from datamodels.train.errors import UserError, WorkError
 from datamodels.train.npy_file import HEADER_BYTES, RowFile
+from datamodels.train.run_rows import retry_failed
 from datamodels.train.store.journal import JournalWriter, Kind
 from datamodels.train.store.locks import LockFile
 from datamodels.train.store.row_state import RowState
 from datamodels.train.store.store import Store
 from datamodels.train.store.writer import RowFailure, Writer
-from datamodels.train.trainer.run_rows import retry_failed
 from tests.faults.stores import check, content, create, fill, filled, layout, result, setting, writing
 
 GROUP = range(4, 8)

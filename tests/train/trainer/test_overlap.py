@@ -72,8 +72,8 @@ def test_seconds_are_the_devices_and_not_those_that_rows_share() -> None:
 
 
 def test_a_record_tells_how_many_groups_shared_the_device(tmp_path: Path) -> None:
-    layout = Layout(tmp_path, "digits", "50")
-    create_store(layout, tiny(), load(tiny()), lambda text: None)
+    layout = Layout(tmp_path, "digits", "50pct")
+    create_store(layout, tiny(), load(tiny()).declared(tiny().outputs), lambda text: None)
     work(Task(str(tmp_path), tiny().to_dict(), (0, 24), "cpu", concurrent_groups=2), Stop())
     (reader,) = Store.open(layout, tiny()).states.readers
     assert reader.provenance["concurrent_groups"] == 2

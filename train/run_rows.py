@@ -1,4 +1,4 @@
-"""Train the rows of a store that are missing: the one loop that every launcher runs."""
+"""Train the rows of a store that are missing, by any trainer: the one loop that every launcher runs."""
 
 import contextlib
 import os
@@ -8,16 +8,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.train.errors import Interrupted
 from datamodels.train.store import RowFailure, RowResult, RowState, Store, Writer
-
-if TYPE_CHECKING:
-    from datamodels.train.trainer.trainer import Pending, Trainer
 
 POLL_SECONDS = 0.5
 
@@ -27,10 +24,34 @@ PATIENCE_SECONDS = 30.0
 Results = list[RowResult | RowFailure]
 
 
+class Pending(Protocol):
+    """A group of rows whose training has been started."""
+
+    def result(self) -> Results:
+        """Return its rows, once they are trained. Raises Interrupted."""
+
+
+class RowTrainer(Protocol):
+    """What trains the rows of a store: the image trainer, or a user's file."""
+
+    @property
+    def ahead(self) -> int:
+        """Groups to have under way while the next one is started."""
+
+    def start(self, group: int, stop: Callable[[], bool]) -> Pending:
+        """Start training a group. Raises Interrupted, UserError, WorkError."""
+
+    def environment(self) -> dict[str, Any]:
+        """Return what byte equality depends on: rows made with equal environments are equal."""
+
+    def close(self) -> None:
+        """Give up what it holds."""
+
+
 def train_rows(
     store: Store,
     writer: Writer,
-    trainer: "Trainer",
+    trainer: RowTrainer,
     rows: range,
     stop: Callable[[], bool],
     finished: Callable[[Results], None],
@@ -60,7 +81,7 @@ def train_rows(
 def _train_group(
     store: Store,
     writer: Writer,
-    trainer: "Trainer",
+    trainer: RowTrainer,
     group: int,
     rows: range,
     stop: Callable[[], bool],
@@ -98,7 +119,7 @@ class _Commits:
         self._pool = ThreadPoolExecutor(1)
         self._under_way: deque[tuple[int, Future[Results]]] = deque()
 
-    def begin(self, group: int, wanted: set[int], trained: "Pending") -> None:
+    def begin(self, group: int, wanted: set[int], trained: Pending) -> None:
         """Have a group's wanted rows committed once they are trained; the lease is given back in the end.
 
         Waits until no more than `ahead` groups are under way. Raises WorkError where the commit of one before failed;

@@ -14,9 +14,9 @@ import pytest
 
 from datamodels.train.errors import Interrupted, WorkError
 from datamodels.train.npy_file import HEADER_BYTES
+from datamodels.train.run_rows import train_rows
 from datamodels.train.store.store import Store
 from datamodels.train.store.writer import RowResult, Writer
-from datamodels.train.trainer.run_rows import train_rows
 from tests.faults.stores import check, create, filled, first_salt, layout, result, setting, writing
 
 
@@ -155,7 +155,7 @@ def test_waiting_for_a_process_that_hangs_is_told_once(
         assert writer.lease(1)
         if recorded:
             writer.commit(1, [result(hung, 5)])
-        with mock.patch("time.sleep", wait), mock.patch("datamodels.train.trainer.run_rows.PATIENCE_SECONDS", -1.0):
+        with mock.patch("time.sleep", wait), mock.patch("datamodels.train.run_rows.PATIENCE_SECONDS", -1.0):
             train(store, MadeUp(store))
     who = "process 77 on far" if recorded else "a process that has recorded nothing yet"
     assert capsys.readouterr().err == f"waiting for rows 4 to 7, which are held by {who}: if it hangs, end it\n"
