@@ -142,9 +142,13 @@ class Datamodels(Summary):
     def predict(self, masks: ArrayLike) -> NDArray[np.float32]:
         """Margins [m, T] of models trained on the subsets `masks` [m, N_train]; [T] for a single mask [N_train].
 
-        Raises UserError for masks of another width.
+        Of datamodels whose weights are of groups, `masks` may also say which groups are in [m, K]. Raises UserError for
+        masks of another width.
         """
         given = np.asarray(masks)
+        groups = self.arrays.get("groups")
+        if groups is not None and given.shape[-1:] == groups.shape:
+            given = given[..., np.unique(groups, return_index=True)[1]]
         n_train, targets = self.stored_weight.shape
         if given.ndim not in (1, 2) or given.shape[-1] != n_train:
             raise UserError(f"the masks have shape {given.shape}, expected [m, {n_train}]")

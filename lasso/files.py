@@ -89,6 +89,8 @@ class Draft:
     """[T]: those in VECTORS"""
     examples: dict[str, NDArray[np.float64]]
     """[N_train]: those in EXAMPLES"""
+    groups: NDArray[np.integer] | None = None
+    """[N_train] with `mask: groups`; the examples above are then the groups"""
 
     @classmethod
     def joined(cls, parts: list[Path], widths: list[int]) -> "Draft":
@@ -98,14 +100,15 @@ class Draft:
             name: np.concatenate([part[name][:width] for part, width in zip(arrays, widths, strict=True)])
             for name in VECTORS
         }
-        return cls(vectors, {name: arrays[0][name].copy() for name in EXAMPLES})
+        return cls(vectors, {name: arrays[0][name].copy() for name in EXAMPLES}, arrays[0].get("groups"))
 
     def arrays(self, report: dict[str, Any]) -> dict[str, NDArray[Any]]:
         """By name; with the stamp of the .json and the units, since the .json may be lost."""
         standardised = np.array([report["weight_units"] == "standardised"])
         stamp = hashlib.sha256(json.dumps(report, sort_keys=True).encode()).digest()
         stamps = {"stamp": np.frombuffer(stamp, np.uint8).copy(), "standardised": standardised}
-        return {**self.vectors, **self.examples, **stamps}
+        groups = {} if self.groups is None else {"groups": self.groups.astype(np.int32)}
+        return {**self.vectors, **self.examples, **groups, **stamps}
 
 
 def write(path: Path, draft: Draft, weight: NDArray[np.float32], report: dict[str, Any]) -> Path:

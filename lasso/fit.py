@@ -45,7 +45,7 @@ def fit(
     rows = usable(store)
     files.prepare(store, split)
     had_whole = is_current(store, split)
-    with enough_memory(store.n_train):
+    with enough_memory(store.n_features):
         path = Fitting(store, split, rows, (first, last), files.path_of(store, split, targets), progress).run()
     if targets and assemble(store, split) is None and not had_whole and is_current(store, split):
         files.remove_piece(store, split, targets)  # another process fitted the same piece and completed the split
@@ -62,7 +62,7 @@ class Fitting:
     def __init__(self, store: Store, split: str, rows: FitRows, targets: Range, path: Path, progress: Progress) -> None:
         self.store, self.split, self.rows, self.targets, self.path = store, split, rows, targets, path
         self.progress, self.clock = progress, _Clock()
-        self.batches, self.basis = target_batches(store.n_train, *targets), _basis(store, rows.rows)
+        self.batches, self.basis = target_batches(store.n_features, *targets), _basis(store, rows.rows)
         self.cache = GramCache(store, rows, progress)
 
     def run(self) -> Path:
@@ -136,6 +136,7 @@ class Fitting:
         scale = matrices.whole_scale
         vectors = {name: getattr(solution, name) for name in files.VECTORS}
         draft = files.Draft(vectors, {"mean": scale.mean, "deviation": divide(np.ones_like(scale.inv), scale.inv)})
+        draft.groups = self.store.groups
         report = _report(self.store, self.split, self.rows, batch, draft, self.clock.take())
         with files.locked(files.path_of(self.store, self.split)):  # no other process writes or joins it meanwhile
             if not self._is_done(batch):
@@ -269,10 +270,11 @@ def _report(
     validation = int(rows.validation.sum())
     return {
         "dataset": store.setting.dataset,
-        "pct": store.setting.pct,
+        "tag": store.setting.file_tag,
         "split": split,
         "targets": list(targets),
         "n_train": store.n_train,
+        "features": store.n_features,
         "weight_units": options["weight_units"],
         "rows": {
             "used": len(rows.rows),

@@ -150,6 +150,12 @@ def read_masks(store: Store, rows: NDArray[np.int64], checked: bool = False) -> 
     return read_rows(store, "train_masks", rows)
 
 
+def read_features(store: Store, rows: NDArray[np.int64], checked: bool = False) -> NDArray[np.bool_]:
+    """What datamodels are linear in, [len(rows), n_features]: masks, or with `mask: groups` the groups in them."""
+    masks = read_masks(store, rows, checked)
+    return masks if store.groups is None else masks.take(np.unique(store.groups, return_index=True)[1], axis=1)
+
+
 def refuse_unshared_masks(store: Store, rows: NDArray[np.int64]) -> None:
     """Raises UserError that names the first row whose mask differs from the row before it, where they should share one.
 

@@ -6,7 +6,7 @@ Importing this package imports neither torch nor numba.
 from datamodels.train.config import Fit, Recipe, Setting, flatten, from_dict, identity, refuse_null
 from datamodels.train.config_file import Parser, load_yaml, read_setting, read_yaml
 from datamodels.train.errors import READ_ONLY, Interrupted, UserError, WorkError
-from datamodels.train.masks import Era, batch_size, mask_index, subset_size
+from datamodels.train.masks import Era, Masks, batch_size, mask_index
 from datamodels.train.npy_file import finite_rows, is_pointer, mapped, write_file
 from datamodels.train.outputs import Declared, Output, image_outputs
 from datamodels.train.rng import Stream, raw, validation_rows
@@ -20,6 +20,7 @@ __all__ = [
     "Era",
     "Fit",
     "Interrupted",
+    "Masks",
     "Output",
     "Parser",
     "Recipe",
@@ -45,7 +46,6 @@ __all__ = [
     "read_yaml",
     "refuse_null",
     "retry_failed",
-    "subset_size",
     "train_rows",
     "validation_rows",
     "write_file",

@@ -212,16 +212,27 @@ class Setting:
 
     dataset: str = "cifar"
     """Name of the data set: `cifar`, `digits` or `fmow`, or any other name for your own data in data.root."""
-    alpha: float = 0.5
-    """Fraction of the training set that each model is trained on, above 0 and below 1."""
+    alpha: float | None = None
+    """Fraction of the training set that each model is trained on, above 0 and below 1; null for 0.5, or for masks of a
+    file, which say it themselves."""
     models: int = 1000
     """Rows that datamodels are estimated from: rows [0, models). Changes only through `grow`."""
     eval_models: int = 10000
     """Rows for evaluation: rows [models, models + eval_models)."""
     seed: int = 0
     """Seed of every random number, together with the row's number."""
-    mask: Literal["exact", "bernoulli"] = "exact"
-    """`exact`: each row has round(alpha * N_train) examples; `bernoulli`: each example is in with probability alpha."""
+    mask: str = "exact"
+    """`exact`: each row has round(alpha * N_train) examples; `bernoulli`: each example is in with probability alpha;
+    `groups`: each row has round(alpha * K) of the K groups of `groups`; or a NumPy file (.npy) of bool
+    [models + eval_models, N_train], whose row r is the mask of row r."""
+    mask_sha256: str | None = None
+    """Digest of the masks' file; null for the file as it is now."""
+    groups: str | None = None
+    """NumPy file (.npy) for `mask: groups`: the group of each training example, integers [N_train] from 0 to K - 1."""
+    groups_sha256: str | None = None
+    """Digest of the groups' file; null for the file as it is now."""
+    tag: str | None = None
+    """What the names of the setting's files end in where the masks come from a file, in place of the alpha."""
     trainer: str | None = None
     """Python file (.py) that trains the rows in place of the image trainer: docs/own_trainer.md."""
     trainer_sha256: str | None = None
@@ -240,15 +251,38 @@ class Setting:
     def __post_init__(self) -> None:
         named = bool(re.fullmatch(r"[a-z0-9_-]+", self.dataset))
         _require(named, "dataset", self.dataset, "a name of a-z, 0-9, _ and -")
-        _require(0 < self.alpha < 1, "alpha", self.alpha, "above 0 and below 1")
-        exact = f"one that its percentage gives back exactly ({self.pct} % does not): the file names carry it"
-        _require(alpha_of(self.pct) == self.alpha, "alpha", self.alpha, exact)
+        self._check_masks()
         _require(self.models >= 1, "models", self.models, "at least 1")
         _require(self.eval_models >= 0, "eval_models", self.eval_models, "at least 0")
         _require(self.models + self.eval_models < 2**40, "models", self.models, "fewer than 2**40 rows in all")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "at least 0 and below 2**63")
         _require(self.runs_per_mask >= 1, "runs_per_mask", self.runs_per_mask, "at least 1")
         self._check_trainer()
+
+    def _check_masks(self) -> None:
+        """Raises UserError where the keys of the masks do not fit together, or their file cannot be read."""
+        rules = ("exact", "bernoulli", "groups")
+        expected = f"{', '.join(rules)}, or a NumPy file (.npy)"
+        _require(self.own_masks or self.mask in rules, "mask", self.mask, expected)
+        for key, path in (("mask", self.mask if self.own_masks else None), ("groups", self.groups)):
+            sha256 = getattr(self, f"{key}_sha256")
+            _require(path is not None or sha256 is None, f"{key}_sha256", sha256, "null: no file is named")
+            if path is not None:
+                setattr(self, f"{key}_sha256", sha256 or sha256_of(path, key))
+        grouped = self.mask == "groups"
+        expected = "a NumPy file (.npy)" if grouped else f"null for mask: {self.mask}"
+        _require(grouped == (self.groups is not None), "groups", self.groups, expected)
+        if self.own_masks:
+            _require(self.alpha is None, "alpha", self.alpha, f"no alpha: the masks are those of {self.mask}")
+            named = self.tag is not None and bool(re.fullmatch(r"[a-z0-9_-]+", self.tag))
+            named = named and not re.fullmatch(r"\d+pct", str(self.tag))
+            _require(named, "tag", self.tag, "a name of a-z, 0-9, _ and - for the files, unlike `50pct`")
+            return
+        _require(self.tag is None, "tag", self.tag, "null: the names of the files carry the alpha")
+        self.alpha = 0.5 if self.alpha is None else self.alpha
+        _require(0 < self.alpha < 1, "alpha", self.alpha, "above 0 and below 1")
+        exact = f"one that its percentage gives back exactly ({self.pct} % does not): the file names carry it"
+        _require(alpha_of(self.pct) == self.alpha, "alpha", self.alpha, exact)
 
     def _check_trainer(self) -> None:
         """Raises UserError where a trainer's file cannot be read, or keys of the image trainer are given beside it."""
@@ -264,14 +298,25 @@ class Setting:
                 _require(given[key] == usual[key], key, given[key], f"no such key: {self.trainer} trains the rows")
 
     @property
+    def own_masks(self) -> bool:
+        """Whether the masks come from a file of the user."""
+        return self.mask.endswith(".npy")
+
+    @property
     def pct(self) -> str:
         """100 * alpha as the file names print it: 0.5 -> `50`, 0.125 -> `12.5`."""
+        assert self.alpha is not None
         return f"{100 * self.alpha:g}"
 
     @property
     def file_tag(self) -> str:
         """What the names of the setting's files end in, such as `50pct`."""
-        return f"{self.pct}pct"
+        return self.tag or f"{self.pct}pct"
+
+    @property
+    def described(self) -> str:
+        """Alpha or tag, for people."""
+        return self.tag or f"alpha {self.alpha:g}"
 
     @property
     def rows(self) -> int:

@@ -17,8 +17,12 @@ from fmow import mend_torchvision_imports
 
 
 def sha256_of(path: str, key: str) -> str:
-    """Return the sha256 of a file that the config's `key` names. Raises UserError."""
-    return hashlib.sha256(_content(path, key)).hexdigest()
+    """Return the sha256 of a file that the config's `key` names, read a piece at a time. Raises UserError."""
+    try:
+        with open(Path(path).expanduser(), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{key} is {path!r}: cannot read it: {error.strerror}") from None
 
 
 def function_of(path: str, key: str, name: str, sha256: str | None = None) -> Callable[..., Any]:

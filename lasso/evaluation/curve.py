@@ -127,7 +127,7 @@ def curve(
     evaluation_rows = EvaluationRows(store, split, progress)
     subsets = nested_subsets(store, split, rows, targets, points)
     found: list[Point] = []
-    with enough_memory(store.n_train), contextlib.closing(subsets):
+    with enough_memory(store.n_features), contextlib.closing(subsets):
         for subset in subsets:
             matrices = Matrices(subset.counts, subset.bits)
             solution = solve(matrices, *subset.crosses, store.setting.fit)

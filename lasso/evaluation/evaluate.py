@@ -12,7 +12,7 @@ from datamodels.lasso.datamodels import Datamodels, find, load, places
 from datamodels.lasso.evaluation.result import Evaluation
 from datamodels.lasso.evaluation.scores import EvaluationRows, Tile
 from datamodels.lasso.fit import is_fresh
-from datamodels.lasso.rows import Progress, blocks, enough_memory, estimation_rows, read_masks, silent
+from datamodels.lasso.rows import Progress, blocks, enough_memory, estimation_rows, read_features, silent
 from datamodels.lasso.scores_file import read_scores
 from datamodels.train import UserError
 from datamodels.train.store import BaseStore as Store
@@ -50,7 +50,7 @@ def evaluate(
     Raises UserError for unfit scores or fewer than three evaluation masks, WorkError for damaged rows.
     """
     given = _as_datamodels(store, split, scores, weight_units)
-    with enough_memory(store.n_train):
+    with enough_memory(store.n_features):
         rows = EvaluationRows(store, split, progress)
         found = rows.evaluate(_tiles(given, rows.width, progress))
 
@@ -89,16 +89,16 @@ def _as_datamodels(
             raise UserError(f"{name} holds {values.dtype}, expected real numbers")
         scores = Datamodels(name, values, np.zeros(values.shape[-1] if values.ndim else 0), {})
 
-    expected = store.n_train, store.margins(split).shape[1]
+    expected = store.n_features, store.margins(split).shape[1]
     if (found := scores.stored_weight.shape) != expected:
         advice = ", of which it is the transpose" if found == expected[::-1] else ""
         raise UserError(f"{scores.path} has shape {found}, expected {expected}: [N_train, targets]{advice}")
     arrays = {**scores.arrays, "standardised": np.array((units or scores.units) == "standardised")}
     if arrays["standardised"] and not {"mean", "deviation"} <= arrays.keys():
         rows = estimation_rows(store)
-        ones = np.zeros(store.n_train, np.int64)
+        ones = np.zeros(store.n_features, np.int64)
         for block in blocks(store, rows):
-            ones += np.count_nonzero(read_masks(store, block), axis=0)
+            ones += np.count_nonzero(read_features(store, block), axis=0)
         arrays["mean"] = ones / len(rows)
         arrays["deviation"] = np.sqrt(ones * (len(rows) - ones)) / len(rows)
     return dataclasses.replace(scores, arrays=arrays)

@@ -25,8 +25,8 @@ from datamodels.lasso.rows import (
     blocks,
     check_rows,
     evaluation_rows,
+    read_features,
     read_margins,
-    read_masks,
     refuse_unshared_masks,
     silent,
 )
@@ -67,7 +67,7 @@ class EvaluationRows:
     @property
     def width(self) -> int:
         """Targets to score at a time."""
-        return max(1, self.tile_values // max(self.store.n_train, len(self.rows)))
+        return max(1, self.tile_values // max(self.store.n_features, len(self.rows)))
 
     def evaluate(self, tiles: Iterable[Tile], intervals: bool = True) -> Evaluation:
         """Score the weights of consecutive targets, some at a time; without `intervals`, and quicker, on request."""
@@ -141,7 +141,7 @@ class EvaluationRows:
         order = np.argsort(self.first)  # rows are read in ascending order
         product = product_with(weight)
         parts = [
-            product(read_masks(self.store, block, True).astype(np.float64))
+            product(read_features(self.store, block, True).astype(np.float64))
             for block in blocks(self.store, self.rows[self.first[order]])
         ]
         predicted = np.empty((len(order), weight.shape[1]))

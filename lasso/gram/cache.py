@@ -59,7 +59,7 @@ class GramCache:
         """Create the folder, or refuse one that belongs to another store."""
         manifest, setting = getattr(self.store, "manifest", None), self.store.setting
         store = manifest.id if manifest else f"{setting.dataset} {setting.file_tag}"
-        owner = {"store": store, "n_train": self.store.n_train}
+        owner = {"store": store, "n_train": self.store.n_features}
         path = self.folder / "store.json"
         try:
             found = json.loads(path.read_bytes())
@@ -113,7 +113,7 @@ class GramCache:
 
     def grams(self, shards: slice = slice(None)) -> tuple[Gram, Gram]:
         """Counts of the training and of the validation rows, in memory."""
-        found = Gram(self.store.n_train), Gram(self.store.n_train)
+        found = Gram(self.store.n_features), Gram(self.store.n_features)
         for shard in self.shards[shards]:
             for group in (0, 1):
                 found[group].rows += shard.sizes[group]
@@ -122,17 +122,17 @@ class GramCache:
 
     def counts(self, shards: slice = slice(None)) -> Counts:
         """Counts of both groups, in memory where they are small, else left on disk."""
-        if is_small(self.store.n_train):
+        if is_small(self.store.n_features):
             return MemoryCounts(*self.grams(shards))
         training, validation = np.sum([shard.sizes for shard in self.shards[shards]], axis=0)
         paths = [(shard.gram(0), shard.gram(1)) for shard in self.shards[shards]]
-        return DiskCounts(paths, self.store.n_train, (int(training), int(validation)))
+        return DiskCounts(paths, self.store.n_features, (int(training), int(validation)))
 
     def validation_bits(self, shards: slice = slice(None)) -> NDArray[np.uint64]:
         """Masks of the validation rows, [N, words] of 64 rows each."""
         from datamodels.lasso.gram.popcount import pack
 
-        n_train = self.store.n_train
+        n_train = self.store.n_features
         pieces = [piece for shard in self.shards[shards] for _, piece in shard.packed_masks(1)]
         packed = np.concatenate([np.zeros((0, (n_train + 7) // 8), np.uint8), *pieces])
         starts = range(0, max(1, len(packed)), _UNPACKED_ROWS)
@@ -145,8 +145,8 @@ class GramCache:
 
     def crosses(self, split: str, first: int, last: int, shards: slice = slice(None)) -> tuple[Cross, Cross]:
         """Sums with the margins of targets [first, last), of the training and of the validation rows."""
-        width = self.store.n_train + 2
-        found = Cross(self.store.n_train, last - first), Cross(self.store.n_train, last - first)
+        width = self.store.n_features + 2
+        found = Cross(self.store.n_features, last - first), Cross(self.store.n_features, last - first)
         for shard in self.shards[shards]:
             for start, stop in file_ranges(target_count(self.store, split), first, last):
                 path, float64 = shard.cross(split, (start, stop)), np.dtype(np.float64)

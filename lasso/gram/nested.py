@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from datamodels.lasso.atomic import temporary_beside, writing
 from datamodels.lasso.gram.counts import HEADER, DiskCounts, read
 from datamodels.lasso.gram.sums import Block, Cross, Gram, gathered
-from datamodels.lasso.rows import FitRows, read_masks, stored_margins
+from datamodels.lasso.rows import FitRows, read_features, stored_margins
 from datamodels.train.store import BaseStore as Store
 
 _SMALLEST = 1 / 32
@@ -46,7 +46,7 @@ def nested_subsets(
     Every row is read once. Memory holds one matrix [N, N] at a time, since the counts of the rows so far are in
     temporary files; a subset's counts and sums change when the next one is asked for. Raises WorkError.
     """
-    n_train = store.n_train
+    n_train = store.n_features
     total = len(rows.rows)
     sizes = np.geomspace(total * _SMALLEST, total, points) if points > 1 else [total]
     crosses = Cross(n_train, len(columns)), Cross(n_train, len(columns))
@@ -81,7 +81,7 @@ def _add_rows(
     """Add rows to the sums with the margins and to the counts in files; returns the masks of the validation rows."""
     from datamodels.lasso.gram.popcount import pack
 
-    gram, validation = Gram(store.n_train), [np.zeros((0, (store.n_train + 7) // 8), np.uint8)]
+    gram, validation = Gram(store.n_features), [np.zeros((0, (store.n_features + 7) // 8), np.uint8)]
     for group, packed, margins in gathered(_blocks(store, split, rows, columns)):
         crosses[group].add(packed, margins)
         if group:
@@ -91,17 +91,17 @@ def _add_rows(
     _add_to_file(paths[0], gram.finish().counts)
 
     del gram
-    gram = Gram(store.n_train)  # the validation rows are counted last, so that memory holds one matrix
+    gram = Gram(store.n_features)  # the validation rows are counted last, so that memory holds one matrix
     together = np.concatenate(validation)
     gram.add(together)
     _add_to_file(paths[1], gram.finish().counts)
     starts = range(0, len(together), _PACKED_ROWS)
-    return [pack(np.unpackbits(together[at : at + _PACKED_ROWS], axis=1, count=store.n_train)) for at in starts]
+    return [pack(np.unpackbits(together[at : at + _PACKED_ROWS], axis=1, count=store.n_features)) for at in starts]
 
 
 def _blocks(store: Store, split: str, rows: FitRows, columns: NDArray[np.int64]) -> Iterator[Block]:
     for block in rows.blocks(store):
-        masks = np.packbits(read_masks(store, block.rows), axis=1)
+        masks = np.packbits(read_features(store, block.rows), axis=1)
         yield block.validation, masks, stored_margins(store, split, block.rows, columns)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from datamodels.lasso.atomic import replacing
 from datamodels.lasso.gram.counts import check, read, write
 from datamodels.lasso.gram.sums import Block, Cross, Gram, gathered
-from datamodels.lasso.rows import FitRows, Progress, read_masks, stored_margins
+from datamodels.lasso.rows import FitRows, Progress, read_features, stored_margins
 from datamodels.train.store import BaseStore as Store
 
 _GROUPS = ("training", "validation")
@@ -65,25 +65,25 @@ class Shard:
 
     def write_masks(self, progress: Progress) -> None:
         """Pack the masks into a file."""
-        done, width = 0, (self.store.n_train + 7) // 8
+        done, width = 0, (self.store.n_features + 7) // 8
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(self.rows.rows), width)}
         with replacing(self.masks) as temporary, open(temporary, "wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             for block in self.rows.blocks(self.store):
-                file.write(np.packbits(read_masks(self.store, block.rows), axis=1).data)
+                file.write(np.packbits(read_features(self.store, block.rows), axis=1).data)
                 done += len(block.rows)
                 progress("rows", self.first + done, self.last)
 
     def read_packed(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Masks of rows [start, stop) of the shard, 8 examples to a byte."""
-        width = (self.store.n_train + 7) // 8
+        width = (self.store.n_features + 7) // 8
         check(self.masks, (len(self.rows.rows), width), _UINT8)
         return read(self.masks, _UINT8, start * width, (stop - start, width))
 
     def packed_masks(self, group: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """(rows read so far, those masks of them that are in the group, 8 examples to a byte), piece by piece."""
         total = len(self.rows.rows)
-        height = max(512, 8 * _AT_ONCE // self.store.n_train)
+        height = max(512, 8 * _AT_ONCE // self.store.n_features)
         for start in range(0, total, height):
             stop = min(start + height, total)
             yield stop, self.read_packed(start, stop)[self.rows.validation[start:stop] == bool(group)]
@@ -91,7 +91,7 @@ class Shard:
     def write_counts(self, progress: Progress) -> None:
         """Count both groups, one after the other: memory holds one matrix."""
         for group, name in enumerate(_GROUPS):
-            gram = Gram(self.store.n_train)
+            gram = Gram(self.store.n_features)
             for done, packed in self.packed_masks(group):
                 gram.add(packed)
                 progress(f"counts, {name}", self.first + done, self.last)
@@ -103,14 +103,14 @@ class Shard:
 
         One pass over the rows takes as many ranges as fit into the memory that a matrix of counts takes at other times.
         """
-        n_train = self.store.n_train
+        n_train = self.store.n_features
         widest = max(last - first for first, last in ranges)
         each = max(1, max(PASS_BYTES, 4 * n_train**2) // (16 * n_train * widest))
         for at in range(0, len(ranges), each):
             self._pass_over_margins(split, ranges[at : at + each], progress)
 
     def _pass_over_margins(self, split: str, ranges: list[Range], progress: Progress) -> None:
-        n_train, start, stop = self.store.n_train, ranges[0][0], ranges[-1][1]
+        n_train, start, stop = self.store.n_features, ranges[0][0], ranges[-1][1]
         sums = Cross(n_train, stop - start), Cross(n_train, stop - start)
         for group, packed, margins in gathered(self._blocks(split, start, stop, progress)):
             sums[group].add(packed, margins)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.lasso import Progress, read_masks, storages
+from datamodels.lasso import Progress, read_features, storages
 from datamodels.launch.export.folder import append
 from datamodels.launch.export.rows import Rows, Subsets
 from datamodels.launch.export.weights import Weights
@@ -37,7 +37,7 @@ def write(
     weights, subsets = Weights(store, split, progress), Subsets(store, rows, progress)
     margins = subsets.margins(split, margin)
     (n_train, targets), count = weights.shape, subsets.count
-    size = int(read_masks(store, subsets.rows[:1]).sum())
+    size = int(read_features(store, subsets.rows[:1]).sum())
     _write_tensors(folder / "score.pt", ((n_train, targets), np.float32, weights.bands()))
     _write_tensors(
         folder / "ground_truth.pt",

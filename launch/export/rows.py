@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.lasso import Progress, evaluation_rows, read_margins, read_rows, refuse_unshared_masks, target_count
+from datamodels.lasso import Progress, evaluation_rows, read_features, read_margins, refuse_unshared_masks, target_count
 from datamodels.lasso.evaluation import LEAST_MASKS
 from datamodels.launch.export.margins import labels_of, trak_margins
 from datamodels.launch.progress import notice
@@ -59,9 +59,9 @@ class Subsets:
         refuse_unshared_masks(store, self.rows)
 
     def masks(self) -> Iterator[NDArray[np.bool_]]:
-        """Yield bool [S, N] in blocks of rows. Raises WorkError for damaged rows."""
+        """Yield bool [S, N], N being what has weights, in blocks of rows. Raises WorkError for damaged rows."""
         for rows, starts in self._blocks("masks", self.store.n_train):
-            yield read_rows(self.store, "train_masks", rows)[starts]
+            yield read_features(self.store, rows)[starts]
 
     def margins(self, split: str, margin: str) -> Iterator[NDArray[np.float32]]:
         """float32 [S, T] in blocks of rows, each the mean over one mask's rows.

@@ -27,6 +27,6 @@ def write(
     """Raises UserError if rows or logits are missing, WorkError for damaged rows."""
     subsets = Subsets(store, rows, progress)
     margins = subsets.margins(split, margin)
-    write_npy(folder / "mask.npy", (subsets.count, store.n_train), np.bool_, subsets.masks())
+    write_npy(folder / "mask.npy", (subsets.count, store.n_features), np.bool_, subsets.masks())
     write_npy(folder / "val_margins.npy", (subsets.count, target_count(store, split)), np.float32, margins)
     return {"masks": subsets.count, "rows": subsets.rows.tolist()}

@@ -27,7 +27,7 @@ class Weights:
         """
         path = find(store, split)
         self.datamodels, self.progress = load(path), progress
-        self.shape = store.n_train, target_count(store, split)
+        self.shape = store.n_features, target_count(store, split)
         """(N, T)"""
         found = tuple(self.datamodels.stored_weight.shape)
         if found != self.shape:

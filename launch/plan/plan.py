@@ -20,6 +20,9 @@ from datamodels.train.data import load
 from datamodels.train.own import declared
 from datamodels.train.store import Layout, Store
 
+Stores = dict[float | None, Store | None]
+"""By alpha, None that of masks of one's own."""
+
 ALPHAS = (0.1, 0.2, 0.5, 0.75)
 """The alphas of the published data; a budget is planned for each of them."""
 
@@ -69,9 +72,11 @@ def plan(setting: Setting, layout: Layout, terms: Terms) -> dict[str, Any]:
     missing = len(store.missing()) if store else rows
     models = rows - setting.eval_models
 
-    alphas = sorted({setting.alpha, *(ALPHAS if terms.hours else ())})
-    stores = {alpha: _store_at(setting, layout, alpha) for alpha in alphas if alpha != setting.alpha}
-    stores = {setting.alpha: store, **stores}
+    if terms.hours and setting.alpha is None:
+        raise UserError(f"--budget is for masks that follow alpha, but those of this setting are in {setting.mask}")
+    others = [alpha for alpha in ALPHAS if terms.hours and alpha != setting.alpha]
+    stores: Stores = {setting.alpha: store, **{alpha: _store_at(setting, layout, alpha) for alpha in others}}
+    alphas = sorted(alpha for alpha in stores if alpha is not None)
     rates = _rates(setting, stores, terms)
     rate = rates.get(setting.alpha)
 
@@ -113,7 +118,7 @@ def _store_at(setting: Setting, layout: Layout, alpha: float) -> Store | None:
     return store if identity(same.to_dict()) == identity(there.to_dict()) else None
 
 
-def _rates(setting: Setting, stores: dict[float, Store | None], terms: Terms) -> dict[float, Rate]:
+def _rates(setting: Setting, stores: Stores, terms: Terms) -> dict[float | None, Rate]:
     """Seconds a row by alpha, if measured, all on one device: the one that trained most of the rows."""
     if terms.probe:
         found = declared(setting) if setting.trainer else load(setting).declared(setting.outputs)

@@ -71,18 +71,21 @@ def probe(setting: Setting, declared: Declared, groups: int, workers: int) -> Ra
     device, group = pick_device(setting.recipe), setting.recipe.group
     at_once = workers if on_gpu(device) else 1
     outputs = dataclasses.replace(setting.outputs, preallocate=False)
-    trial = dataclasses.replace(setting, models=groups * at_once * group, eval_models=0, outputs=outputs)
+    rows = groups * at_once * group
+    trial = dataclasses.replace(setting, outputs=outputs)
+    if not setting.own_masks:  # of which there is one for each row
+        trial = dataclasses.replace(trial, models=rows, eval_models=0)
     with tempfile.TemporaryDirectory(prefix="datamodels-probe-") as folder:
         store = create_store(Layout(Path(folder), trial.dataset, trial.file_tag), trial, declared, lambda text: None)
-        task = Task(folder, trial.to_dict(), (0, trial.rows), str(device), at_once)
-        with Progress(f"rows of a probe at alpha {trial.alpha:g}", trial.rows) as progress:
+        task = Task(folder, trial.to_dict(), (0, rows), str(device), at_once)
+        with Progress(f"rows of a probe, {trial.described}", rows) as progress:
             work(task, Stop(), progress)
         store.refresh()
-        rows = np.flatnonzero(store.completed())
-        rows = rows[rows >= group * at_once * (groups > 1)]
-        if not len(rows):
-            raise WorkError(f"all rows of the probe at alpha {setting.alpha:g} failed: run `train` to see the reason")
-        seconds, basis = _mean(store, rows)
+        done = np.flatnonzero(store.completed())
+        done = done[done >= group * at_once * (groups > 1)]
+        if not len(done):
+            raise WorkError(f"all rows of the probe, {setting.described}, failed: run `train` to see the reason")
+        seconds, basis = _mean(store, done)
     basis += ", trained by --probe" + (", warm-up included" if groups == 1 else "")
     return Rate(seconds, device_name(device), on_gpu(device), "probe", basis, at_once)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from datamodels.train import Setting, UserError, image_outputs, subset_size
+from datamodels.train import Masks, Setting, UserError, image_outputs
 from datamodels.train.data import load
 from datamodels.train.own import declared
 from datamodels.train.store import Array, Layout, Store
@@ -30,6 +30,7 @@ def arrays_of(setting: Setting, notices: list[str]) -> Sequence[Array]:
     """
     if setting.trainer:
         found = declared(setting)
+        Masks(setting, found.n_train)
         return Array.of(setting.rows, found.n_train, found.outputs)
     try:
         dataset = load(setting)
@@ -40,6 +41,5 @@ def arrays_of(setting: Setting, notices: list[str]) -> Sequence[Array]:
         train, test, classes = _PUBLISHED[setting.dataset]
         sizes = min(setting.data.train or train, train), min(setting.data.test or test, test), classes
         notices.append(f"no {setting.dataset} data in {setting.data.root}: sizes are those of the published data set")
-    if setting.mask == "exact":
-        subset_size(setting.alpha, sizes[0])
+    Masks(setting, sizes[0])  # raises UserError for masks that do not fit
     return Array.of(setting.rows, sizes[0], image_outputs(setting.outputs, *sizes))

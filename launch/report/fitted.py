@@ -43,7 +43,7 @@ class Fitted:
         """The .json beside the .pt; empty if there is none."""
         self.stale = self.whole and bool(self.report) and not is_fresh(store, self.parts[0].datamodels.path)
         """Whether the weights are known to be of other rows or options than the store's."""
-        self.n_train, self.width = store.n_train, target_count(store, split)
+        self.n_train, self.width = store.n_features, target_count(store, split)
         for part in self.parts:
             examples = len(part.datamodels.stored_weight)
             if examples != self.n_train or part.last > self.width:

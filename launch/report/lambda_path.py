@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.lasso import FitRows, read_margins, read_masks
+from datamodels.lasso import FitRows, read_features, read_margins
 from datamodels.launch.report.fitted import Fitted
 from datamodels.launch.report.report_data import spread
 from datamodels.train.store import BaseStore
@@ -40,14 +40,14 @@ def lambda_paths(store: BaseStore, split: str, fitted: Fitted) -> LambdaPaths | 
     rows = FitRows.of(store.setting, np.flatnonzero(store.completed()[: store.models]))
     validation, used = rows.validation, fitted.report["rows"]
     some = np.flatnonzero(fitted.vectors["chosen"] >= 0)
-    small = store.n_train <= _EXAMPLES and store.n_train * len(validation) <= _ENTRIES
+    small = store.n_features <= _EXAMPLES and store.n_features * len(validation) <= _ENTRIES
     same = (int((~validation).sum()), int(validation.sum())) == (used["training"], used["validation"])
     if not (small and same and len(some)):
         return None
 
     places = some[spread(len(some), _TARGETS)]
     chosen = fitted.vectors["chosen"][places]
-    masks = read_masks(store, rows.rows)
+    masks = read_features(store, rows.rows)
     deviation = masks[~validation].std(axis=0)
     design = (masks - masks[~validation].mean(axis=0)) / np.where(deviation > 0, deviation, np.inf)
     margins = read_margins(store, split, rows.rows, fitted.targets[places])

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from datamodels.lasso import read_features
 from datamodels.launch.report import plots
 from datamodels.launch.report.report_data import ROWS, ReportData, column_step, sample_margins, spread
 from datamodels.train.store import Store
@@ -63,21 +64,24 @@ def _column_sums(data: ReportData) -> dict[str, Any]:
         counts = np.round(mean * len(rows)).astype(np.int64)
     else:
         rows = rows[spread(len(rows), max(1, _COUNTED // store.n_train))]
-        masks, counts = store.array("train_masks"), np.zeros(store.n_train, np.int64)
+        counts = np.zeros(store.n_features, np.int64)
         for row in rows:
-            counts += masks[row]
+            counts += read_features(store, np.array([row]), checked=True)[0]
 
-    share = store.setting.alpha
-    if store.setting.mask == "exact":
-        share = round(share * store.n_train) / store.n_train
+    share, rule = store.setting.alpha, store.setting.mask
+    if share is None:  # masks of a file
+        share, rule = float(counts.mean() / len(rows)), "own"
+    if rule in ("exact", "groups"):
+        share = round(share * store.n_features) / store.n_features
     # rows share a mask if `grow` has made estimation rows of evaluation rows
     runs = np.unique([store.mask_index(int(row)) for row in rows], return_counts=True)[1]
-    deviation = float(np.sqrt((runs**2).sum() * share * (1 - share)))
+    deviation = 0.0 if rule == "own" else float(np.sqrt((runs**2).sum() * share * (1 - share)))
 
     edges, expected = plots.whole_edges(counts), None
     if deviation:
         expected = len(counts) * np.diff(ndtr((edges - len(rows) * share) / deviation))
-    xlabel, what = "masks that hold the example", "training examples"
+    features = data.features
+    xlabel, what = f"masks that hold the {features}", f"{features}s"
     plot = plots.histogram("columns", counts, xlabel, what, edges=edges, expected=expected)
     return {
         "counts": counts,

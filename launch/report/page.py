@@ -97,10 +97,10 @@ def write_report(
         notes = ["The datamodels were fitted to other rows or with other options than today's: run `datamodels fit`."]
     page = environment.get_template("page.html").render(
         data=data,
-        title=f"{store.setting.dataset}, alpha {store.setting.pct}%, {split} targets",
+        title=f"{store.setting.dataset}, {store.setting.tag or f'alpha {store.setting.pct}%'}, {split} targets",
         used=data.fitted.report.get("rows", {}).get("used"),
         notes=notes,
-        channels=dataset.train.images.shape[3] if dataset else None,
+        channels=data.dataset.train.images.shape[3] if data.dataset else None,
         sections=_sections(data),
         fingerprint=fingerprint(store, split, data.fitted, dataset),
         other_reports=other_reports(store, split),
@@ -162,4 +162,4 @@ def fingerprint(store: BaseStore, split: str, fitted: Fitted, dataset: Dataset |
 def other_reports(store: BaseStore, split: str) -> list[Path]:
     """The reports of other alphas and of the other split in the page's folder."""
     own = report_path(store, split)
-    return sorted(path for path in own.parent.glob("report_*pct.html") if path != own)
+    return sorted(path for path in own.parent.glob("report_*.html") if path != own)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodels.lasso import read_features
 from datamodels.launch.progress import counted
 from datamodels.launch.report import plots
 from datamodels.launch.report.images import thumbnail
@@ -57,7 +58,8 @@ def _predictions(data: ReportData) -> tuple[NDArray[np.float64], NDArray[np.floa
     columns = data.survey.columns[:, : len(plotted)].copy()
     if data.survey.own is not None:  # left out of the columns
         columns[targets, np.arange(len(plotted))] = data.survey.own[plotted]
-    masks, margins = store.array("train_masks"), store.array(f"{data.split}_margins")
-    predicted = np.stack([masks[row] for row in rows]).astype(np.float32) @ columns
+    margins = store.array(f"{data.split}_margins")
+    masks = np.concatenate([read_features(store, row, checked=True) for row in rows[:, None]])
+    predicted = masks.astype(np.float32) @ columns
     actual = np.stack([margins[row, targets] for row in rows]).astype(np.float64)
     return predicted + data.fitted.bias[plotted], actual

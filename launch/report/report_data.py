@@ -53,6 +53,11 @@ class ReportData:
         """What the targets are, for people."""
         return "training" if self.split == "train" else "test"
 
+    @property
+    def features(self) -> str:
+        """What the weights are of, for people."""
+        return "training example" if self.store.groups is None else "group"
+
     @cached_property
     def work(self) -> Work | None:
         """What training took; None if that is not recorded."""
@@ -82,8 +87,9 @@ def gather(
     if evaluation is None:
         evaluation, not_evaluated = _evaluate(store, split, fitted, progress)
     plotted, shown = (spread(len(fitted.targets), count) for count in (_PLOTTED, _SHOWN))
-    weights = survey(fitted, np.concatenate([plotted, shown]), split == "train", progress)
+    weights = survey(fitted, np.concatenate([plotted, shown]), split == "train" and store.groups is None, progress)
     lds_curve = _lds_curve(store, split, progress) if evaluation else ""
+    dataset = None if store.groups is not None else dataset  # no weight is that of an image
     return ReportData(
         store, split, dataset, fitted, evaluation, not_evaluated, lds_curve, plotted, shown, weights, price
     )
@@ -131,10 +137,10 @@ def _lds_curve(store: BaseStore, split: str, progress: Progress) -> Curve | str:
     found = read_curve(store, split)
     if found and found[1]:
         return found[0]
-    if store.n_train > _CURVE_EXAMPLES:
+    if store.n_features > _CURVE_EXAMPLES:
         return (
-            f"No curve of LDS against the number of models: with {store.n_train:,} training examples it takes as long "
-            "as a fit. `datamodels eval CONFIG --curve` computes and keeps it, `datamodels report` then shows it."
+            f"No curve of LDS against the number of models: with {store.n_features:,} weights a target it takes as "
+            "long as a fit. `datamodels eval CONFIG --curve` computes and keeps it, `datamodels report` then shows it."
         )
     try:
         computed = curve(store, split=split, progress=progress)

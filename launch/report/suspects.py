@@ -59,7 +59,7 @@ def duplicates(data: ReportData) -> dict[str, Any]:
         "least": least,
         "by_chance": int((HEADROOM * negative >= least).sum()),
         "pairs": pairs,
-        "typical": min(_TYPICAL, data.store.n_train),
+        "typical": min(_TYPICAL, data.store.n_features),
         "least_drawn": _LEAST_SCORE,
         "score_plot": plots.histogram("scores", drawn, "outlier score", "targets", log=True, mark=mark),
     }

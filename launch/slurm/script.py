@@ -197,8 +197,9 @@ def portable(setting: Setting) -> dict[str, object]:
         content["data"]["python"] = absolute(setting.data.python)
     if setting.recipe.custom_network:
         content["recipe"]["network"] = absolute(setting.recipe.network)
-    if setting.trainer:
-        content["trainer"] = absolute(setting.trainer)
+    for key in ("trainer", "groups", *(["mask"] if setting.own_masks else [])):
+        if path := content[key]:
+            content[key] = absolute(path)
     return content
 
 

@@ -301,8 +301,10 @@ def test_the_page_runs_as_it_is(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_trainer.py").write_text(*re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
     (tmp_path / "wine.yaml").write_text(*re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL))
-    run, verify = re.findall(r"```sh\n(.*?)\n(.*?)\n```", PAGE)[0]
+    (run, verify), masks = re.findall(r"```sh\n(.*?)\n(.*?)\n```", PAGE)[0], re.findall(r"```sh\n(.*)\n```", PAGE)[0]
+    np.save("subsets.npy", Masks(Setting(models=120, eval_models=20), 89)[3] | np.eye(140, 89, dtype=bool))
     done = in_process(capsys, *shlex.split(run)[1:], "--workers=1")
     assert done.code == 0, done.err
     assert float(re.findall(r"LDS +([\d.]+)", done.out)[0]) > 0.3
     assert "2 rows trained again byte-equal" in in_process(capsys, *shlex.split(verify)[1:]).out
+    assert in_process(capsys, *shlex.split(masks)[1:], "--workers=1").out.endswith("report_test_removal.html\n")

@@ -125,6 +125,16 @@ class BaseStore(Summary):
             raise UserError(f"{self.layout.array(name)} does not exist")
         return self.array(name)
 
+    @property
+    def groups(self) -> NDArray[np.integer] | None:
+        """[N_train]: the group of each training example, with `mask: groups`; None without."""
+        return None
+
+    @property
+    def n_features(self) -> int:
+        """What datamodels have weights for: the training examples, or the groups of `mask: groups`."""
+        return self.n_train if self.groups is None else int(self.groups.max()) + 1
+
     def mask_index(self, row: int) -> int:
         """Return the number of a row's mask; rows with the same number have the same mask."""
         return mask_index(row, list(self.eras), self.setting.runs_per_mask)
@@ -186,7 +196,7 @@ class BaseStore(Summary):
 
     def _summary(self) -> dict[str, str]:
         return {
-            "setting": f"{self.setting.dataset}, alpha {self.setting.alpha:g}",
+            "setting": f"{self.setting.dataset}, {self.setting.described}",
             "rows": f"{self.models:,} and {self.eval_models:,} for evaluation, {self._told_completed()}",
             "examples": f"{self.n_train:,} for training, {self.n_test:,} for testing",
             "arrays": ", ".join(self.arrays),

@@ -82,7 +82,7 @@ def _remove_unfinished(layout: Layout, lock: LockFile) -> None:
     `init` may still be at work.
     """
     left = [*_temporaries(layout), *reversed(layout.arrays.values())]
-    left += [path for path in (layout.completed,) if path.exists()]
+    left += [path for path in (layout.groups, layout.completed) if path.exists()]
     if not lock.works and (found := left + layout.intents):
         raise UserError(
             f"{found[-1]} is of an `init` that was interrupted or is still running: without file locks there is no "
@@ -114,8 +114,12 @@ def _create(layout: Layout, setting: Setting, manifest: Manifest, arrays: Sequen
         for path in before:
             path.unlink(missing_ok=True)
         layout.journals.mkdir(exist_ok=True)
-        for array, path in zip(arrays, made.values(), strict=True):
+        for array in arrays:
+            path = made[layout.array(array.name)]
             new_file(path, array.shape, array.dtype, setting.outputs.preallocate, notices.add, os.O_EXCL)
+        if setting.groups:
+            made[layout.groups] = temporary(layout.groups, attempt)
+            write_file(made[layout.groups], Path(setting.groups).expanduser().read_bytes())
         for text in notices:
             notice(text)
         sync_folder(layout.data)
@@ -212,6 +216,8 @@ def grow(layout: Layout, setting: Setting, models: int, notice: Notice) -> Store
 
 def _check_growth(manifest: Manifest, setting: Setting, models: int) -> None:
     era, runs = manifest.eras[-1], setting.runs_per_mask
+    if setting.own_masks:
+        raise UserError(f"models is {models}, but {setting.mask} has no masks for more rows than {era.rows}")
     if models < era.models:
         raise UserError(f"models is {models}, but the store already has {era.models}: it can only grow")
     if models < era.rows and (models - era.models) % runs:

@@ -53,6 +53,11 @@ class Layout:
         return list(dict.fromkeys([*FIRST_ARRAYS, *outputs]))
 
     @property
+    def groups(self) -> Path:
+        """A copy of the user's file, for `mask: groups`."""
+        return self.array("groups")
+
+    @property
     def completed(self) -> Path:
         return self.array("_completed")
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from datamodels.train.config import Setting, from_dict
 from datamodels.train.errors import READ_ONLY, UserError, WorkError
-from datamodels.train.masks import Masks
+from datamodels.train.masks import Masks, read_groups
 from datamodels.train.npy_file import (
     HEADER_BYTES,
     Notice,
@@ -36,6 +36,7 @@ from datamodels.train.store.locks import LockFile, store_lock
 from datamodels.train.store.manifest import Array, Manifest, check_identity, read_manifest
 from datamodels.train.store.published import PublishedStore
 from datamodels.train.store.row_state import RowState, RowStates
+from datamodels.train.user_code import sha256_of
 
 if TYPE_CHECKING:
     from datamodels.train.data import Dataset
@@ -151,7 +152,20 @@ class Store(BaseStore):
     @cached_property
     def seeded_masks(self) -> Masks:
         """The masks that the seed gives, whatever the file holds."""
-        return Masks(self.setting, self.n_train, list(self.eras))
+        return Masks(self.setting, self.n_train, list(self.eras), self.groups)
+
+    def is_seeded(self, row: int, mask: NDArray[np.bool_]) -> bool:
+        """Return whether a row's mask is the one that its seed gives; of a user's file, checksums alone say so."""
+        return self.setting.own_masks or np.array_equal(mask, self.seeded_masks[row])
+
+    @cached_property
+    def groups(self) -> NDArray[np.integer] | None:
+        if self.setting.groups is None:
+            return None
+        path, expected = self.layout.groups, self.setting.groups_sha256
+        if (found := sha256_of(str(path), "groups")) != expected:
+            raise WorkError(f"{path} is damaged, it has sha256 {found}, expected {expected}: restore it from a copy")
+        return read_groups(path, self.n_train)
 
     @cached_property
     def _files(self) -> dict[str, RowFile]:
@@ -224,7 +238,7 @@ class Store(BaseStore):
     def bad_masks(self, start: int, masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
         done = self.states.state[start : start + len(masks)] == RowState.DONE
         for index in np.flatnonzero(done).tolist():
-            done[index] = not np.array_equal(masks[index], self.seeded_masks[start + index])
+            done[index] = not self.is_seeded(start + index, masks[index])
         return done
 
     def bad_rows(self, names: Sequence[str], start: int, stop: int) -> NDArray[np.bool_]:
