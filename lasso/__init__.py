@@ -20,6 +20,8 @@ from datamodels.lasso.rows import (
     read_rows,
     refuse_unshared_masks,
     silent,
+    split_and_output,
+    split_name,
     target_count,
 )
 
@@ -55,6 +57,8 @@ __all__ = [
     "read_rows",
     "refuse_unshared_masks",
     "silent",
+    "split_and_output",
+    "split_name",
     "storages",
     "sync",
     "target_count",

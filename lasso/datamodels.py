@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from datamodels.lasso.design import Scale, divide, product_with
+from datamodels.lasso.rows import split_and_output, split_name
 from datamodels.train import Summary, UserError
 from datamodels.train.store import BaseStore as Store
 
@@ -41,7 +42,8 @@ def find(store: Store, split: str) -> Path:
     for path in tried:
         if path.exists():
             return path
-    which = "" if split == "test" else f" --split {split}"
+    name, output = split_and_output(split)
+    which = ("" if name == "test" else f" --split {name}") + ("" if output == "margins" else f" --output {output}")
     beside = "".join(f" (nor {path})" for path in tried[1:])
     raise UserError(f"{tried[0]} does not exist{beside}: run `datamodels fit{which}`")
 
@@ -202,14 +204,18 @@ def _top(weight: NDArray[np.float64], k: int, sign: Sign) -> Top:
     return Top(order, weight[order])
 
 
-def load(source: str | Path | Store, *, split: str = "test") -> Datamodels:
+def load(source: str | Path | Store, *, output: str | None = None, split: str = "test") -> Datamodels:
     """The fitted datamodels of a store's split, or those in a .pt file (docs/format.md).
 
-        fitted = dm.load(store, split="train")
+        fitted = dm.load(store, output="loss", split="train")
 
-    Raises UserError where there are none, or the file is not of the format.
+    output: None for margins, or where a store has none for the first output of the split. Raises UserError where there
+    are none, or the file is not of the format.
     """
-    path = Path(source) if isinstance(source, str | Path) else find(source, split)
+    if isinstance(source, str | Path):
+        path = Path(source)
+    else:
+        path = find(source, split_name(source.arrays, split, output))
     tensors = load_tensors(path)
     if not isinstance(tensors, dict):
         tensors = {}

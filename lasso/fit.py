@@ -17,7 +17,16 @@ from datamodels.lasso import files
 from datamodels.lasso.atomic import replacing
 from datamodels.lasso.design import divide
 from datamodels.lasso.gram import GramCache, Matrices, target_batches
-from datamodels.lasso.rows import FitRows, Progress, enough_memory, estimation_rows, silent, target_count
+from datamodels.lasso.rows import (
+    FitRows,
+    Progress,
+    enough_memory,
+    estimation_rows,
+    silent,
+    split_and_output,
+    split_name,
+    target_count,
+)
 from datamodels.lasso.solver import Solution, TargetBatch
 from datamodels.train import UserError, WorkError
 from datamodels.train.store import BaseStore as Store
@@ -31,13 +40,16 @@ def fit(
     split: str = "test",
     targets: Range | None = None,
     progress: Progress = silent,
+    *,
+    output: str | None = None,
 ) -> Path:
     """Fit the datamodels of a split and write them (docs/format.md); returns the path of the .pt.
 
-    targets: only the columns [A, B), as a piece; the piece that completes the split also makes the whole file. Weights
-    and duality gaps do not depend on the pieces. Raises UserError for a store that cannot be fitted yet or targets
-    outside it, WorkError for damaged rows, margins that are not finite, or a target that does not converge.
+    output: None for margins, or where a store has none for the split's first output. targets: only the columns [A, B),
+    as a piece; the piece that completes the split makes the whole file. Weights and gaps do not depend on the pieces.
+    Raises UserError for a store that cannot be fitted yet, WorkError for damaged rows or a target without convergence.
     """
+    split = split_name(store.arrays, split, output)
     width = target_count(store, split)
     first, last = targets or (0, width)
     if not 0 <= first < last <= width:
@@ -271,7 +283,7 @@ def _report(
     return {
         "dataset": store.setting.dataset,
         "tag": store.setting.file_tag,
-        "split": split,
+        **dict(zip(("split", "output"), split_and_output(split), strict=True)),
         "targets": list(targets),
         "n_train": store.n_train,
         "features": store.n_features,

@@ -1,7 +1,7 @@
 """Which rows of a store enter a fit or an evaluation, and reading them block by block."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,21 +36,44 @@ def enough_memory(n_train: int) -> Iterator[None]:
         ) from None
 
 
-def margin_array(store: Store, split: str) -> str:
-    """The name of a split's margin array; raises UserError for an unknown split, or one that the store lacks."""
+def split_name(arrays: Collection[str], split: str, output: str | None = None) -> str:
+    """What the files of a fit to an output are named after: `test` for test margins, `test_loss` for the test loss.
+
+    In this package and in launch, `split` is such a name. arrays: names of those that a store has. output: None for
+    margins, or where there are none for the first output of the split. Raises UserError where there is no such output.
+    """
     if split not in ("test", "train"):
         raise UserError(f"split is {split!r}, expected test or train")
-    name = f"{split}_margins"
-    try:
-        store.array(name)
-    except KeyError:
-        raise UserError(f"{store.layout.array(name)} does not exist") from None
-    return name
+    outputs = [name.removeprefix(f"{split}_") for name in arrays if name.startswith(f"{split}_")]
+    outputs = [name for name in outputs if name not in ("masks", "logits")]
+    if output is None:
+        output = "margins" if "margins" in outputs or not outputs else outputs[0]
+    if output not in outputs:
+        expected = f"one of {', '.join(outputs)}" if outputs else "another split: this one has none"
+        raise UserError(f"output is {output!r}, expected {expected} ({split} split)")
+    return split if output == "margins" else f"{split}_{output}"
+
+
+def split_and_output(split: str) -> tuple[str, str]:
+    """What `split_name` was made of."""
+    name, _, output = split.partition("_")
+    return name, output or "margins"
+
+
+def target_array(store: Store, split: str) -> str:
+    """The name of the array that holds the targets; raises UserError where the store lacks it or it has no targets."""
+    array = "_".join(split_and_output(split))
+    if array not in store.arrays:
+        raise UserError(f"{store.layout.array(array)} does not exist")
+    shape = store.arrays[array].shape
+    if len(shape) != 2:
+        raise UserError(f"{store.layout.array(array)} has shape {list(shape)}, expected [rows, targets]")
+    return array
 
 
 def target_count(store: Store, split: str) -> int:
-    """Targets (columns of margins) of a split."""
-    return int(store.array(margin_array(store, split)).shape[1])
+    """Targets of a split: columns of its margins, or of another output."""
+    return int(store.arrays[target_array(store, split)].shape[1])
 
 
 def file_name(store: Store, array: str) -> str:
@@ -153,7 +176,10 @@ def read_masks(store: Store, rows: NDArray[np.int64], checked: bool = False) -> 
 def read_features(store: Store, rows: NDArray[np.int64], checked: bool = False) -> NDArray[np.bool_]:
     """What datamodels are linear in, [len(rows), n_features]: masks, or with `mask: groups` the groups in them."""
     masks = read_masks(store, rows, checked)
-    return masks if store.groups is None else masks.take(np.unique(store.groups, return_index=True)[1], axis=1)
+    if store.groups is None:
+        return masks
+    chosen: NDArray[np.bool_] = np.take(masks, np.unique(store.groups, return_index=True)[1], axis=1)
+    return chosen
 
 
 def refuse_unshared_masks(store: Store, rows: NDArray[np.int64]) -> None:
@@ -179,22 +205,22 @@ def refuse_unshared_masks(store: Store, rows: NDArray[np.int64]) -> None:
 def read_margins(
     store: Store, split: str, rows: NDArray[np.int64], columns: slice | NDArray[np.int64], checked: bool = False
 ) -> NDArray[np.float64]:
-    """margins [len(rows), columns] in float64; raises WorkError where one is not finite."""
+    """Margins, or another output, [len(rows), columns] in float64; raises WorkError where one is not finite."""
     return stored_margins(store, split, rows, columns, checked).astype(np.float64)
 
 
 def stored_margins(
     store: Store, split: str, rows: NDArray[np.int64], columns: slice | NDArray[np.int64], checked: bool = False
-) -> NDArray[np.float16]:
+) -> NDArray[np.floating]:
     """`read_margins` without the conversion to float64, which takes four times the memory."""
-    name = margin_array(store, split)
+    name = target_array(store, split)
     if checked:
         margins = _chosen(store.array(name)[rows[0] : rows[-1] + 1, columns], rows)
     else:
         margins = read_rows(store, name, rows)[:, columns]
     broken = np.flatnonzero(~finite_rows(margins))
     if len(broken):
-        raise WorkError(f"{file_name(store, name)}: row {rows[broken[0]]} holds a margin that is not finite")
+        raise WorkError(f"{file_name(store, name)}: row {rows[broken[0]]} holds a value that is not finite")
     return margins
 
 

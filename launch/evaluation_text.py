@@ -19,11 +19,12 @@ def headline(found: Evaluation) -> Lines:
 
 def everything(found: Evaluation) -> Lines:
     """All figures of an evaluation, with n."""
+    output = found.protocol["output"]
     return [
         *headline(found),
         ("Pearson", f"{found.pearson:.4f}"),
         ("R2", f"{found.r2:.4f}"),
-        ("MSE", f"{found.mse:.4f} squared logits"),
+        ("MSE", f"{found.mse:.4f} squared {'logits' if output == 'margins' else output}"),
         ("targets", f"{found.targets}, {found.undefined} of them without a rank correlation (counted as 0)"),
         ("models", f"{found.models} for evaluation, with {found.masks} masks"),
     ]

@@ -1,9 +1,11 @@
 """One command, as the user gave it."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datamodels.lasso import split_name
 from datamodels.launch.progress import notice
 from datamodels.train import Setting, UserError
 from datamodels.train.store import BaseStore, Layout, Store, open_store
@@ -29,6 +31,13 @@ class Request:
     def own_store(self) -> Store:
         """The store, for training. Raises UserError where there is none, or published files alone."""
         return Store.open(self.layout, self.setting)
+
+    def split(self, arrays: Collection[str]) -> str:
+        """The targets that --split and --output name, as `split_name` names them. Raises UserError.
+
+        arrays: names of those that the store has.
+        """
+        return split_name(arrays, self.options.get("split") or "test", self.options["output"])
 
     def span(self, key: str, stop: int) -> tuple[int, int] | None:
         """The option `A:B` as numbers within [0, stop), or None where it is not given. Raises UserError."""

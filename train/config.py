@@ -6,11 +6,10 @@ Nothing here imports torch, so that `--help` and `status` stay quick.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
-from types import NoneType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from datamodels.train.errors import UserError
 from datamodels.train.user_code import sha256_of
@@ -148,6 +147,10 @@ class Outputs:
     """Keep the logits of every training example: [models + eval_models, N_train, classes] in float16."""
     test_logits: bool = False
     """Keep the logits of every test example: [models + eval_models, N_test, classes] in float16."""
+    loss: bool = False
+    """Keep the loss of every training and test example, the cross-entropy of its mean logits, in float32."""
+    correct: bool = False
+    """Keep whether each training and test example is classified correctly: 1 where its margin is above 0, else 0."""
     preallocate: bool = True
     """Reserve the whole store's disk space at `init`. If false, a full disk is noticed only during training."""
 
@@ -332,13 +335,6 @@ def alpha_of(pct: str) -> float:
     return float(Decimal(pct).scaleb(-2))
 
 
-_FREE = {
-    *("models", "recipe.device", "outputs.preallocate"),
-    *("data.root", "data.python", "data.layout", "data.form", "data.packed", "data.resident"),
-}
-"""Keys that may differ between a store and the config it is reopened with (`models` has its own rule)."""
-
-
 def flatten(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield each key of nested dictionaries, with dots between the levels, and its value."""
     for key, value in config.items():
@@ -346,45 +342,3 @@ def flatten(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a resolved setting that its rows depend on, as flat dotted keys.
-
-    Of a file that the setting names, that is its digest and not its path.
-    """
-    flat = dict(flatten(config))
-    for key in [key for key in flat if key.endswith("_sha256") and flat[key]]:
-        flat[key.removesuffix("_sha256")] = "a file"
-    return {key: value for key, value in flat.items() if key not in _FREE and not key.startswith(("fit.", "eval."))}
-
-
-INSTEAD = {
-    "beton-raw": "`npy`, which holds the same pixels",
-    "beton-jpeg": "`beton`, with its two files in data.root as {dataset}_train.beton and {dataset}_test.beton",
-}
-"""What to use in place of values of data.form that version 0.1 had."""
-
-
-def from_dict(config: dict[str, Any]) -> Setting:
-    """Return the setting that a dictionary from `to_dict` stands for, one of version 0.1 too. Raises UserError.
-
-    What that version had besides is dropped where no row depends on it.
-    """
-    groups = {"data": Data, "recipe": Recipe, "outputs": Outputs, "fit": Fit, "eval": Eval}
-    for key in groups.keys() & config.keys():
-        _require(isinstance(config[key], dict), key, config[key], "keys and values")
-        refuse_null(groups[key], config[key], f"{key}.")
-    refuse_null(Setting, config)
-    given = {key: dict(config[key]) for key in groups.keys() & config.keys()}
-    given.get("fit", {}).pop("solver", None)
-    if given.get("data", {}).get("form") == "beton-raw":
-        given["data"]["form"] = "auto"
-    return Setting(**{**config, **{key: groups[key](**values) for key, values in given.items()}})
-
-
-def refuse_null(kind: type, values: Mapping[str, Any], prefix: str = "") -> None:
-    """Raises UserError, with the prefix before the key's name, where a key of a dataclass is null and must not be."""
-    for each in dataclasses.fields(kind):
-        null = values.get(each.name, each.default) is None and NoneType not in get_args(each.type)
-        _require(not null, f"{prefix}{each.name}", None, "a value; leave the key out for its default")

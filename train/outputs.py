@@ -50,11 +50,14 @@ class Declared:
 
 
 def image_outputs(kept: Outputs, n_train: int, n_test: int, classes: int) -> tuple[Output, ...]:
-    """Return what the image trainer stores of each row: margins, and the logits that are kept."""
+    """Return what the image trainer stores of each row: margins, and of logits, loss and correct what is kept."""
     half = np.dtype(np.float16)
     found = [Output("test_margins", (n_test,), half), Output("train_margins", (n_train,), half)]
     if kept.train_logits:
         found.append(Output("train_logits", (n_train, classes), half))
     if kept.test_logits:
         found.append(Output("test_logits", (n_test, classes), half))
+    for output, is_kept, kind in (("loss", kept.loss, np.dtype(np.float32)), ("correct", kept.correct, half)):
+        if is_kept:
+            found += [Output(f"test_{output}", (n_test,), kind), Output(f"train_{output}", (n_train,), kind)]
     return tuple(found)

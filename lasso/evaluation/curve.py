@@ -11,7 +11,7 @@ from datamodels.lasso.evaluation.scores import EvaluationRows
 from datamodels.lasso.files import make_folder, path_of
 from datamodels.lasso.fit import usable
 from datamodels.lasso.gram import Matrices, nested_subsets
-from datamodels.lasso.rows import Progress, enough_memory, silent
+from datamodels.lasso.rows import Progress, enough_memory, silent, split_name, target_count
 from datamodels.lasso.solver import solve
 from datamodels.train import UserError
 from datamodels.train.store import BaseStore as Store
@@ -105,6 +105,7 @@ def curve(
     store: Store,
     *,
     split: str = "test",
+    output: str | None = None,
     points: int = 10,
     targets: NDArray[np.int64] | None = None,
     progress: Progress = silent,
@@ -114,10 +115,12 @@ def curve(
         found = dm.curve(store)
         print([(point.models, point.lds) for point in found.points], found.answer())
 
-    points: how many sizes, geometric. targets: columns to fit; by default 256 evenly spaced ones. Every row is read
-    once; temporary files in the folder of the datamodels take 8 N_train^2 bytes. Raises as `fit` and `evaluate` do.
+    output: as for `fit`. points: how many sizes, geometric. targets: columns to fit; by default 256 evenly spaced ones.
+    Every row is read once; temporary files in the folder of the datamodels take 8 N_train^2 bytes. Raises as `fit` and
+    `evaluate` do.
     """
-    width = store.margins(split).shape[1]
+    split = split_name(store.arrays, split, output)
+    width = target_count(store, split)
     if targets is None:
         targets = np.unique(np.linspace(0, width - 1, min(_TARGETS, width)).astype(np.int64))
     if not len(targets) or targets.min() < 0 or targets.max() >= width:

@@ -12,7 +12,17 @@ from datamodels.lasso.datamodels import Datamodels, find, load, places
 from datamodels.lasso.evaluation.result import Evaluation
 from datamodels.lasso.evaluation.scores import EvaluationRows, Tile
 from datamodels.lasso.fit import is_fresh
-from datamodels.lasso.rows import Progress, blocks, enough_memory, estimation_rows, read_features, silent
+from datamodels.lasso.rows import (
+    Progress,
+    blocks,
+    enough_memory,
+    estimation_rows,
+    read_features,
+    silent,
+    split_and_output,
+    split_name,
+    target_count,
+)
 from datamodels.lasso.scores_file import read_scores
 from datamodels.train import UserError
 from datamodels.train.store import BaseStore as Store
@@ -31,6 +41,7 @@ def evaluate(
     scores: Datamodels | ArrayLike | str | Path | None = None,
     *,
     split: str = "test",
+    output: str | None = None,
     weight_units: str | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
@@ -44,11 +55,14 @@ def evaluate(
     target's margin more; or a file with one of them, as `read_scores` takes it. Default: the fitted datamodels of the
     split. Arrays have bias 0, so that MSE and R^2 mean little.
 
+    output: as for `fit`.
+
     weight_units: `mask`, or `standardised` for weights of masks standardised by mean and deviation over the estimation
     rows, as fast_l1 saves them; default what the file says, else `mask`.
 
     Raises UserError for unfit scores or fewer than three evaluation masks, WorkError for damaged rows.
     """
+    split = split_name(store.arrays, split, output)
     given = _as_datamodels(store, split, scores, weight_units)
     with enough_memory(store.n_features):
         rows = EvaluationRows(store, split, progress)
@@ -89,7 +103,7 @@ def _as_datamodels(
             raise UserError(f"{name} holds {values.dtype}, expected real numbers")
         scores = Datamodels(name, values, np.zeros(values.shape[-1] if values.ndim else 0), {})
 
-    expected = store.n_features, store.margins(split).shape[1]
+    expected = store.n_features, target_count(store, split)
     if (found := scores.stored_weight.shape) != expected:
         advice = ", of which it is the transpose" if found == expected[::-1] else ""
         raise UserError(f"{scores.path} has shape {found}, expected {expected}: [N_train, targets]{advice}")
@@ -120,11 +134,13 @@ def protocol(store: Store, split: str) -> dict[str, Any]:
     """The setting and split that figures are of, for JSON; None is what is not known of them."""
     setting = store.setting
     unknown, own = isinstance(store, PublishedStore), setting.trainer is not None
+    split, output = split_and_output(split)
     return {
         "dataset": setting.dataset,
         "alpha": setting.alpha,
         "split": split,
-        "margin": None if own else MARGIN,
+        "output": output,
+        "margin": None if own or output != "margins" else MARGIN,
         "mask": None if unknown else setting.mask,
         "tta": None if unknown or own else setting.tta,
         "seed": None if unknown else setting.seed,

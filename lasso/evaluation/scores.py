@@ -29,6 +29,7 @@ from datamodels.lasso.rows import (
     read_margins,
     refuse_unshared_masks,
     silent,
+    target_array,
 )
 from datamodels.train import UserError
 from datamodels.train.store import BaseStore as Store
@@ -61,7 +62,7 @@ class EvaluationRows:
             raise UserError(
                 f"the evaluation rows have {len(self.runs)} masks, expected at least {LEAST_MASKS}: raise eval_models"
             )
-        check_rows(store, ("train_masks", f"{split}_margins"), self.rows, progress)
+        check_rows(store, ("train_masks", target_array(store, split)), self.rows, progress)
         refuse_unshared_masks(store, self.rows)
 
     @property

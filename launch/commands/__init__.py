@@ -42,6 +42,9 @@ WORKERS = option(
 )
 RETRY = option("--retry-failed", "also retry rows that failed for good", action="store_true")
 SPLIT = option("--split", "which examples are the targets", choices=["test", "train"], default="test")
+OUTPUT = option(
+    "--output", "what is predicted, such as loss; default margins, or without any the first output", metavar="NAME"
+)
 OUT = option("--out", "folder for datamodels and report, where the root is read-only", metavar="DIR")
 JSON = option("--json", "print the result as JSON", action="store_true")
 PRICE = option("--price", "price of a GPU for an hour (of a CPU core where no GPU trains)", type=float)
@@ -56,6 +59,7 @@ EVAL = [
 EXPORT = [
     option("--to", "library or format to write for", choices=["trak", "dattri", "quanda", "sparse", "parquet"]),
     option("--split", "which examples are the targets; default test", choices=["test", "train"]),
+    OUTPUT,
     option("--rows", "trak, dattri, quanda: these rows; default the evaluation rows", metavar="A:B[,C:D]"),
     option("--margin", "trak, dattri: margins as stored (default), or TRAK's, from logits", choices=["store", "trak"]),
     option("--checkpoints", "quanda: these rows, with their networks trained again", metavar="A:B[,C:D]"),
@@ -110,13 +114,17 @@ COMMANDS = {
     "fit": Command(
         datamodels.fit,
         "fit the datamodels",
-        [SPLIT, OUT, option("--targets", "only targets A to B-1, as a piece of the whole", metavar="A:B")],
+        [SPLIT, OUTPUT, OUT, option("--targets", "only targets A to B-1, as a piece of the whole", metavar="A:B")],
     ),
-    "eval": Command(datamodels.evaluate, "evaluate datamodels on the evaluation rows", [SPLIT, OUT, JSON, *EVAL]),
-    "report": Command(datamodels.report, "write an HTML page with plots and images", [SPLIT, OUT, PRICE]),
+    "eval": Command(
+        datamodels.evaluate, "evaluate datamodels on the evaluation rows", [SPLIT, OUTPUT, OUT, JSON, *EVAL]
+    ),
+    "report": Command(datamodels.report, "write an HTML page with plots and images", [SPLIT, OUTPUT, OUT, PRICE]),
     "export": Command(datamodels.export, "write files for other libraries: docs/export.md", EXPORT),
-    "run": Command(run.run, "init, train, fit, eval and report in one go", [DEVICES, WORKERS, RETRY]),
-    "submit": Command(submit.submit, "run a setting on SLURM, as arrays of tasks", [SPLIT, *SUBMIT], cluster=True),
+    "run": Command(run.run, "init, train, fit, eval and report in one go", [OUTPUT, DEVICES, WORKERS, RETRY]),
+    "submit": Command(
+        submit.submit, "run a setting on SLURM, as arrays of tasks", [SPLIT, OUTPUT, *SUBMIT], cluster=True
+    ),
     "plan": Command(plan.plan, "print what a setting takes: bytes, hours, money", [JSON, *PLAN, PRICE]),
     "data": Command(store.data, "fetch or check the data set, and say where it lies"),
 }

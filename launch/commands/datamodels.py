@@ -11,18 +11,22 @@ from datamodels.train.store import BaseStore, Store
 
 
 def fit(request: Request) -> int:
+    from datamodels.lasso import target_count
+
     store = request.store()
-    split = request.options["split"]
-    print(fit_split(store, split, request.span("targets", store.n_test if split == "test" else store.n_train)))
+    split = request.split(store.arrays)
+    print(fit_split(store, split, request.span("targets", target_count(store, split))))
     return 0
 
 
 def fit_split(store: BaseStore, split: str, targets: tuple[int, int] | None) -> Path:
     """Fit a split, or only some of its targets; returns the path of the datamodels."""
     from datamodels.lasso import fit as fit_datamodels
+    from datamodels.lasso import split_and_output
 
+    name, output = split_and_output(split)
     with Stages() as progress:
-        path = fit_datamodels(store, split, targets, progress)
+        path = fit_datamodels(store, name, targets, progress, output=output)
     left_out = int((store.failed() & ~store.completed()).sum())
     if left_out and isinstance(store, Store):  # of published files it is told which
         notice(f"{left_out} of {store.rows} rows failed and were left out (fit.max_failed)")
@@ -41,6 +45,7 @@ def evaluate(request: Request) -> int:
             request.store(),
             options["weights"],
             split=options["split"],
+            output=options["output"],
             weight_units=options["weight_units"],
             progress=progress,
         )
@@ -56,9 +61,10 @@ def _curve(request: Request) -> int:
     for option in ("weights", "weight_units", "per_target"):
         if request.options[option]:
             raise UserError(f"--curve fits datamodels of its own, expected no --{option} with it")
-    store, split = request.store(), request.options["split"]
+    store = request.store()
+    split, options = request.split(store.arrays), request.options
     with Stages() as progress:
-        found = curve(store, split=split, progress=progress)
+        found = curve(store, split=options["split"], output=options["output"], progress=progress)
     try:
         write_curve(store, split, found)
     except WorkError as error:
@@ -76,7 +82,8 @@ def _curve(request: Request) -> int:
 def report(request: Request) -> int:
     from datamodels.launch.report import refuse_unfitted, write_report
 
-    store, split, price = request.store(), request.options["split"], request.options["price"]
+    store, price = request.store(), request.options["price"]
+    split = request.split(store.arrays)
     if price is not None and not 0 < price < math.inf:
         raise UserError(f"--price is {price}, expected a finite number above 0")
     refuse_unfitted(store, split)
@@ -92,13 +99,15 @@ def report(request: Request) -> int:
 
 
 def export(request: Request) -> int:
-    from datamodels.launch.export import TARGETS, write_export
+    from datamodels.launch.export import TARGETS, options_of, write_export
 
     options = request.options
     if options["to"] is None:
         raise UserError(f"--to is missing: expected one of {', '.join(TARGETS)}")
     store = request.store()
-    given = {key: options[key] for key in ("split", "margin", "threshold", "k") if options[key] is not None}
+    given = {key: options[key] for key in ("margin", "threshold", "k") if options[key] is not None}
+    if options["split"] or options["output"] or "split" in options_of(options["to"]):
+        given["split"] = request.split(store.arrays)
     for key in ("rows", "checkpoints"):
         if ranges := request.ranges(key, store.rows):
             given[key] = sorted({row for rows in ranges for row in rows})

@@ -15,7 +15,7 @@ from datamodels.launch.stop import Stop
 
 def run(request: Request) -> int:
     """init, train, fit, eval, report; each step only where something is left to do."""
-    from datamodels.lasso import is_current, preflight_check
+    from datamodels.lasso import is_current, preflight_check, split_and_output
     from datamodels.lasso.evaluation import evaluate
     from datamodels.launch.evaluation_text import aligned, headline
     from datamodels.launch.report import is_up_to_date, write_report
@@ -44,26 +44,27 @@ def run(request: Request) -> int:
     stop.check()
     trained = int(store.completed().sum()) - done_before
 
-    if is_current(store, "test"):
+    split = request.split(store.arrays)
+    if is_current(store, split):
         notice("nothing to fit: the datamodels are up to date")
     else:
         with timed("fit"):
-            fit_split(store, "test", None)
+            fit_split(store, split, None)
 
     quality = None
     if store.eval_models:
         with timed("eval"):
-            quality = evaluate(store)
+            quality = evaluate(store, output=split_and_output(split)[1])
 
-    if is_up_to_date(store, "test", dataset):
+    if is_up_to_date(store, split, dataset):
         notice("nothing to report: the page is up to date")
     else:
         with timed("report"), Stages() as progress:
-            write_report(store, "test", dataset, quality, progress)
+            write_report(store, split, dataset, quality, progress)
 
     rate = f"{trained / seconds['train'] * 3600:,.0f}" if trained else "-"
     lines = [("models", f"{store.models} + {store.eval_models} for evaluation"), ("rows/hour", rate)]
     lines += headline(quality) if quality else []
     print(aligned([*lines, *((f"{stage}, s", f"{taken:.1f}") for stage, taken in seconds.items())]))
-    print(report_path(store, "test"))
+    print(report_path(store, split))
     return 0

@@ -19,12 +19,12 @@ def submit(request: Request) -> int:
 
     options = request.options
     request = replace(request, root=Path(os.path.abspath(request.root)))  # as the jobs will know it
-    layout, split, cluster = request.layout, options["split"], slurm_from(options["slurm"])
+    layout, cluster = request.layout, slurm_from(options["slurm"])
     if not options["gate"]:  # which goes by its plan alone
         chosen = cluster.clusters or os.environ.get("SBATCH_CLUSTERS") or os.environ.get("SLURM_CLUSTERS")
         cluster = replace(cluster, clusters=chosen)
     if options["dry_run"]:
-        return dry_run(request.setting, layout, cluster, split, options["retry_failed"])
+        return dry_run(request, cluster)
     check_submittable(layout)
     if options["cancel"]:
         return cancel(layout)
@@ -38,4 +38,4 @@ def submit(request: Request) -> int:
         notice(f"the rows will be trained, but not fitted or evaluated: {error}")
     if options["retry_failed"]:
         retry(store, range(store.rows))
-    return submit_missing(store, layout, cluster, split)
+    return submit_missing(store, layout, cluster, request.split(store.arrays))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from datamodels.lasso import Progress
+from datamodels.lasso import Progress, target_count
 from datamodels.launch.export import dattri, parquet, quanda, sparse, trak
 from datamodels.launch.export.folder import new_folder
 from datamodels.train import UserError
@@ -47,7 +47,7 @@ def write_export(store: BaseStore, to: str, given: dict[str, Any], progress: Pro
     options = {**defaults, **given}
     name = to
     if "split" in options:
-        store.margins(options["split"])
+        target_count(store, options["split"])
         name = f"{to}_{options['split']}"
     path = store.derived / "export" / f"{name}_{store.setting.file_tag}"
     about = {"to": to, "dataset": store.setting.dataset, "alpha": store.setting.alpha, **options}

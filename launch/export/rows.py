@@ -69,6 +69,8 @@ class Subsets:
         margin: `store`, correct minus largest other logit, or `trak`. Raises UserError at once if the logits for it are
         missing, WorkError for damaged rows.
         """
+        if margin == "trak" and split not in ("test", "train"):
+            raise UserError(f"--margin trak is computed from logits, expected no other output such as {split}")
         labels = labels_of(self.store, split) if margin == "trak" else None
         return self._mean_margins(split, labels)
 

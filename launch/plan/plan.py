@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodels.lasso import fit_bytes, path_of, read_report
+from datamodels.lasso import fit_bytes, path_of, read_report, split_and_output, split_name
 from datamodels.lasso.evaluation import read_curve
 from datamodels.lasso.gram import curve_disk_bytes, disk_bytes
 from datamodels.launch.plan.rates import Rate, main_device, probe, rate_of
@@ -67,7 +67,8 @@ def plan(setting: Setting, layout: Layout, terms: Terms) -> dict[str, Any]:
     notices = list[str]()
     arrays = list(store.arrays.values()) if store else arrays_of(setting, notices)
     shapes = {array.name: array.shape for array in arrays}
-    n_train, n_test = shapes["train_masks"][1], shapes["test_margins"][1]
+    split = split_name(shapes, "test")
+    n_train, n_test = shapes["train_masks"][1], shapes["_".join(split_and_output(split))][1]
     rows = store.rows if store else setting.rows
     missing = len(store.missing()) if store else rows
     models = rows - setting.eval_models
@@ -98,7 +99,7 @@ def plan(setting: Setting, layout: Layout, terms: Terms) -> dict[str, Any]:
         "hours_in_all": rows * per_row if per_row else None,
         "hours_of": ("GPU" if rate.on_gpu else "CPU core") if rate else None,
         "money": hours * terms.price if hours is not None and terms.price else None,
-        "fit": _fit(store, models, n_train, n_test),
+        "fit": _fit(store, split, models, n_train, n_test),
         "expected": _expected_lds(store, models),
         "budget_hours": terms.hours,
         "budget": budget,
@@ -150,7 +151,7 @@ def _bought(setting: Setting, alpha: float, rate: Rate | None, store: Store | No
 
 def _expected_lds(store: Store | None, models: int) -> dict[str, Any] | None:
     """LDS of so many models, by the law of the curve that `eval --curve` kept for the test targets of the store."""
-    found = read_curve(store, "test") if store and models > 0 else None
+    found = read_curve(store, split_name(store.arrays, "test")) if store and models > 0 else None
     if not found or not found[0].law:
         return None
     curve, current = found
@@ -159,13 +160,13 @@ def _expected_lds(store: Store | None, models: int) -> dict[str, Any] | None:
     return {"lds": lds, "error": curve.law.error, "measured_to": curve.points[-1].models, "current": current}
 
 
-def _fit(store: Store | None, models: int, n_train: int, n_test: int) -> dict[str, Any]:
+def _fit(store: Store | None, split: str, models: int, n_train: int, n_test: int) -> dict[str, Any]:
     """Bytes that a fit of the test targets takes, and the seconds that the last one took.
 
     `bytes` is its .pt and `statistics_bytes` the gram cache beside it; `curve_bytes` are freed at the end of
     `eval --curve`.
     """
-    report = read_report(path_of(store, "test")) if store else None
+    report = read_report(path_of(store, split)) if store else None
     return {
         "matrix_bytes": 4 * n_train**2,
         "bytes": fit_bytes(n_train, n_test),

@@ -67,7 +67,7 @@ def fit(data: ReportData) -> dict[str, Any]:
         "median_kkt": np.median(vectors["kkt"]),
         "seconds": sum(sum((part.datamodels.report or {})["seconds"].values()) for part in fitted.parts),
         "path_targets": 0 if paths is None else len(paths.targets),
-        "path_plot": None if paths is None else plots.lambda_paths("paths", paths, data.split),
+        "path_plot": None if paths is None else plots.lambda_paths("paths", paths, data.side),
         "lambda_plot": lambda_plot,
         "gap_plot": gap_plot,
         "explained_plot": explained_plot,

@@ -95,7 +95,7 @@ def target_cases(data: ReportData) -> list[Case]:
         lines = [] if data.evaluation is None else [f"LDS {data.evaluation.target_lds[place]:.2f}"]
         if data.survey.own is not None:
             lines.append(f"self {signed(float(data.survey.own[place]))}")
-        image = thumbnail(data, data.split, target, lines)
+        image = thumbnail(data, data.side, target, lines)
         cases.append(_case(data, image, weight, "train", np.arange(len(weight))))
     return cases
 
@@ -109,7 +109,7 @@ def influential_cases(data: ReportData) -> list[Case]:
         if data.survey.own is not None:
             weight[targets == example] = 0
         image = thumbnail(data, "train", example, [f"mean {influence[example]:.3g}"])
-        cases.append(_case(data, image, weight, data.split, targets))
+        cases.append(_case(data, image, weight, data.side, targets))
     return cases
 
 

@@ -6,34 +6,40 @@ import numpy as np
 
 from datamodels.lasso import read_features
 from datamodels.launch.report import plots
-from datamodels.launch.report.report_data import ROWS, ReportData, column_step, sample_margins, spread
+from datamodels.launch.report.report_data import ROWS, ReportData, column_step, sample_outputs, spread
 from datamodels.train.store import Store
 
 _COUNTED = 2**27
 """Mask entries that are read to count how often each example was trained on, if a fit has not counted all."""
 _TAIL = 1e-3
-"""Share of the margins beyond either end of their plot."""
+"""Share of the values beyond either end of their plot."""
 
 
 def models(data: ReportData) -> dict[str, Any]:
-    """Plots of accuracy, of margins, and of how often masks hold each training example."""
+    """Plots of accuracy, of what is predicted, and of how often masks hold each training example."""
     store, accuracy = data.store, data.accuracy
     done = np.flatnonzero(store.completed())
     if not len(done):
         return {"rows": 0}
 
-    n_test = store.n_test if isinstance(store, Store) else -(-store.n_test // column_step(store.n_test))
-    edges = plots.whole_edges(np.round(accuracy * n_test).astype(np.int64)) / n_test
-    mark = f"mean {accuracy.mean():.2%}", float(accuracy.mean())
-    accuracy_plot = plots.histogram("accuracy", accuracy, "test accuracy", "models", edges=edges, mark=mark)
+    n_test, accuracy_plot = 0, None
+    if len(accuracy):
+        n_test = store.arrays["test_margins"].shape[1]
+        n_test = n_test if isinstance(store, Store) else -(-n_test // column_step(n_test))
+        edges = plots.whole_edges(np.round(accuracy * n_test).astype(np.int64)) / n_test
+        mark = f"mean {accuracy.mean():.2%}", float(accuracy.mean())
+        accuracy_plot = plots.histogram("accuracy", accuracy, "test accuracy", "models", edges=edges, mark=mark)
 
     rows = done[spread(len(done), ROWS)]
-    groups = {"test": sample_margins(store, "test", rows).ravel()}
-    has_train_margins = "train_margins" in store.arrays
-    if has_train_margins:
-        margins, masks = sample_margins(store, "train", rows), store.array("train_masks")
+    train, test = (store.arrays.get(f"{side}_{data.output}") for side in ("train", "test"))
+    groups = {} if test is None else {"test": sample_outputs(store, test.name, rows).ravel()}
+    by_example = train is not None and train.shape[1:] == (store.n_train,)
+    if train is not None and by_example:
+        values, masks = sample_outputs(store, train.name, rows), store.array("train_masks")
         inside = np.stack([masks[row, :: column_step(store.n_train)] for row in rows])
-        groups = {"trained on": margins[inside], "left out": margins[~inside], **groups}
+        groups = {"trained on": values[inside], "left out": values[~inside], **groups}
+    elif train is not None:
+        groups = {"train": sample_outputs(store, train.name, rows).ravel(), **groups}
     groups = {name: values for name, values in groups.items() if len(values)}
     low, high = np.quantile(np.concatenate(list(groups.values())), (_TAIL, 1 - _TAIL))
     edges = np.linspace(low, max(high, low + 1e-3), 49)
@@ -42,10 +48,10 @@ def models(data: ReportData) -> dict[str, Any]:
         "rows": len(rows),
         "n_test": n_test,
         "accuracy_plot": accuracy_plot,
-        "has_train_margins": has_train_margins,
-        "n_margins": sum(map(len, groups.values())),
+        "by_example": by_example,
+        "n_values": sum(map(len, groups.values())),
         "beyond": 2 * _TAIL,
-        "margin_plot": plots.outlines("margins", groups, edges, "margin", "margins"),
+        "output_plot": plots.outlines("outputs", groups, edges, data.outcome, "values"),
         "sums": _column_sums(data),
     }
 

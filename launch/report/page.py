@@ -11,7 +11,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup, escape
 
-from datamodels.lasso import Evaluation, Progress, silent
+from datamodels.lasso import Evaluation, Progress, silent, split_and_output
 from datamodels.lasso.evaluation import read_curve
 from datamodels.launch.progress import counted, duration
 from datamodels.launch.report.fit import fit
@@ -39,6 +39,12 @@ def prose(text: str) -> Markup:
     """Plain text as HTML: `code` is set as such, numbers have proper minus signs."""
     marked = re.sub(r"(?<![\w-])-(?=\.?\d)", "−", str(escape(text)))
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", marked))
+
+
+def told(split: str) -> str:
+    """Which targets a split is, for people: `test targets`, or `test targets, loss`."""
+    side, output = split_and_output(split)
+    return f"{side} targets" + ("" if output == "margins" else f", {output}")
 
 
 def labelled(svg: Markup, label: str) -> Markup:
@@ -97,7 +103,7 @@ def write_report(
         notes = ["The datamodels were fitted to other rows or with other options than today's: run `datamodels fit`."]
     page = environment.get_template("page.html").render(
         data=data,
-        title=f"{store.setting.dataset}, {store.setting.tag or f'alpha {store.setting.pct}%'}, {split} targets",
+        title=f"{store.setting.dataset}, {store.setting.tag or f'alpha {store.setting.pct}%'}, {told(split)}",
         used=data.fitted.report.get("rows", {}).get("used"),
         notes=notes,
         channels=data.dataset.train.images.shape[3] if data.dataset else None,
@@ -128,9 +134,12 @@ def _sections(data: ReportData) -> list[tuple[str, str, Markup]]:
         "manifest": data.store.manifest if isinstance(data.store, Store) else None,
         "settings": flatten(data.store.setting.to_dict()),
     }
+    if data.output == "margins":  # of other outputs, it is not known that more is better
+        sections += [
+            ("duplicates", "Suspected duplicates", duplicates(data)),
+            ("harmful", f"Harmful {'images' if data.dataset else 'examples'}", harmful(data)),
+        ]
     sections += [
-        ("duplicates", "Suspected duplicates", duplicates(data)),
-        ("harmful", f"Harmful {'images' if data.dataset else 'examples'}", harmful(data)),
         ("fit", "Fit", fit(data)),
         ("models", "Models and masks", models(data)),
         ("run", "What was run", run),

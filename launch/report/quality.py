@@ -31,7 +31,7 @@ def quality(data: ReportData) -> dict[str, Any]:
         if data.dataset is None:
             return target, lds
         ceiling = [] if found.target_ceiling is None else [f"max {found.target_ceiling[place]:.2f}"]
-        return thumbnail(data, data.split, target, [f"LDS {lds:.2f}", *ceiling])
+        return thumbnail(data, data.side, target, [f"LDS {lds:.2f}", *ceiling])
 
     order = np.argsort(-found.target_lds, kind="stable").tolist()
     count = min(_EXTREMES, len(order) // 2)
@@ -41,7 +41,7 @@ def quality(data: ReportData) -> dict[str, Any]:
         "lds_plot": plots.histogram("lds", found.target_lds, "LDS", "targets", mark=mean),
         "curve_plot": None if isinstance(curve, str) else plots.lds_curve("lds-curve", curve),
         "n_predictions": f"{x.size:,}: {counted(actual.shape[1], 'target')} in {counted(len(actual), 'model')}",
-        "prediction_plot": plots.density("predictions", predicted.ravel(), actual.ravel(), "margin"),
+        "prediction_plot": plots.density("predictions", predicted.ravel(), actual.ravel(), data.outcome),
         "deviation_plot": plots.density("deviations", x, y, "deviation"),
         "correlation": float(x @ y / scale) if scale else 0.0,
         "best": [shown(place) for place in order[:count]],
@@ -58,7 +58,7 @@ def _predictions(data: ReportData) -> tuple[NDArray[np.float64], NDArray[np.floa
     columns = data.survey.columns[:, : len(plotted)].copy()
     if data.survey.own is not None:  # left out of the columns
         columns[targets, np.arange(len(plotted))] = data.survey.own[plotted]
-    margins = store.array(f"{data.split}_margins")
+    margins = store.array(f"{data.side}_{data.output}")
     masks = np.concatenate([read_features(store, row, checked=True) for row in rows[:, None]])
     predicted = masks.astype(np.float32) @ columns
     actual = np.stack([margins[row, targets] for row in rows]).astype(np.float64)

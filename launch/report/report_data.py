@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.lasso import Curve, Evaluation, Progress
+from datamodels.lasso import Curve, Evaluation, Progress, split_and_output, target_count
 from datamodels.lasso.evaluation import EvaluationRows, Tile, curve, evaluate, read_curve, write_curve
 from datamodels.launch.progress import notice
 from datamodels.launch.report.cost import Work, work_of
@@ -31,6 +31,7 @@ ROWS, COLUMNS = 256, 2000
 class ReportData:
     store: BaseStore
     split: str
+    """`test` or `train` for margins, `test_loss` for another output: see `split_name`."""
     dataset: Dataset | None
     """Images and labels; None leaves images out."""
     fitted: Fitted
@@ -51,7 +52,22 @@ class ReportData:
     @property
     def kind(self) -> str:
         """What the targets are, for people."""
-        return "training" if self.split == "train" else "test"
+        return "training" if self.side == "train" else "test"
+
+    @property
+    def side(self) -> str:
+        """`test` or `train`: which examples the targets are."""
+        return split_and_output(self.split)[0]
+
+    @property
+    def output(self) -> str:
+        """What is predicted, `margins` or the name of another output."""
+        return split_and_output(self.split)[1]
+
+    @property
+    def outcome(self) -> str:
+        """The same of one target, for people."""
+        return self.output.removesuffix("s") if self.output == "margins" else self.output
 
     @property
     def features(self) -> str:
@@ -65,11 +81,16 @@ class ReportData:
 
     @cached_property
     def accuracy(self) -> NDArray[np.float64]:
-        """Test accuracy of each done row as recorded; of published files that of some rows, on some test examples."""
+        """Test accuracy of each done row as recorded; of published files that of some rows, on some test examples.
+
+        Empty where no test margins are kept.
+        """
+        if "test_margins" not in self.store.arrays:
+            return np.empty(0)
         if isinstance(self.store, Store):
             return self.store.states.accuracy[self.store.completed()].astype(np.float64)
         done = np.flatnonzero(self.store.completed())
-        margins = sample_margins(self.store, "test", done[spread(len(done), ROWS)])
+        margins = sample_outputs(self.store, "test_margins", done[spread(len(done), ROWS)])
         return np.mean(margins > 0, axis=1, dtype=np.float64)
 
 
@@ -87,12 +108,18 @@ def gather(
     if evaluation is None:
         evaluation, not_evaluated = _evaluate(store, split, fitted, progress)
     plotted, shown = (spread(len(fitted.targets), count) for count in (_PLOTTED, _SHOWN))
-    weights = survey(fitted, np.concatenate([plotted, shown]), split == "train" and store.groups is None, progress)
+    weights = survey(fitted, np.concatenate([plotted, shown]), _has_own_weights(store, split), progress)
     lds_curve = _lds_curve(store, split, progress) if evaluation else ""
     dataset = None if store.groups is not None else dataset  # no weight is that of an image
     return ReportData(
         store, split, dataset, fitted, evaluation, not_evaluated, lds_curve, plotted, shown, weights, price
     )
+
+
+def _has_own_weights(store: BaseStore, split: str) -> bool:
+    """Whether the targets are the training examples, and so have weights for themselves."""
+    is_train, width = split_and_output(split)[0] == "train", target_count(store, split)
+    return is_train and store.groups is None and width == store.n_train
 
 
 def spread(total: int, count: int) -> NDArray[np.int64]:
@@ -105,10 +132,10 @@ def column_step(columns: int) -> int:
     return -(-columns // COLUMNS)
 
 
-def sample_margins(store: BaseStore, split: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Margins [rows, columns] of some rows and of evenly spaced columns."""
-    margins = store.array(f"{split}_margins")
-    return np.stack([margins[row, :: column_step(margins.shape[1])] for row in rows]).astype(np.float32)
+def sample_outputs(store: BaseStore, name: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """An array's values [rows, columns] of some rows and of evenly spaced columns."""
+    values = store.array(name)
+    return np.stack([values[row, :: column_step(values.shape[1])] for row in rows]).astype(np.float32)
 
 
 def _evaluate(store: BaseStore, split: str, fitted: Fitted, progress: Progress) -> tuple[Evaluation | None, str]:
@@ -117,7 +144,8 @@ def _evaluate(store: BaseStore, split: str, fitted: Fitted, progress: Progress) 
         return None, "The setting has no evaluation models (eval_models is 0), so that nothing can be evaluated."
     try:
         if fitted.whole:
-            return evaluate(store, split=split, progress=progress), ""
+            name, output = split_and_output(split)
+            return evaluate(store, split=name, output=output, progress=progress), ""
         rows = EvaluationRows(store, split, progress)
     except UserError as error:
         return None, f"Not evaluated: {error}."
@@ -143,7 +171,8 @@ def _lds_curve(store: BaseStore, split: str, progress: Progress) -> Curve | str:
             "long as a fit. `datamodels eval CONFIG --curve` computes and keeps it, `datamodels report` then shows it."
         )
     try:
-        computed = curve(store, split=split, progress=progress)
+        name, output = split_and_output(split)
+        computed = curve(store, split=name, output=output, progress=progress)
     except (UserError, WorkError) as error:  # a fit that fails here is no reason to show nothing else
         return f"No curve of LDS against the number of models: {error}."
     try:

@@ -73,13 +73,13 @@ def _pair(data: ReportData, place: int, examples: list[int]) -> Pair:
         return Pair(target, examples, weights, next_weight, score, [], [], 0.0)
 
     training = data.dataset.train.images
-    image = (training if data.split == "train" else data.dataset.test.images)[target].astype(np.float32)
+    image = (training if data.side == "train" else data.dataset.test.images)[target].astype(np.float32)
 
     def distances(numbers: list[int] | NDArray[np.int64]) -> list[float]:
         return [float(np.sqrt(np.mean((image - training[number]) ** 2))) for number in numbers]
 
     usual = float(np.median(distances(spread(len(training), _TYPICAL))))
-    images = [thumbnail(data, data.split, target, [data.split])]
+    images = [thumbnail(data, data.side, target, [data.side])]
     images += [thumbnail(data, "train", example, ["train"]) for example in examples]
     return Pair(target, examples, weights, next_weight, score, images, distances(examples), usual)
 

@@ -9,26 +9,30 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from datamodels.lasso import split_and_output
 from datamodels.launch.plan import arrays_of, store_as_it_is
 from datamodels.launch.progress import duration, notice
+from datamodels.launch.request import Request
 from datamodels.launch.slurm import client
 from datamodels.launch.slurm.config import Slurm, seconds_of
 from datamodels.launch.slurm.queue import Queue
 from datamodels.launch.slurm.script import files, portable
 from datamodels.launch.slurm.tasks import Plan, Range, folder_of, next_folder, pieces
 from datamodels.launch.slurm.work import Rows
-from datamodels.train import Setting, UserError
-from datamodels.train.store import Layout
+from datamodels.train import UserError
 
 
-def dry_run(setting: Setting, layout: Layout, cluster: Slurm, split: str, retry_failed: bool) -> int:
+def dry_run(request: Request, cluster: Slurm) -> int:
     """Print the scripts of every stage and what the training takes. Raises UserError."""
+    setting, layout = request.setting, request.layout
     store, notices = store_as_it_is(setting, layout), list[str]()
     if store:
-        rows = Rows.of(store, retry_failed)
+        rows = Rows.of(store, request.options["retry_failed"])
     else:
         arrays = arrays_of(setting, notices)
         rows = Rows(setting, setting.rows, setting.recipe.group, arrays, np.arange(setting.rows), None)
+    shapes = {array.name: array.shape for array in rows.arrays}
+    split = request.split(shapes)
     store_id = store.manifest.id if store else None
     queued: list[Range] = []
     try:
@@ -36,9 +40,7 @@ def dry_run(setting: Setting, layout: Layout, cluster: Slurm, split: str, retry_
     except UserError as error:
         notices.append(f"what is queued is not known: {error}")
     tasks = rows.tasks(cluster, queued)
-    shapes = {array.name: array.shape for array in rows.arrays}
-    n_train, n_test = shapes["train_masks"][1], shapes["test_margins"][1]
-    targets = n_test if split == "test" else n_train
+    targets, n_train = shapes["_".join(split_and_output(split))][1], shapes["train_masks"][1]
 
     path, limit = next_folder(folder_of(layout)), client.array_limit(cluster.cluster_names)
     content = portable(rows.setting), dataclasses.asdict(cluster)

@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 import datamodels
+from datamodels.lasso import split_and_output
 from datamodels.launch.slurm.config import After, Slurm, slurm_from
 from datamodels.launch.slurm.tasks import GATE, Plan
 from datamodels.train import Setting, UserError, from_dict
@@ -107,13 +108,14 @@ def files(plan: Plan, path: Path, layout: Layout) -> dict[str, str]:
     gpus = cluster.gpus_for(setting)
     workers = cluster.workers if gpus else cluster.workers_for(setting)
     packages = shlex.quote(str(Path(datamodels.__path__[0]).parent))
+    name, output = split_and_output(plan.split)
     values = {
         "plan": shlex.quote(str(path)),
         "store": plan.store,
         "manifest": shlex.quote(str(layout.manifest)),
         "setup": "\n".join(cluster.setup),
         "setting": f'"$plan"/{SETTING} --root {shlex.quote(str(layout.root))}',
-        "split": plan.split,
+        "split": name if output == "margins" else f"{name} --output {output}",
         "workers": f"--workers {workers}" if workers else "",
         "requeues": cluster.requeues,
         "cpus": cluster.after.cpus,

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from datamodels.launch.slurm.script import portable
-from datamodels.train.config import Recipe, Setting, from_dict
+from datamodels.train.config import Recipe, Setting
 from datamodels.train.errors import UserError
+from datamodels.train.identity import from_dict
 from datamodels.train.masks import Masks
 from datamodels.train.own import declared, declared_names
 from datamodels.train.rng import Stream, raw
@@ -307,4 +308,7 @@ def test_the_page_runs_as_it_is(
     assert done.code == 0, done.err
     assert float(re.findall(r"LDS +([\d.]+)", done.out)[0]) > 0.3
     assert "2 rows trained again byte-equal" in in_process(capsys, *shlex.split(verify)[1:]).out
+    fit, judge = re.findall(r"```sh\n(.*?)\n(.*?)\n```", PAGE)[1]
+    assert in_process(capsys, *shlex.split(fit)[1:]).out.endswith("test_loss_50pct.pt\n")
+    assert "squared loss" in in_process(capsys, *shlex.split(judge)[1:]).out
     assert in_process(capsys, *shlex.split(masks)[1:], "--workers=1").out.endswith("report_test_removal.html\n")

@@ -118,6 +118,13 @@ class BaseStore(Summary):
         """
         return self._of_split(split, "logits")
 
+    def output(self, name: str, split: str = "test") -> np.memmap:
+        """Return any output [M, ...], read-only, such as `loss`: `store.output("loss")`.
+
+        split: `test` or `train`. Raises UserError where it is not kept.
+        """
+        return self._of_split(split, name)
+
     def _of_split(self, split: str, kind: str) -> np.memmap:
         if split not in ("test", "train"):
             raise UserError(f"split is {split!r}, expected test or train")

@@ -119,13 +119,20 @@ class Trainer:
         engine.train(stop)
 
         values: dict[str, Tensor] = {}
+        largest: dict[str, Tensor] = {}
         for name, labels in self.shared.labels.items():
             logits = engine.evaluate(name, stop)
-            values |= {f"{name}_margins": margin(logits, labels), f"{name}_logits": logits}
-        largest = {kind: executor.fetch(value.abs().flatten(1).amax(1)) for kind, value in values.items()}
-        halves = {kind: executor.fetch(value.half()) for kind, value in values.items()}
+            margins = margin(logits, labels)
+            values |= {f"{name}_margins": margins.half(), f"{name}_logits": logits.half()}
+            if self.setting.outputs.loss:
+                values[f"{name}_loss"] = loss(logits, labels)
+            if self.setting.outputs.correct:
+                values[f"{name}_correct"] = (margins > 0).half()
+            largest |= {f"{name}_margins": margins.abs().amax(1), f"{name}_logits": logits.abs().flatten(1).amax(1)}
+        kept = {kind: executor.fetch(value) for kind, value in values.items()}
+        largest = {kind: executor.fetch(value) for kind, value in largest.items()}
         moments = began, ready, executor.moment()
-        return Outcome(rows, drawn.masks, halves, largest, moments, executor, at_once=len(self.engines))
+        return Outcome(rows, drawn.masks, kept, largest, moments, executor, at_once=len(self.engines))
 
 
 def margin(logits_GNK: Tensor, labels_N: Tensor) -> Tensor:
@@ -134,6 +141,12 @@ def margin(logits_GNK: Tensor, labels_N: Tensor) -> Tensor:
     correct = logits_GNK.gather(-1, index)
     others = logits_GNK.scatter(-1, index, -torch.inf)
     return correct[..., 0] - others.amax(-1)
+
+
+def loss(logits_GNK: Tensor, labels_N: Tensor) -> Tensor:
+    """Cross-entropy, [..., N]."""
+    index = labels_N[:, None].expand(*logits_GNK.shape[:-1], 1)
+    return logits_GNK.logsumexp(-1) - logits_GNK.gather(-1, index)[..., 0]
 
 
 def _shared(setting: Setting, dataset: Dataset, executor: Executor) -> Shared:
@@ -199,10 +212,10 @@ class Outcome:
 
     rows: range
     masks: list[NDArray[np.bool_]]
-    halves: dict[str, Tensor]
-    """Margins [G, N] and logits [G, N, K] as float16."""
+    outputs: dict[str, Tensor]
+    """By array, as they are stored: margins [G, N] and logits [G, N, K]; loss and correct [G, N] where kept."""
     largest: dict[str, Tensor]
-    """Their largest absolute values [G] before that."""
+    """The largest absolute margins and logits [G] before they were rounded to float16."""
     moments: tuple[Moment, Moment, Moment]
     """Its beginning, its first step, its end."""
     executor: Executor
@@ -223,7 +236,7 @@ class Outcome:
                 return RowFailure(row, f"{kind} not finite", seconds)
             if largest[g] > FLOAT16_MAX:
                 return RowFailure(row, f"{kind} outside float16's range", seconds)
-        values = {"train_masks": mask, **{kind: half[g].numpy() for kind, half in self.halves.items()}}
+        values = {"train_masks": mask, **{kind: output[g].numpy() for kind, output in self.outputs.items()}}
         return RowResult(
             row=row,
             arrays=values,

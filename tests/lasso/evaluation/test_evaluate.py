@@ -11,8 +11,9 @@ from scipy import sparse, stats
 from datamodels import lasso
 from datamodels.lasso import evaluate, fit
 from datamodels.lasso.evaluation import EvaluationRows
-from datamodels.train.config import Eval, Fit, identity
+from datamodels.train.config import Eval, Fit
 from datamodels.train.errors import UserError, WorkError
+from datamodels.train.identity import identity
 from tests.conftest import DIGITS, PROJECT, in_process
 from tests.stores import (
     created_store,
@@ -26,7 +27,7 @@ from tests.stores import (
 )
 
 PROTOCOL = {
-    *("dataset", "alpha", "split", "margin", "mask", "tta", "seed", "runs_per_mask"),
+    *("dataset", "alpha", "split", "output", "margin", "mask", "tta", "seed", "runs_per_mask"),
     *("weights", "weight_units", "fit_models"),
 }
 
