@@ -245,6 +245,9 @@ class Setting:
     `legacy_fliplr`: the image and its channel-reversed copy, as in the published data."""
     runs_per_mask: int = 1
     """Number of evaluation rows that share one mask; they differ in all other random numbers."""
+    fixed: list[str] = field(default_factory=list)
+    """What is drawn from row 0's random streams for every row, so that it does not vary between models: any of
+    `initialisation`, `order` and `augmentation`."""
     data: Data = field(default_factory=Data)
     recipe: Recipe = field(default_factory=Recipe)
     outputs: Outputs = field(default_factory=Outputs)
@@ -254,6 +257,10 @@ class Setting:
     def __post_init__(self) -> None:
         named = bool(re.fullmatch(r"[a-z0-9_-]+", self.dataset))
         _require(named, "dataset", self.dataset, "a name of a-z, 0-9, _ and -")
+        self.fixed = sorted(set(self.fixed))
+        names = ("initialisation",) if self.trainer else ("augmentation", "initialisation", "order")
+        expected = f"a list out of {', '.join(names)}"
+        _require(all(name in names for name in self.fixed), "fixed", self.fixed, expected)
         self._check_masks()
         _require(self.models >= 1, "models", self.models, "at least 1")
         _require(self.eval_models >= 0, "eval_models", self.eval_models, "at least 0")

@@ -3,6 +3,7 @@
 Philox: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 """
 
+from collections.abc import Collection
 from enum import IntEnum, unique
 
 import numpy as np
@@ -20,6 +21,20 @@ class Stream(IntEnum):
     """What a custom network draws while it trains, such as dropout."""
     RESAMPLE = 6
     """Bootstrap replicates of an evaluation, with the replicate's number in place of the row's."""
+
+
+FIXED = {
+    Stream.INITIALISATION: "initialisation",
+    Stream.ORDER: "order",
+    Stream.AUGMENTATION: "augmentation",
+    Stream.NETWORK: "augmentation",
+}
+"""What a setting may fix, by the streams that it is drawn from."""
+
+
+def stream_row(fixed: Collection[str], stream: Stream, row: int) -> int:
+    """Return the row whose stream a row draws from: its own, or row 0 where the setting fixes what is drawn."""
+    return 0 if FIXED.get(stream) in fixed else row
 
 
 def raw(seed: int, row: int, stream: Stream, n: int) -> NDArray[np.uint64]:

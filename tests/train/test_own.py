@@ -280,6 +280,7 @@ def test_names_are_asked_for_when_they_are_needed(folder: Path) -> None:
     [
         ({"tta": "none"}, "tta is 'none', expected no such key: t.py trains the rows"),
         ({"recipe": Recipe(lr=0.1)}, "recipe.lr is 0.1, expected no such key: t.py trains the rows"),
+        ({"fixed": ["order"]}, "fixed is ['order'], expected a list out of initialisation"),
         ({"trainer": "t.txt"}, "trainer is 't.txt', expected a Python file (.py)"),
         ({"trainer": "x.py"}, "trainer is 'x.py': cannot read it: No such file or directory"),
         ({"trainer": None, "trainer_sha256": "0"}, "trainer_sha256 is '0', expected null: no trainer is named"),

@@ -11,7 +11,7 @@ from datamodels.train.cpu import cpu_name
 from datamodels.train.masks import Masks
 from datamodels.train.own.declare import ask, declared_by, process_of
 from datamodels.train.own.process import RowError
-from datamodels.train.rng import Stream, raw
+from datamodels.train.rng import Stream, raw, stream_row
 from datamodels.train.store import RowFailure, RowResult, Store
 
 
@@ -58,7 +58,8 @@ class OwnTrainer:
         mask = self.masks[row]
         if not mask.any():
             return Pending(RowFailure(row, "empty training subset", 0.0))
-        seed = int(raw(self.setting.seed, row, Stream.INITIALISATION, 1)[0]) >> 1
+        stream = Stream.INITIALISATION
+        seed = int(raw(self.setting.seed, stream_row(self.setting.fixed, stream, row), stream, 1)[0]) >> 1
         try:
             if not self.ready:
                 self._setup()

@@ -6,7 +6,7 @@ from the row before.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from datamodels.train.config import Recipe
 from datamodels.train.errors import UserError
-from datamodels.train.rng import Stream, raw
+from datamodels.train.rng import Stream, raw, stream_row
 from datamodels.train.user_code import function_of, telling
 
 KEY = "recipe.network"
@@ -32,11 +32,18 @@ class CustomNetwork(nn.Module):
         self.make: Callable[[], Any] = lambda: make((channels, height, breadth), classes)
         self.body = self._made()
 
-    def restart(self, seed: int, row: int, device: torch.device) -> None:
-        """Make the row's module, initialised on the CPU, and seed the generators for what it draws in training."""
-        _seed_generators(int(raw(seed, row, Stream.INITIALISATION, 1)[0]))
+    def restart(self, seed: int, row: int, device: torch.device, fixed: Collection[str] = ()) -> None:
+        """Make the row's module, initialised on the CPU, and seed the generators for what it draws in training.
+
+        fixed: as in the setting.
+        """
+        first, second = (
+            int(raw(seed, stream_row(fixed, stream, row), stream, 1)[0])
+            for stream in (Stream.INITIALISATION, Stream.NETWORK)
+        )
+        _seed_generators(first)
         self.body = self._made().to(device)
-        _seed_generators(int(raw(seed, row, Stream.NETWORK, 1)[0]))
+        _seed_generators(second)
 
     def forward(self, images_GBHWC: Tensor) -> Tensor:
         images_BCHW = images_GBHWC[0].permute(0, 3, 1, 2).contiguous()

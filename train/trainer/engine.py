@@ -86,7 +86,7 @@ class Engine:
 
         start: the parameters' initial values on the device, where they have been drawn before.
         """
-        self.parameters.reset(self.setting.seed, rows, start)
+        self.parameters.reset(self.setting.seed, rows, start, self.setting.fixed)
         reset_statistics(self.network)
         self.network.train()
         send, steps = self.executor.send, schedule.steps

@@ -1,5 +1,6 @@
 """A network's parameters as one flat tensor, which is reset for every group of rows and stepped by SGD."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from datamodels.train.errors import UserError
 from datamodels.train.kernels import sgd_step
-from datamodels.train.rng import Stream, uniform
+from datamodels.train.rng import Stream, stream_row, uniform
 from datamodels.train.trainer.custom_model import CustomNetwork
 from datamodels.train.trainer.models import initialiser
 
@@ -69,23 +70,23 @@ class FlatParameters:
             self.grads.append(view(self.grad[part], shape))
             at = part.stop
 
-    def reset(self, seed: int, rows: range, start: Tensor | None = None) -> None:
-        """Start the rows afresh, each from its own initialisation stream; momentum back to zero. Raises UserError.
+    def reset(self, seed: int, rows: range, start: Tensor | None = None, fixed: Collection[str] = ()) -> None:
+        """Start the rows afresh, each from its initialisation stream; momentum back to zero. Raises UserError.
 
-        start: what `initial_values` gave for these rows, on the device, if already computed.
+        start: what `initial_values` gave for these rows, on the device, if already computed. fixed: as in the setting.
         """
         if isinstance(self.network, CustomNetwork):
-            start = self._remake(self.network, seed, rows.start)
+            start = self._remake(self.network, seed, rows.start, fixed)
         elif start is None:
-            start = torch.from_numpy(self.initial_values(seed, rows))
+            start = torch.from_numpy(self.initial_values(seed, rows, fixed))
         self.value[: self.size].copy_(start)
         self.momentum.zero_()
         if self.copy is not None:
             self.copy.copy_(self.value)
 
-    def _remake(self, network: CustomNetwork, seed: int, row: int) -> Tensor:
+    def _remake(self, network: CustomNetwork, seed: int, row: int, fixed: Collection[str]) -> Tensor:
         """Values of the module that a custom network makes for a row; its parameters then lie in the flat tensors."""
-        network.restart(seed, row, self.value.device)
+        network.restart(seed, row, self.value.device, fixed)
         self.sections = _sections(network, 1)
         values = torch.cat([section.parameter.detach().flatten() for section in self.sections])
         if len(values) != self.size:
@@ -93,9 +94,10 @@ class FlatParameters:
         self._attach()
         return values
 
-    def initial_values(self, seed: int, rows: range) -> NDArray[np.float32]:
+    def initial_values(self, seed: int, rows: range, fixed: Collection[str] = ()) -> NDArray[np.float32]:
         """The rows' initial values, as they lie in the flat tensor. Changes nothing; not for custom networks."""
-        draws = [uniform(seed, row, Stream.INITIALISATION, self.per_row) for row in rows]
+        stream = Stream.INITIALISATION
+        draws = [uniform(seed, stream_row(fixed, stream, row), stream, self.per_row) for row in rows]
         values = []
         for section in self.sections:
             fill = initialiser(self.network, section.name)

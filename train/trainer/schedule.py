@@ -1,12 +1,13 @@
 """What a group of rows does at each step, drawn from the rows' random streams: order, augmentation, learning rates."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.train.config import Recipe
-from datamodels.train.rng import Stream, raw
+from datamodels.train.rng import Stream, raw, stream_row
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,17 @@ class Schedule:
         return self.order_GSB.shape[1]
 
 
-def draw_schedule(recipe: Recipe, seed: int, rows: range, subsets: list[NDArray[np.int64]], batch: int) -> Schedule:
+def draw_schedule(
+    recipe: Recipe,
+    seed: int,
+    rows: range,
+    subsets: list[NDArray[np.int64]],
+    batch: int,
+    fixed: Collection[str] = (),
+) -> Schedule:
     """The schedule of a group; `batch` is the largest batch that any row of the setting has.
 
-    subsets: the training examples of each row, ascending and not empty.
+    subsets: the training examples of each row, ascending and not empty. fixed: as in the setting.
     """
     batches = [min(recipe.batch, len(subset)) for subset in subsets]
     per_epoch = [len(subset) // size for subset, size in zip(subsets, batches, strict=True)]
@@ -40,8 +48,9 @@ def draw_schedule(recipe: Recipe, seed: int, rows: range, subsets: list[NDArray[
     weight = np.zeros((len(rows), batch), np.float32)
     for g, (row, subset) in enumerate(zip(rows, subsets, strict=True)):
         count, size = recipe.epochs * per_epoch[g], batches[g]
-        order[g, :count, :size] = subset[_order(seed, row, len(subset), recipe.epochs, per_epoch[g], size)]
-        words = raw(seed, row, Stream.AUGMENTATION, count * size)
+        ordered, augmented = (stream_row(fixed, stream, row) for stream in (Stream.ORDER, Stream.AUGMENTATION))
+        order[g, :count, :size] = subset[_order(seed, ordered, len(subset), recipe.epochs, per_epoch[g], size)]
+        words = raw(seed, augmented, Stream.AUGMENTATION, count * size)
         draws[g, :count, :size] = words.view(np.int64).reshape(count, size)
         lr[g, :count] = triangle(recipe, per_epoch[g])
         weight[g, :size] = 1 / size

@@ -101,9 +101,10 @@ class Trainer:
         masks = [self.masks[row] for row in rows]
         # A row without any example (possible under `bernoulli`) trains on the first and is failed afterwards.
         subsets = [np.flatnonzero(mask) if mask.any() else np.zeros(1, np.int64) for mask in masks]
-        schedule = draw_schedule(self.recipe, self.setting.seed, rows, subsets, self.batch)
+        seed, fixed = self.setting.seed, self.setting.fixed
+        schedule = draw_schedule(self.recipe, seed, rows, subsets, self.batch, fixed)
         parameters = self.engines[0].parameters
-        start = None if self.recipe.custom_network else parameters.initial_values(self.setting.seed, rows)
+        start = None if self.recipe.custom_network else parameters.initial_values(seed, rows, fixed)
         return Drawn(masks, schedule, start)
 
     def train(self, engine: Engine, rows: range, stop: Stop, drawn: "Drawn | None" = None) -> "Outcome":
