@@ -342,3 +342,32 @@ def test_a_root_that_the_nodes_cannot_see_is_named(cluster: Cluster, tmp_path: P
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
     assert f"can it see and write to {hidden / 'root'}?" in done.stderr
+
+
+OWN = """
+import numpy as np
+
+n_train, outputs = 20, {"test_loss": (3,)}
+
+def train(mask, seed, device):
+    return {"test_loss": mask @ np.arange(60.0).reshape(20, 3) / 100 + np.random.normal(size=3)}
+"""
+
+
+def test_a_trainer_of_ones_own_is_trained_fitted_and_reported_on(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("t.py").write_text(OWN)
+    Path("c.yaml").write_text(
+        "dataset: mine\ntrainer: t.py\nmodels: 24\neval_models: 8\nrecipe: {device: cpu, threads: 1}\n"
+    )
+    done = in_process(capsys, "submit", "c.yaml", "--root=root", "--output=loss", *ASKED)
+    assert done.code == 0, done.err
+    assert "2 tasks of train" in done.out
+    cluster.wait((tmp_path / "root" / "mine" / "report_test_loss_50pct.html").exists)
+    assert (tmp_path / "root" / "mine" / "eval_test_loss_50pct.json").exists()
+    for command in ("init", "train"):
+        assert in_process(capsys, command, "c.yaml", "--root=local").code == 0
+    found, expected = (Path(root, "mine", "data", "test_loss_50pct.npy").read_bytes() for root in ("root", "local"))
+    assert found == expected
