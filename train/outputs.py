@@ -1,7 +1,8 @@
 """What a row holds beside its mask: outputs, each with a name, the shape of one row and a type."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -47,6 +48,8 @@ class Declared:
     """Digest of the data set, or of the trainer's file."""
     where: str
     """Where they come from, for people."""
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Names or texts of the training and the test examples, by split, where there are any."""
 
 
 def image_outputs(kept: Outputs, n_train: int, n_test: int, classes: int) -> tuple[Output, ...]:

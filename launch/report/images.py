@@ -53,11 +53,15 @@ def thumbnail(
     largest: float = 1.0,
 ) -> Thumbnail:
     """An image of a split over its class, its weight, `lines` and its number; the bar is |weight| / largest."""
-    assert data.dataset is not None
-    images = data.dataset.train if split == "train" else data.dataset.test
-    image, name = images.images[number], data.dataset.classes[images.labels[number]]
-    alt = f"{'training' if split == 'train' else 'test'} image {number}, {name}"
-    url, soft = data_url(image), min(image.shape[:2]) > LARGEST_THUMBNAIL
+    kind = "training" if split == "train" else "test"
+    if data.dataset is None:
+        name, url, soft = data.name(split, number), "", False
+        alt = f"{kind} example {number}, {name}"
+    else:
+        images = data.dataset.train if split == "train" else data.dataset.test
+        image, name = images.images[number], data.dataset.classes[images.labels[number]]
+        alt = f"{kind} image {number}, {name}"
+        url, soft = data_url(image), min(image.shape[:2]) > LARGEST_THUMBNAIL
     if weight is None:
         return Thumbnail(url, alt, [name, *lines, f"#{number}"], soft)
     told, kind = signed(weight), "up" if weight > 0 else "down"

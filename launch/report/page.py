@@ -124,10 +124,11 @@ def write_report(
 def _sections(data: ReportData) -> list[tuple[str, str, Markup]]:
     """Name, heading and HTML of each section; a section's template has its name."""
     sections: list[tuple[str, str, dict[str, Any]]] = [("quality", "Quality", quality(data))]
-    if data.dataset:
+    if data.dataset or data.names["train"]:
+        things = "images" if data.dataset else "examples"
         sections += [
-            ("targets", "Largest weights", {"cases": target_cases(data)}),
-            ("influential", "Most influential images", {"cases": influential_cases(data)}),
+            ("targets", "Largest weights", {"cases": target_cases(data), "things": things}),
+            ("influential", f"Most influential {things}", {"cases": influential_cases(data), "things": things}),
         ]
     run = {
         "status": summary(data.store),

@@ -49,6 +49,17 @@ class ReportData:
     price: float | None
     """Of an hour of a GPU or of a CPU core."""
 
+    @cached_property
+    def names(self) -> dict[str, list[str] | None]:
+        """Names or texts of training and test examples, where there are any and weights are of examples."""
+        grouped = self.store.groups is not None
+        return {split: None if grouped and split == "train" else self.store.names(split) for split in ("train", "test")}
+
+    def name(self, split: str, number: int) -> str:
+        """An example's name or text, or its number."""
+        names = self.names[split]
+        return f"#{number}" if names is None or number >= len(names) else names[number]
+
     @property
     def kind(self) -> str:
         """What the targets are, for people."""

@@ -94,12 +94,18 @@ n_train, outputs = 40, {"train_loss": (40,), "test_loss": ((6,), "float32"), "te
 def train(mask, seed, device):
     loss = mask.reshape(4, 10).sum(axis=1) @ np.arange(24.0).reshape(4, 6) / 9 + np.random.normal(size=6)
     return {"train_loss": np.zeros(40), "test_loss": loss, "test_shape": np.zeros((6, 2))}
+
+def names():
+    return {"train": [f"a long text & its end, number {i}" for i in range(40)], "test": list("uvwxyz")}
 """)
     Path("c.yaml").write_text("trainer: t.py\nmodels: 60\neval_models: 8\nrecipe: {device: cpu, threads: 1}\n")
     done = in_process(capsys, "run", "c.yaml", "--dataset=mine", "--root=root", "--workers=1")
     assert done.code == 0, done.err
     assert done.out.endswith("root/mine/report_test_loss_50pct.html\n")
-    assert "Test accuracy" not in Path("root/mine/report_test_loss_50pct.html").read_text()
+    page = Path("root/mine/report_test_loss_50pct.html").read_text()
+    assert "Test accuracy" not in page
+    assert "<span>a long text &amp; its end, number 3" in page
+    assert "training examples that raise the loss most" in " ".join(page.split())
     store = dm.open("root")
     assert dm.load(store).weight.shape == (40, 6)
     assert np.isnan(store.records().accuracy).all()

@@ -18,7 +18,7 @@ from datamodels.train.config import Recipe, Setting
 from datamodels.train.errors import UserError
 from datamodels.train.identity import from_dict
 from datamodels.train.masks import Masks
-from datamodels.train.own import declared, declared_names
+from datamodels.train.own import declared
 from datamodels.train.rng import Stream, raw
 from datamodels.train.store.layout import Layout
 from datamodels.train.store.store import Store
@@ -48,7 +48,7 @@ def train(mask, seed, device):
     return {"test_margins": margins, "train_loss": mask, "test_loss": loss, **extra}
 
 def names():
-    return {"test": ["one", "two"]}
+    return {"test": ["one", "two\\nlines", "three", "", 5]}
 """
 
 
@@ -181,6 +181,7 @@ def test_a_row_that_fails_is_told_with_its_reason_and_takes_no_other_with_it(
         ({"np.float32": "int"}, "t.py: the output 'test_loss' is ((4,), <class 'int'>), expected a shape such as"),
         ({'"train_loss"': '"loss"'}, "t.py: an output is named 'loss', expected train_ or test_ and letters, as in"),
         ({"n_train = 30": "import os; os._exit(3)"}, "t.py: the process ended with exit code 3"),
+        ({'"two': '"six", "two'}, "t.py: names returns 6 names of test examples, expected 5"),
         ({"def names": "1 / 0\ndef names"}, "t.py, line 23: ZeroDivisionError: division by zero"),
     ],
 )
@@ -271,8 +272,13 @@ def _runs(process: str) -> bool:
         return False
 
 
-def test_names_are_asked_for_when_they_are_needed(folder: Path) -> None:
-    assert declared_names(Setting(dataset="mine", trainer="t.py")) == {"test": ["one", "two"]}
+def test_names_of_examples_are_kept_a_line_each(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "init").code == 0
+    assert store().names("test") == ["one", "two lines", "three", "-", "5"]
+    assert store().names("train") is None
+    (folder / "root" / "mine" / "data" / "train_names.txt").write_text("one\ntwo\n")
+    with pytest.raises(UserError, match=r"train_names\.txt has 2 lines, expected one for each of 30 train examples"):
+        store().names("train")
 
 
 @pytest.mark.parametrize(

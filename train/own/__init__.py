@@ -4,7 +4,7 @@ The file runs in a process of its own alone, so that nothing it does, an end of 
 than its row. Nothing here imports torch.
 """
 
-from datamodels.train.own.declare import declared, declared_names
+from datamodels.train.own.declare import declared
 from datamodels.train.own.trainer import OwnTrainer
 
-__all__ = ["OwnTrainer", "declared", "declared_names"]
+__all__ = ["OwnTrainer", "declared"]

@@ -1,6 +1,7 @@
 """What a user's trainer file declares of its rows, asked from a process that runs it."""
 
 import operator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,18 +16,23 @@ def declared(setting: Setting) -> Declared:
     """Run a setting's trainer file in a process of its own, and return what it declares. Raises UserError."""
     process = process_of(setting)
     try:
-        return declared_by(process, setting)[0]
+        found = declared_by(process, setting)[0]
+        return replace(found, names=_names(found, process.path, ask(process, "names")))
     finally:
         process.close()
 
 
-def declared_names(setting: Setting) -> Any:
-    """Return what `names()` of a setting's trainer file returns; None where it defines none. Raises UserError."""
-    process = process_of(setting)
-    try:
-        return ask(process, "names")
-    finally:
-        process.close()
+def _names(found: Declared, path: str, names: Any) -> dict[str, list[str]]:
+    """Return names of examples by split, each one line. Raises UserError where they are not as many as the examples."""
+    counts = {"train": found.n_train, "test": found.n_test}
+    if names is None:
+        return {}
+    if not isinstance(names, dict) or not names.keys() <= counts.keys():
+        raise UserError(f"{path}: names returns {names!r:.60}, expected a dictionary of lists, train and test")
+    for split, texts in names.items():
+        if not isinstance(texts, list | tuple) or len(texts) != counts[split]:
+            raise UserError(f"{path}: names returns {len(texts)} names of {split} examples, expected {counts[split]}")
+    return {split: [" ".join(str(text).split()) or "-" for text in texts] for split, texts in names.items()}
 
 
 def process_of(setting: Setting) -> Process:

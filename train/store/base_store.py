@@ -142,6 +142,22 @@ class BaseStore(Summary):
         """What datamodels have weights for: the training examples, or the groups of `mask: groups`."""
         return self.n_train if self.groups is None else int(self.groups.max()) + 1
 
+    def names(self, split: str) -> list[str] | None:
+        """Return names or texts of the examples of a split, from {split}_names.txt beside the arrays; None without it.
+
+        Raises UserError where it does not have a line for each example.
+        """
+        path, count = self.layout.names(split), self.n_train if split == "train" else self.n_test
+        try:
+            found = path.read_text("utf-8").splitlines()
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {path}: {error}") from None
+        if len(found) != count:
+            raise UserError(f"{path} has {len(found)} lines, expected one for each of {count} {split} examples")
+        return found
+
     def mask_index(self, row: int) -> int:
         """Return the number of a row's mask; rows with the same number have the same mask."""
         return mask_index(row, list(self.eras), self.setting.runs_per_mask)

@@ -63,6 +63,9 @@ def create_store(layout: Layout, setting: Setting, declared: Declared, notice: N
             _refuse_others(layout)
             _remove_unfinished(layout, lock)
             _create(layout, setting, manifest, arrays, notice)
+            for split, names in declared.names.items():
+                if not layout.names(split).exists():
+                    write_file(layout.names(split), "".join(f"{name}\n" for name in names).encode())
         sync_folder(layout.data)
     return Store.open(layout, setting)
 

@@ -57,6 +57,10 @@ class Layout:
         """A copy of the user's file, for `mask: groups`."""
         return self.array("groups")
 
+    def names(self, split: str) -> Path:
+        """Names or texts of the data set's examples, one a line; the settings of a folder share them."""
+        return self.data / f"{split}_names.txt"
+
     @property
     def completed(self) -> Path:
         return self.array("_completed")
