@@ -233,7 +233,7 @@ class Setting:
     groups: str | None = None
     """NumPy file (.npy) for `mask: groups`: the group of each training example, integers [N_train] from 0 to K - 1."""
     groups_sha256: str | None = None
-    """Digest of the groups' file; null for the file as it is now."""
+    """The same of the groups' file."""
     tag: str | None = None
     """What the names of the setting's files end in where the masks come from a file, in place of the alpha."""
     trainer: str | None = None
@@ -271,9 +271,8 @@ class Setting:
 
     def _check_masks(self) -> None:
         """Raises UserError where the keys of the masks do not fit together, or their file cannot be read."""
-        rules = ("exact", "bernoulli", "groups")
-        expected = f"{', '.join(rules)}, or a NumPy file (.npy)"
-        _require(self.own_masks or self.mask in rules, "mask", self.mask, expected)
+        known = self.own_masks or self.mask in ("exact", "bernoulli", "groups")
+        _require(known, "mask", self.mask, "exact, bernoulli, groups, or a NumPy file (.npy)")
         for key, path in (("mask", self.mask if self.own_masks else None), ("groups", self.groups)):
             sha256 = getattr(self, f"{key}_sha256")
             _require(path is not None or sha256 is None, f"{key}_sha256", sha256, "null: no file is named")
@@ -284,8 +283,7 @@ class Setting:
         _require(grouped == (self.groups is not None), "groups", self.groups, expected)
         if self.own_masks:
             _require(self.alpha is None, "alpha", self.alpha, f"no alpha: the masks are those of {self.mask}")
-            named = self.tag is not None and bool(re.fullmatch(r"[a-z0-9_-]+", self.tag))
-            named = named and not re.fullmatch(r"\d+pct", str(self.tag))
+            named = bool(re.fullmatch(r"(?!\d+pct$)[a-z0-9_-]+", self.tag or ""))
             _require(named, "tag", self.tag, "a name of a-z, 0-9, _ and - for the files, unlike `50pct`")
             return
         _require(self.tag is None, "tag", self.tag, "null: the names of the files carry the alpha")

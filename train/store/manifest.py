@@ -19,7 +19,7 @@ from datamodels.train.errors import UserError, WorkError
 from datamodels.train.identity import identity
 from datamodels.train.masks import Era
 from datamodels.train.npy_file import file_bytes
-from datamodels.train.outputs import Output, image_outputs, is_output
+from datamodels.train.outputs import Declared, Output, image_outputs, is_output
 
 FORMAT = "datamodels-store-1"
 
@@ -209,3 +209,17 @@ def check_identity(manifest: Manifest, setting: Setting, path: Path) -> None:
             f"models is {setting.models}, but {path} holds a setting with {manifest.models}: "
             "`datamodels grow` lengthens it"
         )
+
+
+def check_declared(manifest: Manifest, setting: Setting, declared: Declared) -> None:
+    """Raises UserError where a data set or a trainer is not the one that a store was created with."""
+    where = declared.where
+    if declared.sha256 != manifest.data_sha256:
+        raise UserError(f"{where} has sha256 {declared.sha256}, but the store was created with {manifest.data_sha256}")
+    found, expected = len(declared.classes), len(manifest.classes)
+    if found != expected:
+        raise UserError(f"{where} has {found} classes, but the store was created with {expected}")
+    there, here = manifest.files(setting)[1:], Array.of(manifest.rows, declared.n_train, declared.outputs)
+    for array, other in itertools.zip_longest(here, there, fillvalue="no more"):
+        if array != other:
+            raise UserError(f"{where} declares {array}, but the store was created with {other}")

@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,7 @@ from datamodels.train.outputs import Declared
 from datamodels.train.store.base_store import BaseStore, Records
 from datamodels.train.store.layout import Layout
 from datamodels.train.store.locks import LockFile, store_lock
-from datamodels.train.store.manifest import Array, Manifest, check_identity, read_manifest
+from datamodels.train.store.manifest import Array, Manifest, check_declared, check_identity, read_manifest
 from datamodels.train.store.published import PublishedStore
 from datamodels.train.store.row_state import RowState, RowStates
 from datamodels.train.user_code import sha256_of
@@ -203,20 +202,7 @@ class Store(BaseStore):
 
     def check_declared(self, declared: Declared) -> None:
         """Raises UserError where the data set or the trainer is not the one that the store was created with."""
-        there = self.manifest
-        if declared.sha256 != there.data_sha256:
-            raise UserError(
-                f"{declared.where} has sha256 {declared.sha256}, but the store was created with {there.data_sha256}"
-            )
-        if len(declared.classes) != len(there.classes):
-            raise UserError(
-                f"{declared.where} has {len(declared.classes)} classes, but the store was created with "
-                f"{len(there.classes)}"
-            )
-        found = Array.of(self.rows, declared.n_train, declared.outputs)
-        for array, expected in zip_longest(found, self.arrays.values(), fillvalue="no more"):
-            if array != expected:
-                raise UserError(f"{declared.where} declares {array}, but the store was created with {expected}")
+        check_declared(self.manifest, self.setting, declared)
 
     def missing(self, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
         """Return the numbers of the rows in [start, stop) that training still has to do."""
