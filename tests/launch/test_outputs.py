@@ -116,3 +116,15 @@ def names():
     assert told == "error: output is 'margins', expected one of loss, shape (test split)"
     plan = json.loads(in_process(capsys, "plan", "c.yaml", "--dataset=mine", "--root=root", "--json").out)
     assert plan["bytes"]["test_loss"] == 4096 + 4 * 68 * 6
+
+
+def test_published_files_may_hold_any_output(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "digits" / "data"
+    data.mkdir(parents=True)
+    for name in ("train_masks", "test_loss"):
+        shutil.copy(root / "digits" / "data" / f"{name}_50pct.npy", data)
+    np.save(data / "test_labels_50pct.npy", np.zeros(60, int))
+    options = [DIGITS, "--root", tmp_path, "--models=24", "--eval_models=8"]
+    assert in_process(capsys, "fit", *options).out.endswith("test_loss_50pct.pt\n")
+    assert json.loads(in_process(capsys, "eval", *options, "--json").out)["output"] == "loss"
+    assert in_process(capsys, "report", *options).code == 0

@@ -334,7 +334,8 @@ def open_store(
     found = layout.published
     if not found:
         raise UserError(f"{layout.manifest} does not exist: `datamodels init` creates the store")
-    for name in ("train_masks", "test_margins"):
+    test = next((name for name in found if name.startswith("test_")), "test_margins")
+    for name in ("train_masks", test):
         if name not in found:
             beside = next(iter(found.values()))
             raise UserError(f"{layout.array(name)} does not exist beside {beside}: reading published files takes both")
