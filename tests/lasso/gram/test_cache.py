@@ -158,8 +158,9 @@ def test_processes_with_the_same_piece_all_end_well(tmp_path):
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     ended = [process.communicate() for process in running]
     assert ended == [("test_50pct.0-280.pt True\n", "")] * 2
-    names = sorted(file.name for file in (tmp_path / "made-up" / "datamodels").iterdir() if file.is_file())
-    assert names == [".test_50pct.lock", "rows_50pct.json", "test_50pct.0-280.json", "test_50pct.0-280.pt"]
+    names = {file.name for file in (tmp_path / "made-up" / "datamodels").iterdir() if file.is_file()}
+    names.discard("rows_50pct.json")  # which is there where one process came late
+    assert names == {".test_50pct.lock", "test_50pct.0-280.json", "test_50pct.0-280.pt"}
 
 
 MEMORY = """import sys
