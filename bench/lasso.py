@@ -37,10 +37,11 @@ from bench.gaps import relative_gaps
 from datamodels.lasso import fit
 from datamodels.lasso.design import Scale
 from datamodels.lasso.gram.counts import MemoryCounts
-from datamodels.lasso.gram.matrices import correlations
+from datamodels.lasso.gram.matrices import MaskBits, Matrices, has_few_rows
+from datamodels.lasso.gram.popcount import pack
 from datamodels.lasso.gram.sums import Cross, Gram
-from datamodels.lasso.solver.buffers import Buffers
 from datamodels.lasso.solver.path import path as follow_path
+from datamodels.lasso.solver.working_set import Design, design_of, with_room, working_set
 from datamodels.train.config import Fit, Setting
 from datamodels.train.store.layout import Layout
 from datamodels.train.store.store import open_store
@@ -66,9 +67,12 @@ class Problem:
             gram.add(np.packbits(self.masks[start : start + 8192], axis=1))
         return MemoryCounts(gram.finish(), Gram(self.masks.shape[1]))
 
-    @cached_property
-    def corr(self) -> np.ndarray:
-        return correlations(self.scale, self.counts, (0,))
+    def design(self) -> Design:
+        """As `fit` makes it."""
+        none = np.zeros((self.masks.shape[1], 0), np.uint64)
+        few = has_few_rows(*self.masks.shape)
+        masks = MaskBits(pack(self.masks.view(np.uint8)), none, (len(self.masks), 0)) if few else self.counts
+        return design_of(Matrices(masks, none), whole=False)
 
     @cached_property
     def corr64(self) -> np.ndarray:
@@ -149,13 +153,16 @@ def path(options: argparse.Namespace) -> None:
 
 
 def compare(problem: Problem, options: argparse.Namespace) -> None:
-    buffers = Buffers.empty(options.examples)
+    design = problem.design()
+    kept = working_set(design, 0)
     print(f"{'solver':34} {'ms/target':>10} {'ratio':>7} {'targets':>7}  largest gap (float64)")
 
     def ours(target: int) -> np.ndarray:
         weights = np.empty((len(RATIOS), options.examples))
         var = problem.y[:, target].var()
-        follow_path(problem.corr, problem.cov[target], var, problem.lams(target), 1e-4, buffers, weights)
+        nonlocal kept
+        cov, lams = problem.cov[target], problem.lams(target)
+        kept, _ = with_room(design, kept, lambda at: follow_path(design, at, cov, var, lams, 1e-4, weights))
         return weights
 
     solvers: dict[str, Callable[[int], np.ndarray]] = {"datamodels": ours, **peers.solvers(problem, options.skip)}

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datamodels.lasso.gram.counts import MemoryCounts
-from datamodels.lasso.gram.matrices import Matrices
+from datamodels.lasso.gram.matrices import MaskBits, Matrices, has_few_rows
 from datamodels.lasso.gram.popcount import pack
 from datamodels.lasso.gram.sums import Cross, Gram
 from datamodels.lasso.solver import solve
@@ -77,7 +77,10 @@ def run(bools: Array, margins: Array) -> None:
     (gram, cross), (validation_gram, validation_cross) = (
         _sums(bools[group], margins[group]) for group in (~validation, validation)
     )
-    matrices = Matrices(MemoryCounts(gram, validation_gram), pack(bools[validation].view(np.uint8)))
+    bits, others = (pack(bools[group].view(np.uint8)) for group in (~validation, validation))
+    few = has_few_rows(*bools.shape)
+    source = MaskBits(bits, others, (gram.rows, validation_gram.rows)) if few else MemoryCounts(gram, validation_gram)
+    matrices = Matrices(source, others)
     ours = solve(matrices, cross, validation_cross, fit)
     training, whole = Sums.of(masks[~validation]), Sums.of(masks)
     same, apart, began = 0, [], time.process_time()

@@ -34,7 +34,7 @@ def _kernel(problem: Any, dtype: type) -> Solver:
     from sklearn.linear_model import _cd_fast
 
     n = len(problem.masks)
-    gram: np.ndarray = np.asarray((problem.corr64 + np.eye(len(problem.corr))) * n, dtype=dtype, order="C")
+    gram: np.ndarray = np.asarray((problem.corr64 + np.eye(len(problem.corr64))) * n, dtype=dtype, order="C")
 
     def solve(target: int) -> np.ndarray:
         y = problem.y[:, target].astype(dtype)
@@ -57,7 +57,7 @@ def _lasso_path(problem: Any, dtype: type) -> Solver:
     from sklearn.linear_model import lasso_path
 
     n = len(problem.masks)
-    gram: np.ndarray = np.ascontiguousarray((problem.corr64 + np.eye(len(problem.corr))) * n, dtype=dtype)
+    gram: np.ndarray = np.ascontiguousarray((problem.corr64 + np.eye(len(problem.corr64))) * n, dtype=dtype)
     z = problem.z.astype(dtype)
 
     def solve(target: int) -> np.ndarray:
@@ -75,7 +75,7 @@ def _lasso_path(problem: Any, dtype: type) -> Solver:
 def _adelie(problem: Any) -> Solver:
     import adelie
 
-    gram = np.asfortranarray(problem.corr.astype(np.float64) + np.eye(len(problem.corr)))
+    gram = np.asfortranarray(problem.corr64 + np.eye(len(problem.corr64)))
 
     def solve(target: int) -> np.ndarray:
         state = adelie.gaussian_cov(

@@ -6,7 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from numba import config, njit
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import config, njit, types
+from numba.extending import intrinsic
 
 OPTIONS: dict[str, Any] = {
     "nogil": True,
@@ -36,3 +38,15 @@ def sources_stamp(folder: Path) -> str:
     """A digest of this file and of all modules with kernels in a folder; kernels call none of another folder."""
     texts = [path.read_bytes() for path in (Path(__file__), *sorted(folder.glob("*.py")))]
     return hashlib.sha256(b"".join(text for text in texts if b"@compiled" in text or b"njit" in text)).hexdigest()
+
+
+def _count(typing_context: Any, word: Any) -> Any:
+    """Number of ones of a uint64."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.uint64(types.uint64), generate
+
+
+ones: Any = intrinsic(_count)

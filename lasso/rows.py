@@ -32,7 +32,8 @@ def enough_memory(n_train: int) -> Iterator[None]:
     except MemoryError as error:
         size, reason = 4 * n_train**2 / 2**30, str(error).partition("\n")[0] or "no reason given"
         raise WorkError(
-            f"out of memory ({reason}): {n_train} examples need {size:.1f} GiB for one matrix and up to 2 GiB beside it"
+            f"out of memory ({reason}): {n_train} examples need {size:.1f} GiB for one matrix, unless they outnumber "
+            "the rows, and up to 2 GiB beside it"
         ) from None
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from datamodels.lasso.evaluation.scores import EvaluationRows
 from datamodels.lasso.files import make_folder, path_of
 from datamodels.lasso.fit import usable
-from datamodels.lasso.gram import Matrices, nested_subsets
+from datamodels.lasso.gram import nested_subsets
 from datamodels.lasso.rows import Progress, enough_memory, silent, split_name, target_count
 from datamodels.lasso.solver import solve
 from datamodels.train import UserError
@@ -116,8 +116,8 @@ def curve(
         print([(point.models, point.lds) for point in found.points], found.answer())
 
     output: as for `fit`. points: how many sizes, geometric. targets: columns to fit; by default 256 evenly spaced ones.
-    Every row is read once; temporary files in the folder of the datamodels take 8 N_train^2 bytes. Raises as `fit` and
-    `evaluate` do.
+    Every row is read once; temporary files in the folder of the datamodels take 8 N_train^2 bytes, unless examples
+    outnumber the rows. Raises as `fit` and `evaluate` do.
     """
     split = split_name(store.arrays, split, output)
     width = target_count(store, split)
@@ -132,13 +132,13 @@ def curve(
     found: list[Point] = []
     with enough_memory(store.n_features), contextlib.closing(subsets):
         for subset in subsets:
-            matrices = Matrices(subset.counts, subset.bits)
+            models, matrices = subset.rows, subset.matrices
             solution = solve(matrices, *subset.crosses, store.setting.fit)
             weight, bias = solution.weight.T.astype(np.float64), solution.bias.astype(np.float64)
             if store.setting.fit.weight_units == "standardised":
                 weight, bias = matrices.whole_scale.unscaled(weight, bias)
-            del matrices, solution  # the next subset's matrix takes their memory
+            del subset, matrices, solution  # the next subset's matrix takes their memory
             result = evaluation_rows.evaluate([(targets, weight, bias)], intervals=False)
-            found.append(Point(subset.rows, result.lds, result.mse, result.r2))
+            found.append(Point(models, result.lds, result.mse, result.r2))
             progress("curve", len(found), points)
     return Curve(found, len(targets), result.ceiling, Law.of(found))

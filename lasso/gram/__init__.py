@@ -2,7 +2,7 @@
 
 from datamodels.lasso.gram.cache import GramCache, disk_bytes, target_batches
 from datamodels.lasso.gram.counts import Counts
-from datamodels.lasso.gram.matrices import Matrices
+from datamodels.lasso.gram.matrices import MaskBits, Matrices, has_few_rows
 from datamodels.lasso.gram.nested import curve_disk_bytes, nested_subsets
 from datamodels.lasso.gram.sums import Cross
 
@@ -10,9 +10,11 @@ __all__ = [
     "Counts",
     "Cross",
     "GramCache",
+    "MaskBits",
     "Matrices",
     "curve_disk_bytes",
     "disk_bytes",
+    "has_few_rows",
     "nested_subsets",
     "target_batches",
 ]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from datamodels.lasso.atomic import replacing, writing
 from datamodels.lasso.gram.counts import Counts, DiskCounts, MemoryCounts, add_file, check, read
-from datamodels.lasso.gram.matrices import Matrices, is_small
+from datamodels.lasso.gram.matrices import MaskBits, Matrices, bits_of, has_few_rows, is_small
 from datamodels.lasso.gram.shard import Range, Shard
 from datamodels.lasso.gram.sums import Cross, Gram
 from datamodels.lasso.rows import FitRows, Progress, silent, target_count
@@ -29,8 +29,6 @@ from datamodels.train.store import BaseStore as Store
 TARGETS_PER_FILE = 512
 BATCH_BYTES = 2**28
 """Sums of training rows with the margins of a target batch."""
-_UNPACKED_ROWS = 4096
-"""Validation rows that are unpacked at a time."""
 
 
 def folder_of(store: Store) -> Path:
@@ -54,6 +52,11 @@ class GramCache:
             if len(inside.rows):
                 stem = self.folder / f"{first}-{last}.{self._key(inside)}"
                 self.shards.append(Shard(store, first, last, inside, stem))
+
+    @property
+    def has_few_rows(self) -> bool:
+        """Whether the solver takes masks as bits, and no counts of all examples are made."""
+        return has_few_rows(len(self.rows.rows), self.store.n_features)
 
     def _claim(self) -> None:
         """Create the folder, or refuse one that belongs to another store."""
@@ -81,7 +84,7 @@ class GramCache:
         return digest.hexdigest()[:16]
 
     def make(self, split: str, first: int, last: int, shards: slice = slice(None)) -> None:
-        """Compute what is missing: masks and counts of every shard, and its sums with targets [first, last).
+        """Compute what is missing of every shard: masks, sums with targets [first, last), and counts if they are used.
 
         Of several processes one makes masks and counts, while the others wait; each makes the sums of its targets.
         """
@@ -95,7 +98,7 @@ class GramCache:
             if missing:
                 shard.write_cross(split, missing, self.progress)
             with self._locked(shard):
-                if not shard.has_counts():
+                if not self.has_few_rows and not shard.has_counts():
                     shard.write_counts(self.progress)
 
     @contextmanager
@@ -128,20 +131,18 @@ class GramCache:
         paths = [(shard.gram(0), shard.gram(1)) for shard in self.shards[shards]]
         return DiskCounts(paths, self.store.n_features, (int(training), int(validation)))
 
-    def validation_bits(self, shards: slice = slice(None)) -> NDArray[np.uint64]:
-        """Masks of the validation rows, [N, words] of 64 rows each."""
-        from datamodels.lasso.gram.popcount import pack
+    def bits(self, group: int) -> NDArray[np.uint64]:
+        """Masks of the training rows (0) or of the validation rows (1), [N, words] of 64 rows each."""
+        pieces = [piece for shard in self.shards for _, piece in shard.packed_masks(group)]
+        return bits_of(np.concatenate(pieces), self.store.n_features)
 
-        n_train = self.store.n_features
-        pieces = [piece for shard in self.shards[shards] for _, piece in shard.packed_masks(1)]
-        packed = np.concatenate([np.zeros((0, (n_train + 7) // 8), np.uint8), *pieces])
-        starts = range(0, max(1, len(packed)), _UNPACKED_ROWS)
-        unpacked = (np.unpackbits(packed[at : at + _UNPACKED_ROWS], axis=1, count=n_train) for at in starts)
-        return np.concatenate([pack(masks) for masks in unpacked], axis=1)
-
-    def matrices(self, shards: slice = slice(None)) -> Matrices:
+    def matrices(self) -> Matrices:
         """What the solver needs of the masks."""
-        return Matrices(self.counts(shards), self.validation_bits(shards))
+        bits = self.bits(1)
+        if not self.has_few_rows:
+            return Matrices(self.counts(), bits)
+        validation = int(self.rows.validation.sum())
+        return Matrices(MaskBits(self.bits(0), bits, (len(self.rows.rows) - validation, validation)), bits)
 
     def crosses(self, split: str, first: int, last: int, shards: slice = slice(None)) -> tuple[Cross, Cross]:
         """Sums with the margins of targets [first, last), of the training and of the validation rows."""
@@ -160,7 +161,8 @@ class GramCache:
 
 def disk_bytes(models: int, n_train: int, targets: int) -> int:
     """Bytes that the sums of a store and of so many targets take on disk; a setting that grows later takes more."""
-    return models * ((n_train + 7) // 8) + 8 * n_train**2 + 16 * targets * (n_train + 2)
+    counts = 0 if has_few_rows(models, n_train) else 8 * n_train**2
+    return models * ((n_train + 7) // 8) + counts + 16 * targets * (n_train + 2)
 
 
 def file_ranges(targets: int, first: int, last: int) -> list[Range]:

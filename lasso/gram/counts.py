@@ -1,7 +1,6 @@
 """Counts X'X of two groups of rows, training rows (0) and validation rows (1): in memory, or in .npy files."""
 
 import os
-from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -30,9 +29,6 @@ class Counts(Protocol):
     def strip(self, groups: tuple[int, ...], start: int, stop: int) -> NDArray[np.int32]:
         """Counts [stop - start, N] of examples [start, stop), summed over the groups."""
 
-    def lookup(self, examples: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """A matrix, and the rows of it that hold the counts [N] of each of these examples over both groups."""
-
 
 class MemoryCounts:
     """Counts in memory."""
@@ -45,13 +41,6 @@ class MemoryCounts:
     def strip(self, groups: tuple[int, ...], start: int, stop: int) -> NDArray[np.int32]:
         strips = [self.grams[group].counts[start:stop] for group in groups]
         return strips[0] if len(strips) == 1 else strips[0] + strips[1]
-
-    def lookup(self, examples: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        return self._sum, examples
-
-    @cached_property
-    def _sum(self) -> NDArray[np.int32]:
-        return self.grams[0].counts + self.grams[1].counts
 
 
 class DiskCounts:
@@ -78,16 +67,6 @@ class DiskCounts:
             for group in groups:
                 found += read(pair[group], _INT32, start * self.n_train, found.shape)
         return found
-
-    def lookup(self, examples: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        found = np.zeros((len(examples), self.n_train), np.int32)
-        row = np.empty(self.n_train, np.int32)
-        for path in (path for pair in self.paths for path in pair):
-            with open(path, "rb") as file:
-                for place, example in enumerate(examples):
-                    os.preadv(file.fileno(), [row.data], HEADER + 4 * int(example) * self.n_train)
-                    found[place] += row
-        return found, np.arange(len(examples))
 
 
 def write(path: Path, array: NDArray) -> None:

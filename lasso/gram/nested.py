@@ -10,21 +10,20 @@ from numpy.typing import NDArray
 
 from datamodels.lasso.atomic import temporary_beside, writing
 from datamodels.lasso.gram.counts import HEADER, DiskCounts, read
+from datamodels.lasso.gram.matrices import MaskBits, Matrices, bits_of, has_few_rows
 from datamodels.lasso.gram.sums import Block, Cross, Gram, gathered
 from datamodels.lasso.rows import FitRows, read_features, stored_margins
 from datamodels.train.store import BaseStore as Store
 
 _SMALLEST = 1 / 32
 """Share of the rows in the first subset."""
-_PACKED_ROWS = 4096
-"""Validation rows that are unpacked at a time."""
 _STRIP = 512
 """Examples whose counts are added to those in a file at a time."""
 
 
-def curve_disk_bytes(n_train: int) -> int:
-    """Disk space that an LDS curve takes while it is computed: the counts of two groups of rows."""
-    return 2 * 4 * n_train**2
+def curve_disk_bytes(models: int, n_train: int) -> int:
+    """Disk space that an LDS curve takes while it is computed: the counts of two groups of rows, if they are used."""
+    return 0 if has_few_rows(models, n_train) else 2 * 4 * n_train**2
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,8 @@ class Subset:
     """The sums over the first rows, over its training and its validation rows."""
 
     rows: int
-    counts: DiskCounts
+    matrices: Matrices
     crosses: tuple[Cross, Cross]
-    bits: NDArray[np.uint64]
-    """Masks of the validation rows [N, words], 64 rows to a word."""
 
 
 def nested_subsets(
@@ -48,9 +45,10 @@ def nested_subsets(
     """
     n_train = store.n_features
     total = len(rows.rows)
-    sizes = np.geomspace(total * _SMALLEST, total, points) if points > 1 else [total]
+    stops = np.geomspace(total * _SMALLEST, total, points) if points > 1 else [total]
     crosses = Cross(n_train, len(columns)), Cross(n_train, len(columns))
-    bits: list[NDArray[np.uint64]] = []
+    none: NDArray[np.uint64] = np.zeros((n_train, 0), np.uint64)
+    bits: tuple[list[NDArray[np.uint64]], list[NDArray[np.uint64]]] = [], []
     folder = temporary_beside(store.derived / "datamodels" / "curve")
     paths = folder / "training.npy", folder / "validation.npy"
 
@@ -58,51 +56,49 @@ def nested_subsets(
         with writing(folder):
             folder.mkdir(parents=True)
         start = 0
-        for stop in np.unique(np.maximum(1, np.round(sizes)).astype(int)).tolist():
+        for stop in np.unique(np.maximum(1, np.round(stops)).astype(int)).tolist():
             added = FitRows(rows.rows[start:stop], rows.validation[start:stop])
-            bits += _add_rows(store, split, added, columns, crosses, paths)
+            packed = _add_rows(store, split, added, columns, crosses)
+            if not has_few_rows(total, n_train):
+                for path, masks in zip(paths, packed, strict=True):
+                    _add_counts(path, masks, n_train)
+            few = has_few_rows(stop, n_train)
+            for group in (0, 1) if few else (1,):
+                bits[group].append(bits_of(packed[group], n_train))
             start = stop
             validation = int(rows.validation[:stop].sum())
-            if stop - validation >= 2 and validation >= 1:
-                counts = DiskCounts([paths], n_train, (stop - validation, validation))
-                yield Subset(stop, counts, crosses, np.concatenate(bits, axis=1))
+            sizes = stop - validation, validation
+            if sizes[0] >= 2 and validation >= 1:
+                training, others = (np.concatenate([none, *pieces], axis=1) for pieces in bits)
+                source = MaskBits(training, others, sizes) if few else DiskCounts([paths], n_train, sizes)
+                yield Subset(stop, Matrices(source, others), crosses)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _add_rows(
-    store: Store,
-    split: str,
-    rows: FitRows,
-    columns: NDArray[np.int64],
-    crosses: tuple[Cross, Cross],
-    paths: tuple[Path, Path],
-) -> list[NDArray[np.uint64]]:
-    """Add rows to the sums with the margins and to the counts in files; returns the masks of the validation rows."""
-    from datamodels.lasso.gram.popcount import pack
-
-    gram, validation = Gram(store.n_features), [np.zeros((0, (store.n_features + 7) // 8), np.uint8)]
+    store: Store, split: str, rows: FitRows, columns: NDArray[np.int64], crosses: tuple[Cross, Cross]
+) -> list[NDArray[np.uint8]]:
+    """Add rows to the sums with the margins; returns the masks of both groups, 8 examples to a byte."""
+    none: NDArray[np.uint8] = np.zeros((0, (store.n_features + 7) // 8), np.uint8)
+    found = [none], [none]
     for group, packed, margins in gathered(_blocks(store, split, rows, columns)):
         crosses[group].add(packed, margins)
-        if group:
-            validation.append(packed)
-        else:
-            gram.add(packed)
-    _add_to_file(paths[0], gram.finish().counts)
-
-    del gram
-    gram = Gram(store.n_features)  # the validation rows are counted last, so that memory holds one matrix
-    together = np.concatenate(validation)
-    gram.add(together)
-    _add_to_file(paths[1], gram.finish().counts)
-    starts = range(0, len(together), _PACKED_ROWS)
-    return [pack(np.unpackbits(together[at : at + _PACKED_ROWS], axis=1, count=store.n_features)) for at in starts]
+        found[group].append(packed)
+    return [np.concatenate(pieces) for pieces in found]
 
 
 def _blocks(store: Store, split: str, rows: FitRows, columns: NDArray[np.int64]) -> Iterator[Block]:
     for block in rows.blocks(store):
         masks = np.packbits(read_features(store, block.rows), axis=1)
         yield block.validation, masks, stored_margins(store, split, block.rows, columns)
+
+
+def _add_counts(path: Path, packed: NDArray[np.uint8], n_train: int) -> None:
+    """Add the counts of masks to those in a file."""
+    gram = Gram(n_train)
+    gram.add(packed)
+    _add_to_file(path, gram.finish().counts)
 
 
 def _add_to_file(path: Path, counts: NDArray[np.int32]) -> None:

@@ -3,15 +3,11 @@
 LLVM turns the loops into AVX-512 VPOPCNTQ where the CPU has it.
 """
 
-from typing import Any
-
 import numpy as np
-from llvmlite import binding, ir  # type: ignore[import-untyped]
-from numba import types
-from numba.extending import intrinsic
+from llvmlite import binding  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from datamodels.lasso.compiled import compiled
+from datamodels.lasso.compiled import compiled, ones
 
 _TILE = 16
 """Examples to a side of the tiles in which the counts are made: both sides' bits stay in the L1 cache."""
@@ -20,18 +16,6 @@ _TILE = 16
 def has_vector_popcount() -> bool:
     """Whether this CPU counts the bits of 512-bit vectors."""
     return bool(binding.get_host_cpu_features().get("avx512vpopcntdq", False))
-
-
-def _count(typing_context: Any, word: Any) -> Any:
-    """Number of ones of a uint64."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        return builder.ctpop(arguments[0])
-
-    return types.uint64(types.uint64), generate
-
-
-_ones: Any = intrinsic(_count)
 
 
 @compiled
@@ -65,10 +49,10 @@ def add_counts(bits: NDArray[np.uint64], counts: NDArray[np.int32], start: int, 
                     b, c, d, e = bits[j], bits[j + 1], bits[j + 2], bits[j + 3]
                     p, q, r, s = np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0)
                     for w in range(words):
-                        p += _ones(a[w] & b[w])
-                        q += _ones(a[w] & c[w])
-                        r += _ones(a[w] & d[w])
-                        s += _ones(a[w] & e[w])
+                        p += ones(a[w] & b[w])
+                        q += ones(a[w] & c[w])
+                        r += ones(a[w] & d[w])
+                        s += ones(a[w] & e[w])
                     counts[i, j] += np.int32(p)
                     counts[i, j + 1] += np.int32(q)
                     counts[i, j + 2] += np.int32(r)
@@ -77,5 +61,5 @@ def add_counts(bits: NDArray[np.uint64], counts: NDArray[np.int32], start: int, 
                     b = bits[j]
                     p = np.uint64(0)
                     for w in range(words):
-                        p += _ones(a[w] & b[w])
+                        p += ones(a[w] & b[w])
                     counts[i, j] += np.int32(p)

@@ -3,103 +3,120 @@
 Coordinate descent soon finds which weights are 0, but is slow at the others where their masks are strongly correlated:
 rows that hold few examples or none make all masks alike, so that one eigenvalue of the correlations is hundreds of
 times the others. With the signs s of the nonzero weights A, the active set, the objective is quadratic, its minimum
-that of (R_AA + I) w_A = c_A - lam s_A, and conjugate gradients deal with a few large eigenvalues in a few steps.
+that of C_AA w_A = c_A - lam s_A with C the correlations, and conjugate gradients deal with a few large eigenvalues in
+a few steps. With fewer rows than examples, and nearly as many nonzero weights as rows, they are far quicker, too.
 
 Steps between active sets as in Lee, Battle, Raina & Ng, "Efficient sparse coding algorithms" (NIPS 2006).
 """
 
 from datamodels.lasso.compiled import compiled
-from datamodels.lasso.solver.buffers import Buffers, Matrix, add_rows
-from datamodels.lasso.solver.gap import Vector
+from datamodels.lasso.solver.working_set import Design, WorkingSet, add_rows, gradient, step
 
 _FALL = 1e-6
 """Fall of the squared gradient over the active set that is enough."""
-_FLAT = 1e-7
-"""Curvature, of 1 on average, below which the rounding of R to float32 decides."""
+_FLAT = 1e-12
+"""Curvature, of 1 on average, below which rounding decides."""
 
 
 @compiled
-def step_on_active_set(corr: Matrix, cov: Vector, buffers: Buffers, lam: float, most: int) -> bool:
-    """Move towards the minimum with the signs of the nonzero weights, with at most so many products with R.
+def step_on_active_set(design: Design, at: WorkingSet, lam: float, most: int) -> bool:
+    """Move towards the minimum with the signs of the nonzero weights, with at most so many products with the counts.
 
     Weights that would change their sign stop at 0, all of them where that makes the objective smaller, else all
     weights stop where the first one does. Returns whether any did, which leaves a smaller active set.
     """
-    w, h = buffers.w, buffers.h
-    step, step_h, old_w, old_h = buffers.active[0], buffers.active[1], buffers.active[2], buffers.active[3]
-    _solve(corr, cov, buffers, lam, most)
-    before = _objective(cov, buffers, lam)
-    old_w[:], old_h[:] = w, h
+    w, size = at.w, at.size[0]
+    steps, steps_product, old_w, old_product = at.active[7], at.active[8], at.active[0], at.active[1]
+    before = _objective(design, at, lam)
+    step_0, step_1 = _solve(design, at, lam, most)
+    sum_0, sum_1 = at.sums[0], at.sums[1]
+    at.sums[0] += step_0
+    at.sums[1] += step_1
     count, least = 0, 1.0
-    for j in range(w.shape[0]):
-        w[j] += step[j]
-        h[j] += step_h[j]
+    for j in range(size):
+        old_w[j], old_product[j] = w[j], at.product[j]
+        w[j] += steps[j]
+        at.product[j] += steps_product[j]
         if w[j] * old_w[j] < 0.0:
             least = min(least, old_w[j] / (old_w[j] - w[j]))
-            buffers.picked[count] = j
-            buffers.change[j] = -w[j]
-            w[j] = 0.0
+            at.picked[count] = j
             count += 1
-    add_rows(corr, buffers.picked, count, buffers.change, h)
-    if _objective(cov, buffers, lam) <= before:
+    for k in range(count):
+        at.change[k] = step(design, at, at.picked[k], -w[at.picked[k]])
+    add_rows(at.counts, at.picked, count, at.change, size, at.product)
+    if _objective(design, at, lam) <= before:
         return count > 0
     if count == 0:  # rounding allows no better
         least = 0.0
-    for j in range(w.shape[0]):
-        w[j] = old_w[j] + least * step[j]
-        h[j] = old_h[j] + least * step_h[j]
+    at.sums[0], at.sums[1] = sum_0 + least * step_0, sum_1 + least * step_1
+    for j in range(size):
+        w[j] = old_w[j] + least * steps[j]
+        at.product[j] = old_product[j] + least * steps_product[j]
         if abs(w[j]) < 1e-15 * abs(old_w[j]):
             w[j] = 0.0
     return count > 0
 
 
 @compiled
-def _solve(corr: Matrix, cov: Vector, buffers: Buffers, lam: float, most: int) -> None:
-    """Write the step to the minimum into active[0], and R times the step into active[1]."""
-    w, h, index, direction = buffers.w, buffers.h, buffers.picked, buffers.change
-    step, step_h, residual, product = buffers.active[0], buffers.active[1], buffers.active[2], buffers.active[3]
-    step[:], step_h[:] = 0.0, 0.0
-    count, squares = 0, 0.0
-    for j in range(w.shape[0]):
+def _solve(design: Design, at: WorkingSet, lam: float, most: int) -> tuple[float, float]:
+    """Write the step to the minimum into active[7], its product with the counts into active[8]; returns its sums."""
+    index, change, size = at.picked, at.change, at.size[0]
+    steps, residual, direction = at.active[0], at.active[1], at.active[2]  # of the nonzero weights, as the next three
+    inv, mean, diagonal = at.active[3], at.active[4], at.active[5]
+    product, all_steps, steps_product = at.active[6], at.active[7], at.active[8]
+    count, squares, total_0, total_1 = 0, 0.0, 0.0, 0.0
+    for j in range(size):
+        all_steps[j], steps_product[j] = 0.0, 0.0
         index[count] = j
-        count += w[j] != 0.0
-    for at in range(count):
-        j = index[at]
-        residual[j] = cov[j] - h[j] - w[j] - (lam if w[j] > 0.0 else -lam)
-        direction[j] = residual[j]
-        squares += residual[j] * residual[j]
+        count += at.w[j] != 0.0
+    for k in range(count):
+        j = index[k]
+        inv[k], mean[k], diagonal[k] = at.inv[j], at.mean[j] * design.rows, at.diagonal[j]
+        steps[k], residual[k] = 0.0, gradient(design, at, j) - (lam if at.w[j] > 0.0 else -lam)
+        direction[k] = residual[k]
+        squares += residual[k] * residual[k]
     enough = _FALL * squares
     for _ in range(most):
-        product[:] = 0.0
-        add_rows(corr, index, count, direction, product)
-        curvature, length = 0.0, 0.0
-        for at in range(count):
-            j = index[at]
-            curvature += direction[j] * (product[j] + direction[j])
-            length += direction[j] * direction[j]
+        sum_0, sum_1 = 0.0, 0.0
+        for k in range(count):
+            change[k] = direction[k] * inv[k] / design.rows
+            sum_0 += change[k]
+            sum_1 += change[k] * mean[k]
+        product[:size] = 0.0
+        add_rows(at.counts, index, count, change, size, product)
+        for k in range(count):
+            change[k] = product[index[k]]
+        curvature, length, inside = 0.0, 0.0, design.base * sum_0
+        for k in range(count):
+            change[k] = inv[k] * (change[k] + inside - mean[k] * sum_1 / design.rows) + diagonal[k] * direction[k]
+            curvature += direction[k] * change[k]
+            length += direction[k] * direction[k]
         if curvature <= _FLAT * length:
-            return
+            break
         scale, before = squares / curvature, squares
         squares = 0.0
-        for at in range(count):
-            j = index[at]
-            step[j] += scale * direction[j]
-            residual[j] -= scale * (product[j] + direction[j])
-            squares += residual[j] * residual[j]
-        for j in range(w.shape[0]):
-            step_h[j] += scale * product[j]
+        total_0 += scale * sum_0
+        total_1 += scale * sum_1
+        for k in range(count):
+            steps[k] += scale * direction[k]
+            residual[k] -= scale * change[k]
+            squares += residual[k] * residual[k]
+        for j in range(size):
+            steps_product[j] += scale * product[j]
         if squares <= enough:
-            return
-        for at in range(count):
-            j = index[at]
-            direction[j] = residual[j] + squares / before * direction[j]
+            break
+        for k in range(count):
+            direction[k] = residual[k] + squares / before * direction[k]
+    for k in range(count):
+        all_steps[index[k]] = steps[k]
+    return total_0, total_1
 
 
 @compiled
-def _objective(cov: Vector, buffers: Buffers, lam: float) -> float:
+def _objective(design: Design, at: WorkingSet, lam: float) -> float:
     """P(w) - P(0)."""
-    w, h = buffers.w, buffers.h
     found = 0.0
-    for j in range(w.shape[0]):
-        found += w[j] * (0.5 * (h[j] + w[j]) - cov[j]) + lam * abs(w[j])
+    for j in range(at.size[0]):
+        found -= 0.5 * at.w[j] * (gradient(design, at, j) + at.cov[j])
+        found += lam * abs(at.w[j])
     return found

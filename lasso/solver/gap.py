@@ -1,33 +1,107 @@
-"""The duality gap of any weights, and their gradient from the exact counts alone, in float64."""
+"""Compiled kernels: the duality gap of any weights, and their gradient from nothing but the masks, in float64."""
+
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from datamodels.lasso.compiled import compiled
-from datamodels.lasso.design import Scale
-from datamodels.lasso.gram import Counts
+from datamodels.lasso.solver.bit_sums import sum_over_rows
+from datamodels.lasso.solver.working_set import Design, Vector, WorkingSet, add_columns, add_rows, gradient
 
-Vector = NDArray[np.float64]
 
-_AT_ONCE = 128
-"""Rows of the counts that are added at a time; fixed, so that results do not depend on where the counts are kept."""
+class Scalars(NamedTuple):
+    """What the gap follows from: of the weights w and the gradient g."""
+
+    steepest: float
+    """max|g|"""
+    weight_cov: float
+    """w . c"""
+    weight_grad: float
+    """w . g"""
+    norm: float
+    """||w||_1"""
+    active: int
+    """nonzero weights"""
 
 
 @compiled
-def relative_gap(var: float, lam: float, steepest: float, weight_cov: float, weight_grad: float, norm: float) -> float:
-    """Duality gap over P(0) = var / 2, from five scalars of the weights w.
+def relative_gap(var: float, lam: float, of: Scalars) -> float:
+    """Duality gap over P(0) = var / 2.
 
-    steepest = max|g|, weight_cov = w . c, weight_grad = w . g, norm = ||w||_1. With r = y - Zw:
-    ||r||^2/n = var - w.c - w.g and y.r/n = var - w.c. The dual is max y.t/n - ||t||^2/(2n) over
+    With r = y - Zw: ||r||^2/n = var - w.c - w.g and y.r/n = var - w.c. The dual is max y.t/n - ||t||^2/(2n) over
     |Z't|/n <= lam; the point taken is t = scale * r with the best feasible scale (|scale| <= lam / max|g|).
     """
-    squares = max(var - weight_cov - weight_grad, 0.0)
-    along = var - weight_cov
-    scale = min(lam / max(steepest, 1e-300), along / max(squares, 1e-300))
-    scale = max(scale, -lam / max(steepest, 1e-300))
-    primal = 0.5 * squares + lam * norm
+    squares = max(var - of.weight_cov - of.weight_grad, 0.0)
+    along = var - of.weight_cov
+    scale = min(lam / max(of.steepest, 1e-300), along / max(squares, 1e-300))
+    scale = max(scale, -lam / max(of.steepest, 1e-300))
+    primal = 0.5 * squares + lam * of.norm
     dual = scale * along - 0.5 * scale * scale * squares
     return max(primal - dual, 0.0) / (0.5 * var)
+
+
+@compiled
+def scalars(design: Design, at: WorkingSet) -> Scalars:
+    """The scalars of the working set."""
+    steepest, weight_cov, weight_grad, norm, active = 0.0, 0.0, 0.0, 0.0, 0
+    for j in range(at.size[0]):
+        grad = gradient(design, at, j)
+        steepest = max(steepest, abs(grad))
+        weight_cov += at.w[j] * at.cov[j]
+        weight_grad += at.w[j] * grad
+        norm += abs(at.w[j])
+        active += at.w[j] != 0.0
+    return Scalars(steepest, weight_cov, weight_grad, norm, active)
+
+
+@compiled
+def others_gradient(design: Design, at: WorkingSet, cov: Vector, exact: bool, out: Vector) -> float:
+    """Write the gradient of all examples outside the working set; returns the largest |g| of them.
+
+    exact: add in float64; float32 is enough for the path, as its error is at most about 1e-6 of lambda.
+    """
+    count = 0
+    for j in range(at.size[0]):
+        at.picked[count] = at.members[j]
+        at.change[count] = at.w[j] * at.inv[j] / design.rows
+        count += at.w[j] != 0.0
+    at.row_sums[:] = 0.0
+    add_columns(design.bits, at.picked, count, at.change, at.row_sums)
+    if exact:
+        sum_over_rows(design.bits, at.inside, at.row_sums, out)
+    else:
+        sum_over_rows(design.bits, at.inside, at.row_sums.astype(np.float32), out)
+    steepest = 0.0
+    for j in range(out.shape[0]):
+        if not at.inside[j]:
+            out[j] = cov[j] - design.inv[j] * (out[j] - design.mean[j] * at.sums[1])
+            steepest = max(steepest, abs(out[j]))
+    return steepest
+
+
+@compiled
+def exact_gradient(design: Design, cov: Vector, w: Vector, grad: Vector) -> None:
+    """Write the gradient [N] of any standardised weights [N] from the masks alone."""
+    n_train = w.shape[0]
+    index, count, sums = np.empty(n_train + 1, np.int64), 0, np.zeros(2)
+    u = w * design.inv / design.rows
+    for j in range(n_train):
+        index[count] = j
+        count += w[j] != 0.0
+        sums[0] += u[j]
+        sums[1] += u[j] * design.rows * design.mean[j]
+    grad[:] = 0.0
+    values = u[index[:count]]
+    if design.bits.shape[1] > 0:
+        row_sums = np.zeros(64 * design.bits.shape[1])
+        add_columns(design.bits, index, count, values, row_sums)
+        sum_over_rows(design.bits, np.zeros(n_train, np.bool_), row_sums, grad)
+    else:
+        add_rows(design.counts, index, count, values, n_train, grad)
+        for j in range(n_train):
+            grad[j] += design.base * sums[0] + (design.rows * design.mean[j] - design.base) * u[j]
+    for j in range(n_train):
+        grad[j] = cov[j] - design.inv[j] * (grad[j] - design.mean[j] * sums[1])
 
 
 @compiled
@@ -41,37 +115,4 @@ def check_optimality(cov: Vector, var: float, lam: float, w: Vector, grad: Vecto
         norm += abs(w[j])
         off = abs(grad[j]) - lam if w[j] == 0.0 else abs(grad[j] - (lam if w[j] > 0.0 else -lam))
         residual = max(residual, off)
-    return relative_gap(var, lam, steepest, weight_cov, weight_grad, norm), residual / lam
-
-
-def exact_gradient(counts: Counts, scale: Scale, cov: Vector, w: Vector, grad: Vector) -> None:
-    """Write the gradient of any standardised weights from the counts K = X'X of all rows alone, in float64.
-
-    With v = w / s in mask units: g_j = c_j - ((K v)_j / n - m_j * (m . v)) / s_j.
-    """
-    support = np.flatnonzero(w)
-    v = w[support] * scale.inv[support]
-    grad[:] = 0.0
-    for at in range(0, len(support), _AT_ONCE):
-        part = slice(at, at + _AT_ONCE)
-        _add_counts(*counts.lookup(support[part]), v[part], grad)
-    grad /= scale.rows
-    grad -= scale.mean * (scale.mean[support] @ v)
-    grad *= -scale.inv
-    grad += cov
-
-
-@compiled
-def _add_counts(counts: NDArray[np.int32], places: NDArray[np.int64], values: Vector, out: Vector) -> None:
-    """out += sum over k of values[k] * counts[places[k]]; four rows share each pass over out."""
-    done = len(places) - len(places) % 4
-    for at in range(0, done, 4):
-        a, b, c, d = values[at], values[at + 1], values[at + 2], values[at + 3]
-        row_a, row_b = counts[places[at]], counts[places[at + 1]]
-        row_c, row_d = counts[places[at + 2]], counts[places[at + 3]]
-        for j in range(out.shape[0]):
-            out[j] += (a * row_a[j] + b * row_b[j]) + (c * row_c[j] + d * row_d[j])
-    for at in range(done, len(places)):
-        a, row_a = values[at], counts[places[at]]
-        for j in range(out.shape[0]):
-            out[j] += a * row_a[j]
+    return relative_gap(var, lam, Scalars(steepest, weight_cov, weight_grad, norm, 0)), residual / lam

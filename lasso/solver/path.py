@@ -1,8 +1,9 @@
 """Compiled kernels: one target's path of lambdas, and the choice among them by the validation error.
 
-From lambda to lambda w and R w are extrapolated linearly (the LASSO path is piecewise linear, so that little but the
-coordinates that entered last has to move). Every lambda is solved to the tolerance of the path. Where the choice, or
-the end of the path, depends on errors that are too close to tell apart, those lambdas alone are solved further.
+From lambda to lambda w and its product with the counts are extrapolated linearly (the path is piecewise linear, so
+that little but the coordinates that entered last has to move). Every lambda is solved to the tolerance of the path.
+Where the choice, or the end of the path, depends on errors that are too close to tell apart, those lambdas alone are
+solved further.
 """
 
 from typing import Any, NamedTuple
@@ -11,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.lasso.compiled import compiled
-from datamodels.lasso.solver.buffers import PAST, Buffers, Matrix, add_rows, clear
-from datamodels.lasso.solver.descent import minimise
-from datamodels.lasso.solver.gap import Vector
+from datamodels.lasso.solver.descent import settle
 from datamodels.lasso.solver.validation import Validation, validation_squares
+from datamodels.lasso.solver.working_set import PAST, Design, Vector, WorkingSet, add_rows, begin, product_at, step
 
 _AIMS = (0.9, 3e-2, 1e-3, 1e-5)
 """Relative gaps, over the tolerance, that a lambda is solved to: at first, and while it may be the best."""
@@ -41,7 +41,8 @@ class Errors(NamedTuple):
 
 @compiled
 def choose(
-    corr: Matrix,
+    design: Design,
+    at: WorkingSet,
     cov: Vector,
     var: float,
     validation: Validation,
@@ -50,105 +51,150 @@ def choose(
     patience: int,
     least: int,
     sweeps: int,
-    buffers: Buffers,
     best_w: Vector,
 ) -> tuple[int, int, float, float]:
     """Follow one target's path on the training rows and choose its lambda by the validation error.
 
     Lambdas that the choice depends on are solved to ever smaller gaps, with up to `sweeps` sweeps each time, until the
-    choice is the one that exact solutions give. Writes the chosen weights into best_w. Returns (index of the chosen
-    lambda, lambdas tried, its sum of squared validation errors, largest relative gap).
+    choice is the one that exact solutions give. Writes the chosen weights [N] into best_w. Returns (index of the
+    chosen lambda, lambdas tried, its sum of squared validation errors, largest relative gap).
     """
-    clear(buffers)
-    k = lams.shape[0]
-    errors = Errors(np.empty(k), np.empty(k), np.zeros(k, np.int64), np.full(1, -1.0))
-    worst, unit, tried = 0.0, max(tol * validation.squares, 1e-300), 0
-    for i in range(k):
-        _extrapolate(corr, buffers, lams, i)
-        worst = max(worst, minimise(corr, cov, var, buffers, lams[i], _AIMS[0] * tol, _ENOUGH * tol, 1))
-        errors.squares[i] = validation_squares(validation, buffers)
-        _remember(buffers, i)
-        tried = i + 1
-        old = tried - patience
-        if tried < least or old < 1:
-            continue
-        _bound_doubts(errors, unit, tried)
-        a, b = _rivals(errors.squares, errors.doubts, tried, old)
-        while a >= 0 and b >= 0:
-            _solve_further(corr, cov, var, validation, lams, tol, sweeps, buffers, errors, tried, a, b)
-            a, b = _rivals(errors.squares, errors.doubts, tried, old)
-        if a < 0:
+    begin(design, at, cov)
+    count = lams.shape[0]
+    errors = Errors(np.empty(count), np.empty(count), np.zeros(count, np.int64), np.full(1, -1.0))
+    worst, unit, tried, done, aim = 0.0, max(tol * validation.squares, 1e-300), 0, False, 0.0
+    while not done:  # a single call of `settle`: each would be compiled anew
+        i = _next(errors, tried, count, patience, least)
+        new, done = i == tried, i < 0
+        if new:
+            ahead, ratio = _extrapolate(design, at, cov, lams, i)
+            aim = _AIMS[0] * tol
+        else:
+            best, _ = _best(errors.squares, errors.doubts, tried)
+            i = best if done else i
+            aim = _AIMS[0] * tol if done else _AIMS[errors.levels[i] + 1] * tol
+            _recall(design, at, max(i, tried - PAST))
+            ahead, ratio = 0.0, 0.0
+        sharp = not new and not done
+        enough, most, slot = (tol, sweeps, 2) if sharp else (_ENOUGH * tol, 1, 0 if new else 2)
+        gap = settle(design, at, cov, var, lams[i], aim, enough, most, slot, ahead, ratio)
+        if not sharp:
+            worst = max(worst, gap)
+        if done:
             break
+        squares = validation_squares(validation, at)
+        if sharp:
+            change = abs(squares - errors.squares[i]) / (_AIMS[errors.levels[i]] * unit)
+            errors.largest_change[0] = max(errors.largest_change[0], change)
+            errors.levels[i] += 1
+        errors.squares[i] = squares
+        tried += new
+        if i >= tried - PAST:
+            _remember(at, i)
+        _bound_doubts(errors, unit, tried)
 
-    _bound_doubts(errors, unit, tried)
-    best, rival = _best(errors.squares, errors.doubts, tried)
-    while rival >= 0 or errors.levels[best] == 0:
-        other = rival if rival >= 0 else best
-        _solve_further(corr, cov, var, validation, lams, tol, sweeps, buffers, errors, tried, best, other)
-        best, rival = _best(errors.squares, errors.doubts, tried)
+    best_w[:] = 0.0
+    for j in range(at.size[0]):
+        best_w[at.members[j]] = at.w[j]
+    return i, tried, errors.squares[i], worst
 
-    _recall(buffers, max(best, tried - PAST))
-    worst = max(worst, minimise(corr, cov, var, buffers, lams[best], _AIMS[0] * tol, _ENOUGH * tol, 1))
-    best_w[:] = buffers.w
-    return best, tried, errors.squares[best], worst
+
+@compiled
+def _next(errors: Errors, tried: int, count: int, patience: int, least: int) -> int:
+    """The lambda to solve next: the first that is not tried, or one to be solved further; -1 if the choice is made."""
+    squares, doubts, levels = errors.squares, errors.doubts, errors.levels
+    ended, old = tried == count, tried - patience
+    if not ended and tried >= least and old >= 1:
+        a, b = _rivals(squares, doubts, tried, old)
+        if a >= 0 and b >= 0:
+            return a if levels[a] <= levels[b] else b
+        ended = a < 0
+    if not ended:
+        return tried
+    best, rival = _best(squares, doubts, tried)
+    if rival >= 0:
+        return best if levels[best] <= levels[rival] else rival
+    return best if levels[best] == 0 else -1
 
 
 @compiled
 def path(
-    corr: Matrix, cov: Vector, var: float, lams: Vector, tol: float, buffers: Buffers, weights: NDArray[Any]
+    design: Design, at: WorkingSet, cov: Vector, var: float, lams: Vector, tol: float, weights: NDArray[Any]
 ) -> float:
     """Write the weights [k, N] at every lambda, each to a relative gap of at most tol; returns the largest gap."""
-    clear(buffers)
+    begin(design, at, cov)
     worst = 0.0
+    weights[:] = 0.0
     for i in range(lams.shape[0]):
-        _extrapolate(corr, buffers, lams, i)
-        worst = max(worst, minimise(corr, cov, var, buffers, lams[i], _AIMS[0] * tol, _ENOUGH * tol, 1))
-        _remember(buffers, i)
-        weights[i] = buffers.w
+        ahead, ratio = _extrapolate(design, at, cov, lams, i)
+        gap = settle(design, at, cov, var, lams[i], _AIMS[0] * tol, _ENOUGH * tol, 1, 0, ahead, ratio)
+        worst = max(worst, gap)
+        _remember(at, i)
+        for j in range(at.size[0]):
+            weights[i, at.members[j]] = at.w[j]
     return worst
 
 
 @compiled
-def _extrapolate(corr: Matrix, buffers: Buffers, lams: Vector, i: int) -> None:
-    """Begin at lambda i with the line through the two before; weights that would change sign stop at 0."""
+def _extrapolate(design: Design, at: WorkingSet, cov: Vector, lams: Vector, i: int) -> tuple[float, float]:
+    """Begin at lambda i with the line through the two before; weights that would change sign stop at 0.
+
+    Returns the next lambda, or 0, and the ratio of the step there to the step from the one before.
+    """
+    ahead = lams[i + 1] if i + 1 < lams.shape[0] else 0.0
     if i == 0:
-        return
-    now, before = (i - 1) % PAST, max(i - 2, 0) % PAST
+        at.grad[1] = cov
+        return ahead, 0.0
+    at.grad[1] = at.grad[0]
+    now, before, size = (i - 1) % PAST, max(i - 2, 0) % PAST, at.size[0]
     ratio = (lams[i] - lams[i - 1]) / (lams[i - 1] - lams[i - 2]) if i > 1 else 0.0
-    _extend(buffers.past_w[now], buffers.past_w[before], ratio, buffers.w)
-    _extend(buffers.past_h[now], buffers.past_h[before], ratio, buffers.h)
-    _extend(buffers.past_predicted[now], buffers.past_predicted[before], ratio, buffers.predicted)
+    _complete(design, at, now)
+    _complete(design, at, before)
+    _extend(at.past_w[now], at.past_w[before], ratio, size, at.w)
+    _extend(at.past_product[now], at.past_product[before], ratio, size, at.product)
+    _extend(at.past_sums[now], at.past_sums[before], ratio, 2, at.sums)
+    _extend(at.past_predicted[now], at.past_predicted[before], ratio, at.predicted.shape[0], at.predicted)
     count = 0
-    for j in range(buffers.w.shape[0]):
-        buffers.predicted_w[j] = buffers.w[j]
-        buffers.picked[count] = j
-        count += buffers.w[j] != 0.0 and buffers.w[j] * buffers.past_w[now, j] <= 0.0
-    for at in range(count):
-        j = buffers.picked[at]
-        buffers.change[j] = -buffers.w[j]
-        buffers.w[j] = 0.0
-    add_rows(corr, buffers.picked, count, buffers.change, buffers.h)
+    for j in range(size):
+        at.predicted_w[j] = at.w[j]
+        at.picked[count] = j
+        count += at.w[j] != 0.0 and at.w[j] * at.past_w[now, j] <= 0.0
+    for k in range(count):
+        at.change[k] = step(design, at, at.picked[k], -at.w[at.picked[k]])
+    add_rows(at.counts, at.picked, count, at.change, size, at.product)
+    return ahead, (ahead - lams[i]) / (lams[i] - lams[i - 1])
 
 
 @compiled
-def _extend(now: Vector, before: Vector, ratio: float, out: Vector) -> None:
-    for j in range(now.shape[0]):
+def _extend(now: Vector, before: Vector, ratio: float, size: int, out: Vector) -> None:
+    for j in range(size):
         out[j] = now[j] + ratio * (now[j] - before[j])
 
 
 @compiled
-def _remember(buffers: Buffers, i: int) -> None:
-    place = i % PAST
-    buffers.past_w[place], buffers.past_h[place] = buffers.w, buffers.h
-    buffers.past_predicted[place] = buffers.predicted
+def _complete(design: Design, at: WorkingSet, place: int) -> None:
+    """Fill in, for a lambda remembered, the examples that have become members since: they had weight 0."""
+    old, size = at.past_size[place], at.size[0]
+    for j in range(old, size):
+        at.past_product[place, j] = product_at(design, at, at.past_w[place], old, j)
+    at.past_w[place, old:size] = 0.0
+    at.past_size[place] = size
 
 
 @compiled
-def _recall(buffers: Buffers, i: int) -> None:
+def _remember(at: WorkingSet, i: int) -> None:
+    place, size = i % PAST, at.size[0]
+    at.past_w[place, :size], at.past_product[place, :size] = at.w[:size], at.product[:size]
+    at.past_sums[place], at.past_predicted[place], at.past_size[place] = at.sums, at.predicted, size
+
+
+@compiled
+def _recall(design: Design, at: WorkingSet, i: int) -> None:
     """Restore the weights of lambda i."""
-    place = i % PAST
-    buffers.w[:], buffers.h[:] = buffers.past_w[place], buffers.past_h[place]
-    buffers.predicted[:], buffers.predicted_w[:] = buffers.past_predicted[place], buffers.w
+    place, size = i % PAST, at.size[0]
+    _complete(design, at, place)
+    at.w[:size], at.product[:size] = at.past_w[place, :size], at.past_product[place, :size]
+    at.sums[:], at.predicted[:], at.predicted_w[:size] = at.past_sums[place], at.past_predicted[place], at.w[:size]
 
 
 @compiled
@@ -194,36 +240,3 @@ def _bound_doubts(errors: Errors, unit: float, tried: int) -> None:
     for k in range(tried):
         level = errors.levels[k]
         errors.doubts[k] = ratio * _AIMS[level] * unit if level < len(_AIMS) - 1 else 0.0
-
-
-@compiled
-def _solve_further(
-    corr: Matrix,
-    cov: Vector,
-    var: float,
-    validation: Validation,
-    lams: Vector,
-    tol: float,
-    sweeps: int,
-    buffers: Buffers,
-    errors: Errors,
-    tried: int,
-    a: int,
-    b: int,
-) -> None:
-    """Solve the lambda of a and b that is solved less far (or both) to its next aim."""
-    levels, unit = errors.levels, max(tol * validation.squares, 1e-300)
-    level = min(levels[a], levels[b])
-    for k in (a, b):
-        if levels[k] != level:
-            continue
-        _recall(buffers, max(k, tried - PAST))
-        minimise(corr, cov, var, buffers, lams[k], _AIMS[level + 1] * tol, tol, sweeps)
-        squares = validation_squares(validation, buffers)
-        if k >= tried - PAST:
-            _remember(buffers, k)
-        change = abs(squares - errors.squares[k]) / (_AIMS[level] * unit)
-        errors.largest_change[0] = max(errors.largest_change[0], change)
-        errors.squares[k] = squares
-        levels[k] = level + 1
-    _bound_doubts(errors, unit, tried)

@@ -17,15 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from datamodels.lasso.design import divide
 from datamodels.lasso.gram import Cross, Matrices
 from datamodels.lasso.rows import Progress, silent
 from datamodels.lasso.solver.solution import Solution
 from datamodels.train import Fit, WorkError
-
-Vector = NDArray[np.float64]
 
 _PER_CALL = 8
 """Targets that a thread solves between two reports of progress."""
@@ -62,7 +59,7 @@ def solve(
 class TargetBatch:
     """Targets that are solved together: `choose_lambdas`, then `refit`, then `check`.
 
-    Of several batches, first choose the lambdas of all, then refit all: each step computes large correlations once.
+    Of several batches, first choose the lambdas of all, then refit all: each step prepares a large matrix once.
     """
 
     def __init__(
@@ -84,27 +81,26 @@ class TargetBatch:
         """[targets]: relative gap before weights are rounded to float32"""
 
     def choose_lambdas(self, progress: Callable[[int], None]) -> None:
-        """Choose every target's lambda, with the correlations of the training rows."""
-        _ = self.matrices.corr  # computed before threads ask for it
-        self._each(self._choose, progress)
+        """Choose every target's lambda, on the training rows."""
+        self._each(self._choose, False, progress)
 
     def refit(self, progress: Callable[[int], None]) -> None:
-        """Refit every target at its lambda, with the correlations of all rows."""
-        _ = self.matrices.whole_corr, self.matrices.counts.lookup(np.zeros(1, np.int64))
-        self._each(self._refit, progress)
+        """Refit every target at its lambda, on all rows."""
+        self._each(self._refit, True, progress)
 
-    def _each(self, work: Callable[[int, Any], None], progress: Callable[[int], None]) -> None:
-        """Call work(target, buffers) for every target, in threads that have buffers each."""
-        from datamodels.lasso.solver.buffers import Buffers
+    def _each(self, work: Callable[..., Any], whole: bool, progress: Callable[[int], None]) -> None:
+        """Call work(target, design, working set) for every target, in threads that have a working set each."""
+        from datamodels.lasso.solver.working_set import design_of, working_set
 
-        matrices, own = self.matrices, threading.local()
-        predicted = len(matrices.moments) or 64 * matrices.bits.shape[1]
+        masks, own = self.matrices, threading.local()
+        design = design_of(masks, whole)
+        predicted = len(masks.moments) or 64 * masks.bits.shape[1]
 
         def run(start: int) -> None:
-            if not hasattr(own, "buffers"):
-                own.buffers = Buffers.empty(matrices.n_train, predicted)
+            at = getattr(own, "at", None) or working_set(design, predicted)
             for target in range(start, min(start + _PER_CALL, targets)):
-                work(target, own.buffers)
+                at = work(target, design, at)
+            own.at = at
 
         targets = len(self.solution.lam)
         pool = ThreadPoolExecutor(self.threads)
@@ -115,57 +111,68 @@ class TargetBatch:
         finally:
             pool.shutdown(cancel_futures=True)  # an interruption waits only for the targets that are being solved
 
-    def _choose(self, target: int, buffers: Any) -> None:
+    def _choose(self, target: int, design: Any, at: Any) -> Any:
         """Record a target's lambda of least validation error, and its weights on the training rows.
 
-        A target that does not vary with any example over the training rows keeps lambda 0 and weights 0.
+        A target that does not vary with any example over the training rows keeps lambda 0 and weights 0. Returns the
+        working set.
         """
         from datamodels.lasso.solver.path import choose
+        from datamodels.lasso.solver.working_set import with_room
 
-        found, at, fit, sums = self.solution, self.matrices, self.fit, self.training
-        mean, var, cov = at.scale.target(sums.cross[target], float(sums.sums[target]), float(sums.squares[target]))
+        found, masks, fit, sums = self.solution, self.matrices, self.fit, self.training
+        mean, var, cov = masks.scale.target(sums.cross[target], float(sums.sums[target]), float(sums.squares[target]))
         validation = self._validation(target, mean)
-        found.validation_mse[target] = validation.squares / at.validation_rows
+        found.validation_mse[target] = validation.squares / masks.validation_rows
         if var == 0.0 or not np.any(cov):
-            return
+            return at
         lambda_max = np.max(
-            np.abs(cov * divide(np.ones_like(cov), at.scale.inv) if fit.lambda_max == "upstream" else cov)
+            np.abs(cov * divide(np.ones_like(cov), masks.scale.inv) if fit.lambda_max == "upstream" else cov)
         )
-        lams, weights = lambda_max * np.geomspace(1.0, fit.eps, fit.k), np.zeros(at.n_train)
-        chosen, tried, squares, gap = choose(
-            at.corr, cov, var, validation, lams, 100 * fit.tol, fit.patience, fit.min_lambdas, _PATH_SWEEPS, buffers,
-            weights,
-        )  # fmt: skip
+        lams, weights = lambda_max * np.geomspace(1.0, fit.eps, fit.k), np.zeros(masks.n_train)
+        options = 100 * fit.tol, fit.patience, fit.min_lambdas, _PATH_SWEEPS
+        at, (chosen, tried, squares, gap) = with_room(
+            design, at, lambda at: choose(design, at, cov, var, validation, lams, *options, weights)
+        )
         found.chosen[target], found.tried[target], found.lam[target] = chosen, tried, lams[chosen]
-        found.path_gap[target], found.validation_mse[target] = gap, squares / at.validation_rows
+        found.path_gap[target], found.validation_mse[target] = gap, squares / masks.validation_rows
         found.weight[target] = weights
+        return at
 
     def _validation(self, target: int, mean: float) -> Any:
         """One target on the validation rows, standardised by the training rows, `mean` being its mean over these."""
         from datamodels.lasso.solver.validation import Validation
 
-        at, sums = self.matrices, self.validation
+        masks, sums = self.matrices, self.validation
         total, squares = float(sums.sums[target]), float(sums.squares[target])
-        centred = at.validation_ones - at.validation_rows * at.scale.mean
-        cross = (sums.cross[target] - at.scale.mean * total - mean * centred) * at.scale.inv
-        squares += mean * (at.validation_rows * mean - 2 * total)
-        bits = at.bits[:, :0] if len(at.moments) else at.bits
-        return Validation(bits, at.moments, at.validation_rows, at.scale.mean, at.scale.inv, cross, squares)
+        centred = masks.validation_ones - masks.validation_rows * masks.scale.mean
+        cross = (sums.cross[target] - masks.scale.mean * total - mean * centred) * masks.scale.inv
+        squares += mean * (masks.validation_rows * mean - 2 * total)
+        bits = masks.bits[:, :0] if len(masks.moments) else masks.bits
+        return Validation(bits, masks.moments, masks.validation_rows, cross, squares)
 
-    def _refit(self, target: int, buffers: Any) -> None:
-        """Refit a target at its lambda on all rows, and compute the duality gap of the weights as they are stored."""
+    def _refit(self, target: int, design: Any, at: Any) -> Any:
+        """Refit a target at its lambda on all rows, and compute the duality gap of the weights as they are stored.
+
+        Returns the working set.
+        """
         from datamodels.lasso.solver.gap import check_optimality, exact_gradient
+        from datamodels.lasso.solver.refit import refit
+        from datamodels.lasso.solver.working_set import with_room
 
-        found, at, scale = self.solution, self.matrices, self.matrices.whole_scale
+        found, masks, scale = self.solution, self.matrices, self.matrices.whole_scale
         table = self.training.table[target] + self.validation.table[target]
         mean, var, cov = scale.target(table[:-2], float(table[-2]), float(table[-1]))
         found.bias[target], found.variance[target] = mean, var
         lam = float(found.lam[target])
         if lam == 0.0:
-            return
+            return at
 
-        start = found.weight[target] * divide(at.scale.inv, scale.inv)  # standardised by all rows
-        weights, self.refit_gap[target] = self._minimise(cov, var, lam, buffers, start)
+        weights = found.weight[target] * divide(masks.scale.inv, scale.inv)  # standardised by all rows
+        options = self.fit.tol, _REFIT_SWEEPS, _ROUNDS
+        at, self.refit_gap[target] = with_room(
+            design, at, lambda at: refit(design, at, cov, var, lam, *options, weights)
+        )
         if self.fit.weight_units == "standardised":
             found.weight[target] = weights
             weights = found.weight[target].astype(np.float64)
@@ -174,28 +181,10 @@ class TargetBatch:
             stored = found.weight[target].astype(np.float64)
             found.bias[target] = mean - scale.mean @ stored
             weights = divide(stored, scale.inv)
-        grad = buffers.predicted_w
-        exact_gradient(at.counts, scale, cov, weights, grad)
+        grad = np.empty(masks.n_train)
+        exact_gradient(design, cov, weights, grad)
         found.gap[target], found.kkt[target] = check_optimality(cov, var, lam, weights, grad)
-
-    def _minimise(self, cov: Vector, var: float, lam: float, buffers: Any, weights: Vector) -> tuple[Vector, float]:
-        """Weights minimised at lam on all rows, and their gap, from rounds that each begin with an exact gradient."""
-        from datamodels.lasso.solver.descent import refine
-        from datamodels.lasso.solver.gap import check_optimality, exact_gradient
-
-        at, tol, grad = self.matrices, self.fit.tol, buffers.predicted_w
-        buffers.w[:] = weights
-        best = np.inf
-        for _ in range(_ROUNDS):
-            exact_gradient(at.counts, at.whole_scale, cov, buffers.w, grad)
-            gap, _ = check_optimality(cov, var, lam, buffers.w, grad)
-            halved = gap <= 0.5 * best
-            if gap < best:
-                weights[:], best = buffers.w, gap
-            if best <= 1e-6 * tol or (best <= tol and not halved):  # done, or rounding allows no better
-                break
-            refine(at.whole_corr, cov, var, lam, tol, _REFIT_SWEEPS, buffers, grad)
-        return weights, best
+        return at
 
     def check(self) -> None:
         """Raise WorkError for the worst target that misses its gap."""

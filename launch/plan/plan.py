@@ -11,7 +11,7 @@ import numpy as np
 
 from datamodels.lasso import fit_bytes, path_of, read_report, split_and_output, split_name
 from datamodels.lasso.evaluation import read_curve
-from datamodels.lasso.gram import curve_disk_bytes, disk_bytes
+from datamodels.lasso.gram import curve_disk_bytes, disk_bytes, has_few_rows
 from datamodels.launch.plan.rates import Rate, main_device, probe, rate_of
 from datamodels.launch.plan.sizes import arrays_of, store_as_it_is
 from datamodels.launch.progress import notice
@@ -168,9 +168,9 @@ def _fit(store: Store | None, split: str, models: int, n_train: int, n_test: int
     """
     report = read_report(path_of(store, split)) if store else None
     return {
-        "matrix_bytes": 4 * n_train**2,
+        "matrix_bytes": 0 if has_few_rows(models, n_train) else 4 * n_train**2,
         "bytes": fit_bytes(n_train, n_test),
         "statistics_bytes": disk_bytes(models, n_train, n_test),
-        "curve_bytes": curve_disk_bytes(n_train),
+        "curve_bytes": curve_disk_bytes(models, n_train),
         "seconds": sum(report["seconds"].values()) if report else None,
     }

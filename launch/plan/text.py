@@ -33,7 +33,7 @@ def describe(found: dict[str, Any]) -> str:
 
     weights, sums, matrix = (_amount(fit[key]) for key in ("bytes", "statistics_bytes", "matrix_bytes"))
     text = f"{weights} of disk for datamodels of the test examples, {sums} for sums"
-    text += f"; {matrix} of memory for a matrix and up to 2 GB beside it"
+    text += f"; {matrix} of memory for a matrix and up to 2 GB beside it" if fit["matrix_bytes"] else ""
     text += f"; `eval --curve` takes {_amount(fit['curve_bytes'])} of disk meanwhile" if fit["curve_bytes"] else ""
     text += f"; the last one took {duration(fit['seconds'])}" if fit["seconds"] is not None else ""
     lines.append(("fit", text))

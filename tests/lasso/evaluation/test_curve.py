@@ -32,10 +32,10 @@ def test_the_curve_rises_and_ends_at_the_whole_fit(store):
     assert json.loads(json.dumps(found.to_json()))["points"][-1]["models"] == 500
 
 
-@pytest.mark.parametrize("units", ["mask", "standardised"])
-def test_a_point_of_the_curve_is_a_fit_of_that_many_rows(store, tmp_path, units):
+@pytest.mark.parametrize(("units", "n_train"), [("mask", 10), ("standardised", 10), ("mask", 300), ("mask", 600)])
+def test_a_point_of_the_curve_is_a_fit_of_that_many_rows(store, tmp_path, units, n_train):
     options = {"eval_models": 200, "fit": Fit(k=30, weight_units=units)}
-    masks, margins = linear_data(700, 10, 6)
+    masks, margins = linear_data(700, n_train, 6)
     point = curve(published_store(tmp_path, masks, margins, **options), points=4).points[1]
     kept = np.r_[0 : point.models, 500:700]
     less = published_store(tmp_path / "less", masks[kept], margins[kept], **options)
@@ -53,7 +53,7 @@ def test_counts_are_in_files_of_the_size_that_is_told_until_the_curve_ends(store
             taken.append(sum(sizes) - 128 * len(sizes))  # without headers
 
     curve(store, points=3, progress=look)
-    assert taken == 3 * [curve_disk_bytes(store.n_train)] == 3 * [2 * 4 * 10**2]
+    assert taken == 3 * [curve_disk_bytes(500, store.n_train)] == 3 * [2 * 4 * 10**2]
     assert not list((store.derived / "datamodels").iterdir())
 
 

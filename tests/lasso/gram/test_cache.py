@@ -53,7 +53,7 @@ def test_sums_on_disk_are_those_of_the_rows(store, size, request):
         np.testing.assert_array_equal(gram.counts, masks[group].T @ masks[group])
         np.testing.assert_array_equal(cross.cross, margins[group, 5:9].T @ masks[group])
         assert gram.rows == group.sum()
-    bits = found.validation_bits()
+    bits = found.bits(1)
     np.testing.assert_array_equal(np.bitwise_count(bits).sum(axis=1), masks[validation].sum(axis=0))
 
 
@@ -111,10 +111,13 @@ def test_an_interrupted_pass_leaves_no_file_and_begins_again(store, small_files,
     assert torch.equal(found, weight(fit(store)))
 
 
-def test_what_a_fit_keeps_on_disk_is_foretold(store):
+@pytest.mark.parametrize("n_train", [N, ROWS + 1])  # with more examples than rows, no counts are kept
+def test_what_a_fit_keeps_on_disk_is_foretold(tmp_path, n_train):
+    store = created_store(tmp_path, *linear_data(ROWS, n_train, 3), fit=Fit(k=20))
     fit(store)
     found = list(cache.folder_of(store).glob("*.npy"))
-    assert sum(file.stat().st_size for file in found) == disk_bytes(ROWS, N, TARGETS) + 128 * len(found)  # headers
+    assert len(found) == (4 if n_train == N else 2)
+    assert sum(file.stat().st_size for file in found) == disk_bytes(ROWS, n_train, 3) + 128 * len(found)  # headers
 
 
 def test_counts_read_from_files_give_the_same_fit_bit_for_bit(tmp_path, monkeypatch):

@@ -11,20 +11,23 @@ from sklearn.linear_model import Lasso
 
 from datamodels.lasso import compiled
 from datamodels.lasso.gram.counts import MemoryCounts
-from datamodels.lasso.gram.matrices import Matrices
+from datamodels.lasso.gram.matrices import MaskBits, Matrices, has_few_rows
 from datamodels.lasso.gram.popcount import pack
 from datamodels.lasso.gram.sums import Cross, Gram
 from datamodels.lasso.solver import TargetBatch, descent, solve
 from datamodels.lasso.solver.active_set import step_on_active_set
-from datamodels.lasso.solver.buffers import Buffers
 from datamodels.lasso.solver.path import path
+from datamodels.lasso.solver.working_set import begin, design_of, gradient, product_at, working_set
 from datamodels.train import Fit, WorkError
 from tests.stores import linear_data
 
 
-def sums_of(masks, margins, validation):
-    """What `solve` takes: matrices, sums of the training rows, sums of the validation rows."""
-    grams, crosses = [], []
+def sums_of(masks, margins, validation, few=None):
+    """What `solve` takes: matrices, sums of the training rows, sums of the validation rows.
+
+    few: whether the solver takes masks as bits or counts of all examples; None for what `fit` would do.
+    """
+    grams, crosses, bits = [], [], []
     for group in (~validation, validation):
         gram, cross = Gram(masks.shape[1]), Cross(masks.shape[1], margins.shape[1])
         packed = np.packbits(masks[group], axis=1)
@@ -32,7 +35,11 @@ def sums_of(masks, margins, validation):
         cross.add(packed, margins[group])
         grams.append(gram.finish())
         crosses.append(cross)
-    return Matrices(MemoryCounts(*grams), pack(masks[validation].view(np.uint8))), *crosses
+        bits.append(pack(masks[group].view(np.uint8)))
+    if few is None:
+        few = has_few_rows(*masks.shape)
+    source = MaskBits(*bits, (grams[0].rows, grams[1].rows)) if few else MemoryCounts(*grams)
+    return Matrices(source, bits[1]), *crosses
 
 
 def standardise(masks, y):
@@ -93,11 +100,12 @@ def make(rows=240, n_train=20, targets=3, seed=0, alpha=0.5, share=0.2, **option
     st.sampled_from([0.1, 0.5, 0.75]),
     st.sampled_from([1, 5, 30]),
     st.integers(0, 10**6),
+    st.booleans(),
 )
-def test_weights_lambda_and_validation_error_agree_with_scikit_learn(rows, n_train, alpha, sparse, seed):
+def test_weights_lambda_and_validation_error_agree_with_scikit_learn(rows, n_train, alpha, sparse, seed, few):
     masks, margins, validation = make(rows, n_train, 2, seed, alpha, sparse=sparse)
     fit = Fit(k=30, eps=1e-2)
-    found = solve(*sums_of(masks, margins, validation), fit)
+    found = solve(*sums_of(masks, margins, validation, few), fit)
     for target in range(2):
         y = margins[:, target]
         chosen, lam, error, tried = reference(masks, y, validation, fit)
@@ -109,18 +117,19 @@ def test_weights_lambda_and_validation_error_agree_with_scikit_learn(rows, n_tra
         assert found.bias[target] == pytest.approx(bias, abs=2e-6)
 
 
-def test_fewer_rows_than_examples_meet_their_gap():
+@pytest.mark.parametrize("few", [True, False])
+def test_fewer_rows_than_examples_meet_their_gap(few):
     masks, margins, validation = make(rows=60, n_train=80, targets=4, seed=3, sparse=40)
-    found = solve(*sums_of(masks, margins, validation), Fit())
+    found = solve(*sums_of(masks, margins, validation, few), Fit())
     assert found.gap.max() <= 1e-6
     assert found.path_gap.max() <= 1e-4
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from([0.05, 0.5, 0.9]), st.integers(1, 40))
-def test_stored_gap_is_that_of_the_stored_weights(seed, alpha, n_train):
+@given(st.integers(0, 10**6), st.sampled_from([0.05, 0.5, 0.9]), st.integers(1, 40), st.booleans())
+def test_stored_gap_is_that_of_the_stored_weights(seed, alpha, n_train, few):
     masks, margins, validation = make(200, n_train, 3, seed, alpha, sparse=8)
-    found = solve(*sums_of(masks, margins, validation), Fit(k=40))
+    found = solve(*sums_of(masks, margins, validation, few), Fit(k=40))
     for target in np.flatnonzero(found.lam):
         weights, lam = found.weight[target].astype(np.float64), float(found.lam[target])
         gap = dense_relative_gap(masks, margins[:, target], weights, lam)
@@ -146,28 +155,29 @@ def dense_data(rows, n_train, targets, alpha, small, exact):
 
 
 @pytest.mark.parametrize(
-    ("rows", "n_train", "alpha", "small", "exact"),
+    ("rows", "n_train", "alpha", "small", "exact", "few"),
     [
-        (400, 300, 0.1, 0.05, True),
-        (400, 400, 0.75, 1.0, False),
-        (1200, 400, 0.1, 1.0, True),
-        (1200, 300, 0.5, 0.05, False),
-        (4000, 300, 0.75, 1.0, True),
+        (400, 300, 0.1, 0.05, True, False),
+        (400, 400, 0.75, 1.0, False, True),
+        (200, 1000, 0.5, 0.05, False, True),
+        (1200, 400, 0.1, 1.0, True, True),
+        (1200, 300, 0.5, 0.05, False, False),
+        (4000, 300, 0.75, 1.0, True, False),
     ],
 )
-def test_lambda_and_end_of_the_path_are_those_of_paths_solved_sharply(rows, n_train, alpha, small, exact):
+def test_lambda_and_end_of_the_path_are_those_of_paths_solved_sharply(rows, n_train, alpha, small, exact, few):
     masks, margins, validation = dense_data(rows, n_train, 20, alpha, small, exact)
-    sums = sums_of(masks, margins, validation)
+    sums = sums_of(masks, margins, validation, few)
     fit = Fit()
     found = solve(*sums, fit)
     z_validation = (masks[validation] - masks[~validation].mean(axis=0)) / masks[~validation].std(axis=0)
-    buffers, weights = Buffers.empty(n_train), np.zeros((fit.k, n_train))
+    design, weights = design_of(sums[0], whole=False), np.zeros((fit.k, n_train))
     for target in range(20):
         y = margins[:, target].astype(np.float64)
         cross = sums[1]
         mean, var, cov = sums[0].scale.target(cross.cross[target], cross.sums[target], cross.squares[target])
         lams = np.abs(cov).max() * np.geomspace(1, fit.eps, fit.k)[: found.tried[target] + 5]
-        path(sums[0].corr, cov, var, lams, 1e-11, buffers, weights)
+        path(design, working_set(design, 0), cov, var, lams, 1e-11, weights)
         errors = ((y[validation] - mean - weights[: len(lams)] @ z_validation.T) ** 2).sum(axis=1)
         ends = (i for i in range(9, len(lams)) if i - np.argmin(errors[: i + 1]) >= 5 or i == fit.k - 1)
         end = next(ends)
@@ -191,11 +201,12 @@ def test_a_path_of_one_lambda_is_lambda_max():
     assert (found.lam > 0).all()
 
 
-def test_examples_always_or_never_in_get_weight_zero_and_change_nothing():
+@pytest.mark.parametrize("few", [True, False])
+def test_examples_always_or_never_in_get_weight_zero_and_change_nothing(few):
     masks, margins, validation = make()
-    plain = solve(*sums_of(masks, margins, validation), Fit())
+    plain = solve(*sums_of(masks, margins, validation, few), Fit())
     wide = np.column_stack([np.ones(len(masks), bool), masks, np.zeros(len(masks), bool)])
-    found = solve(*sums_of(wide, margins, validation), Fit())
+    found = solve(*sums_of(wide, margins, validation, few), Fit())
     assert not found.weight[:, [0, -1]].any()
     np.testing.assert_allclose(found.weight[:, 1:-1], plain.weight, atol=1e-7)
     np.testing.assert_allclose(found.bias, plain.bias, atol=1e-6)
@@ -227,10 +238,11 @@ def test_masks_without_any_variance_leave_the_means():
     np.testing.assert_allclose(found.bias, margins.astype(np.float64).mean(axis=0), rtol=1e-6)
 
 
-def test_identical_examples_share_a_weight_within_the_gap():
+@pytest.mark.parametrize("few", [True, False])
+def test_identical_examples_share_a_weight_within_the_gap(few):
     masks, margins, validation = make()
     doubled = np.column_stack([masks, masks])
-    found = solve(*sums_of(doubled, margins, validation), Fit())
+    found = solve(*sums_of(doubled, margins, validation, few), Fit())
     assert found.gap.max() <= 1e-6
     plain = solve(*sums_of(masks, margins, validation), Fit())
     np.testing.assert_allclose(found.weight[:, :20] + found.weight[:, 20:], plain.weight, atol=1e-4)
@@ -304,13 +316,14 @@ def test_a_looser_tolerance_is_still_met():
     assert solve(*sums_of(masks, margins, validation), Fit(tol=1e-3)).gap.max() <= 1e-3
 
 
+@pytest.mark.parametrize("few", [True, False])
 @pytest.mark.parametrize("seed", [22, 25])
-def test_many_more_examples_than_rows_meet_their_gap_too(seed):
+def test_many_more_examples_than_rows_meet_their_gap_too(seed, few):
     """Ten rows of a hundred examples: nearly all masks of an active set are linearly dependent, without noise."""
     rng = np.random.default_rng(seed)
     masks = np.argsort(rng.random((10, 100)), axis=1) < 50
     margins = (masks @ rng.normal(0, 1, (100, 200))).astype(np.float16)
-    found = solve(*sums_of(masks, margins, np.arange(10) == 9), Fit(eps=1e-4 if seed == 25 else 1e-3))
+    found = solve(*sums_of(masks, margins, np.arange(10) == 9, few), Fit(eps=1e-4 if seed == 25 else 1e-3))
     assert found.path_gap.max() <= 1e-4
     assert found.gap.max() <= 1e-6
 
@@ -323,10 +336,11 @@ def with_empty_rows(rows, n_train, targets):
     return masks, np.concatenate([margins, none]), np.concatenate([validation, np.arange(10 * rows) % 5 == 0])
 
 
-def test_masks_that_are_much_alike_are_fitted_as_sharply_as_others():
+@pytest.mark.parametrize("few", [True, False])
+def test_masks_that_are_much_alike_are_fitted_as_sharply_as_others(few):
     masks, margins, validation = with_empty_rows(rows=600, n_train=100, targets=3)
     fit = Fit(k=30, eps=1e-2)
-    batch = TargetBatch(*sums_of(masks, margins, validation), fit)
+    batch = TargetBatch(*sums_of(masks, margins, validation, few), fit)
     batch.choose_lambdas(lambda done: None)
     batch.refit(lambda done: None)
     assert batch.refit_gap.max() <= 1e-11
@@ -341,20 +355,29 @@ def test_masks_that_are_much_alike_are_fitted_as_sharply_as_others():
 def test_a_step_on_the_active_set_lowers_the_objective_and_ends_at_the_minimum_where_signs_stay(near):
     masks, margins, validation = with_empty_rows(rows=400, n_train=60, targets=10)
     matrices, cross, _ = sums_of(masks, margins, validation)
-    rng, hessian = np.random.default_rng(0), matrices.corr.astype(np.float64) + np.eye(60)
+    design, z = design_of(matrices, whole=False), standardise(masks[~validation], margins[~validation, 0])[0]
+    rng, hessian, at = np.random.default_rng(0), z.T @ z / len(z), working_set(design, 0)
     for target in range(10):
         _, var, cov = matrices.scale.target(cross.cross[target], cross.sums[target], cross.squares[target])
-        lam, buffers, weights = 0.1 * np.abs(cov).max(), Buffers.empty(60), np.zeros((1, 60))
-        path(matrices.corr, cov, var, np.array([lam]), 1e-9, buffers, weights)
+        lam, weights = 0.1 * np.abs(cov).max(), np.zeros((1, 60))
+        path(design, at, cov, var, np.array([lam]), 1e-9, weights)
         w = weights[0] * (1 + 0.2 * rng.normal(size=60)) if near else rng.normal(size=60) * (rng.random(60) < 0.5)
 
         def objective(w, cov=cov, lam=lam):
             return w @ hessian @ w / 2 - cov @ w + lam * np.abs(w).sum()
 
-        buffers.w[:], buffers.h[:] = w, matrices.corr @ w
-        step_on_active_set(matrices.corr, cov, buffers, lam, 100)
-        assert objective(buffers.w) < objective(w)
-        assert (buffers.w * w >= 0).all()
-        np.testing.assert_allclose(buffers.h, matrices.corr @ buffers.w, atol=1e-6)
+        set_weights(design, at, cov, w)
+        step_on_active_set(design, at, lam, 100)
+        assert objective(at.w) < objective(w)
+        assert (at.w * w >= 0).all()
+        np.testing.assert_allclose([gradient(design, at, j) for j in range(60)], cov - hessian @ at.w, atol=1e-9)
         if near:
-            np.testing.assert_allclose(buffers.w, weights[0], atol=2e-3 * np.abs(weights).max())
+            np.testing.assert_allclose(at.w, weights[0], atol=2e-3 * np.abs(weights).max())
+
+
+def set_weights(design, at, cov, w):
+    begin(design, at, cov)
+    at.w[:] = w
+    at.product[:] = [product_at(design, at, at.w, len(w), j) for j in range(len(w))]
+    u = w * design.inv / design.rows
+    at.sums[:] = u.sum(), design.rows * design.mean @ u
