@@ -58,11 +58,16 @@ def nested_subsets(
         start = 0
         for stop in np.unique(np.maximum(1, np.round(stops)).astype(int)).tolist():
             added = FitRows(rows.rows[start:stop], rows.validation[start:stop])
-            packed = _add_rows(store, split, added, columns, crosses)
-            if not has_few_rows(total, n_train):
-                for path, masks in zip(paths, packed, strict=True):
-                    _add_counts(path, masks, n_train)
             few = has_few_rows(stop, n_train)
+            gram = None if has_few_rows(total, n_train) else Gram(n_train)
+            packed = _add_rows(store, split, added, columns, crosses, gram, few)
+            if gram:
+                _add_to_file(paths[0], gram.finish().counts)
+                del gram  # the validation rows are counted last, so that memory holds one matrix
+                gram = Gram(n_train)
+                gram.add(packed[1])
+                _add_to_file(paths[1], gram.finish().counts)
+                del gram
             for group in (0, 1) if few else (1,):
                 bits[group].append(bits_of(packed[group], n_train))
             start = stop
@@ -77,28 +82,33 @@ def nested_subsets(
 
 
 def _add_rows(
-    store: Store, split: str, rows: FitRows, columns: NDArray[np.int64], crosses: tuple[Cross, Cross]
+    store: Store,
+    split: str,
+    rows: FitRows,
+    columns: NDArray[np.int64],
+    crosses: tuple[Cross, Cross],
+    gram: Gram | None,
+    keep: bool,
 ) -> list[NDArray[np.uint8]]:
-    """Add rows to the sums with the margins; returns the masks of both groups, 8 examples to a byte."""
-    none: NDArray[np.uint8] = np.zeros((0, (store.n_features + 7) // 8), np.uint8)
-    found = [none], [none]
-    for group, packed, margins in gathered(_blocks(store, split, rows, columns)):
-        crosses[group].add(packed, margins)
-        found[group].append(packed)
-    return [np.concatenate(pieces) for pieces in found]
+    """Add rows to the sums with the margins, and the training rows to a Gram if there is one.
+
+    Returns the masks of the training rows (none unless `keep`) and of the validation rows, 8 examples to a byte.
+    """
+    none = np.zeros((0, (store.n_features + 7) // 8), np.uint8)
+    packed = [none], [none]
+    for group, masks, margins in gathered(_blocks(store, split, rows, columns)):
+        crosses[group].add(masks, margins)
+        if gram and group == 0:
+            gram.add(masks)
+        if keep or group == 1:
+            packed[group].append(masks)
+    return [np.concatenate(pieces) for pieces in packed]
 
 
 def _blocks(store: Store, split: str, rows: FitRows, columns: NDArray[np.int64]) -> Iterator[Block]:
     for block in rows.blocks(store):
         masks = np.packbits(read_features(store, block.rows), axis=1)
         yield block.validation, masks, stored_margins(store, split, block.rows, columns)
-
-
-def _add_counts(path: Path, packed: NDArray[np.uint8], n_train: int) -> None:
-    """Add the counts of masks to those in a file."""
-    gram = Gram(n_train)
-    gram.add(packed)
-    _add_to_file(path, gram.finish().counts)
 
 
 def _add_to_file(path: Path, counts: NDArray[np.int32]) -> None:
