@@ -15,7 +15,17 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datamodels.lasso import Curve, Datamodels, Evaluation, curve, evaluate, fit, load
+    from datamodels.lasso import (
+        Curve,
+        Datamodels,
+        Evaluation,
+        curve,
+        evaluate,
+        evaluate_arrays,
+        fit,
+        fit_arrays,
+        load,
+    )
     from datamodels.train import UserError, WorkError
     from datamodels.train.store import BaseStore, open
 
@@ -31,7 +41,9 @@ __all__ = [
     "__version__",
     "curve",
     "evaluate",
+    "evaluate_arrays",
     "fit",
+    "fit_arrays",
     "load",
     "open",
 ]

@@ -3,9 +3,10 @@
 Importing this package imports neither torch nor numba.
 """
 
+from datamodels.lasso.arrays import fit_arrays
 from datamodels.lasso.atomic import sync, temporary_beside, writing
 from datamodels.lasso.datamodels import Datamodels, Top, find, load, path_of, piece_of, places, read_report
-from datamodels.lasso.evaluation import Curve, Evaluation, Interval, curve, evaluate
+from datamodels.lasso.evaluation import Curve, Evaluation, Interval, curve, evaluate, evaluate_arrays
 from datamodels.lasso.files import VECTORS, fit_bytes, pieces, storages
 from datamodels.lasso.fit import assemble, fit, is_current, is_fresh
 from datamodels.lasso.preflight import preflight_check
@@ -38,9 +39,11 @@ __all__ = [
     "blocks",
     "curve",
     "evaluate",
+    "evaluate_arrays",
     "evaluation_rows",
     "find",
     "fit",
+    "fit_arrays",
     "fit_bytes",
     "is_current",
     "is_fresh",

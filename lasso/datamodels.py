@@ -69,6 +69,7 @@ class Datamodels(Summary):
     """
 
     path: Path
+    """The file; of arrays in memory, what messages call them."""
     stored_weight: NDArray[np.floating]
     """[N_train, T], in the units of the file"""
     stored_bias: NDArray[np.floating]

@@ -3,7 +3,7 @@
 Importing this package imports neither torch nor numba.
 """
 
-from datamodels.train.config import Fit, Recipe, Setting, flatten
+from datamodels.train.config import Eval, Fit, Recipe, Setting, flatten
 from datamodels.train.config_file import Parser, load_yaml, read_setting, read_yaml
 from datamodels.train.errors import READ_ONLY, Interrupted, UserError, WorkError
 from datamodels.train.identity import from_dict, identity, refuse_null
@@ -19,6 +19,7 @@ __all__ = [
     "READ_ONLY",
     "Declared",
     "Era",
+    "Eval",
     "Fit",
     "Interrupted",
     "Masks",

@@ -1,5 +1,6 @@
 """Quality of datamodels and other scores on evaluation rows: LDS, intervals, LDS curve."""
 
+from datamodels.lasso.evaluation.arrays import evaluate_arrays
 from datamodels.lasso.evaluation.curve import FITTED, Curve, Law, Point, curve
 from datamodels.lasso.evaluation.curve_file import read_curve, write_curve
 from datamodels.lasso.evaluation.evaluate import evaluate, protocol
@@ -19,6 +20,7 @@ __all__ = [
     "Tile",
     "curve",
     "evaluate",
+    "evaluate_arrays",
     "protocol",
     "read_curve",
     "write_curve",

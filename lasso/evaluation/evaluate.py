@@ -66,7 +66,7 @@ def evaluate(
     given = _as_datamodels(store, split, scores, weight_units)
     with enough_memory(store.n_features):
         rows = EvaluationRows(store, split, progress)
-        found = rows.evaluate(_tiles(given, rows.width, progress))
+        found = rows.evaluate(tiles(given, rows.width, progress))
 
     fitted = (given.report or {}).get("rows", {})
     notices = []
@@ -86,14 +86,29 @@ def _as_datamodels(
     store: Store, split: str, scores: Datamodels | ArrayLike | str | Path | None, units: str | None
 ) -> Datamodels:
     """What `evaluate` was given, in one form. Raises UserError where it does not fit the store."""
-    if units not in (None, "mask", "standardised"):
-        raise UserError(f"weight_units is {units!r}, expected mask or standardised")
     name = Path("scores")
     if scores is None:
         scores = load(find(store, split))
     elif isinstance(scores, str | Path):
         name = Path(scores)
         scores = read_scores(name)
+    given = as_datamodels(name, scores, (store.n_features, target_count(store, split)), units)
+    if given.units == "standardised" and not {"mean", "deviation"} <= given.arrays.keys():
+        rows = estimation_rows(store)
+        ones = np.zeros(store.n_features, np.int64)
+        for block in blocks(store, rows):
+            ones += np.count_nonzero(read_features(store, block), axis=0)
+        given.arrays["mean"] = ones / len(rows)
+        given.arrays["deviation"] = np.sqrt(ones * (len(rows) - ones)) / len(rows)
+    return given
+
+
+def as_datamodels(
+    name: Path, scores: Datamodels | ArrayLike, expected: tuple[int, int], units: str | None
+) -> Datamodels:
+    """Datamodels or scores [N_train, targets] as datamodels in these units. Raises UserError for another shape."""
+    if units not in (None, "mask", "standardised"):
+        raise UserError(f"weight_units is {units!r}, expected mask or standardised")
     if not isinstance(scores, Datamodels):
         try:
             values = np.asarray(scores)
@@ -102,23 +117,14 @@ def _as_datamodels(
         if values.dtype.kind not in "fiub":
             raise UserError(f"{name} holds {values.dtype}, expected real numbers")
         scores = Datamodels(name, values, np.zeros(values.shape[-1] if values.ndim else 0), {})
-
-    expected = store.n_features, target_count(store, split)
     if (found := scores.stored_weight.shape) != expected:
         advice = ", of which it is the transpose" if found == expected[::-1] else ""
         raise UserError(f"{scores.path} has shape {found}, expected {expected}: [N_train, targets]{advice}")
-    arrays = {**scores.arrays, "standardised": np.array((units or scores.units) == "standardised")}
-    if arrays["standardised"] and not {"mean", "deviation"} <= arrays.keys():
-        rows = estimation_rows(store)
-        ones = np.zeros(store.n_features, np.int64)
-        for block in blocks(store, rows):
-            ones += np.count_nonzero(read_features(store, block), axis=0)
-        arrays["mean"] = ones / len(rows)
-        arrays["deviation"] = np.sqrt(ones * (len(rows) - ones)) / len(rows)
-    return dataclasses.replace(scores, arrays=arrays)
+    standardised = np.array((units or scores.units) == "standardised")
+    return dataclasses.replace(scores, arrays={**scores.arrays, "standardised": standardised})
 
 
-def _tiles(given: Datamodels, width: int, progress: Progress) -> Iterator[Tile]:
+def tiles(given: Datamodels, width: int, progress: Progress) -> Iterator[Tile]:
     """Consecutive targets with their weights, `width` at a time. Raises UserError for weights that are not finite."""
     targets = given.stored_weight.shape[1]
     for start in range(0, targets, width):

@@ -10,7 +10,7 @@ correlation that anything else can have with it.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import combinations
 
 import numpy as np
@@ -31,7 +31,7 @@ from datamodels.lasso.rows import (
     silent,
     target_array,
 )
-from datamodels.train import UserError
+from datamodels.train import Eval, UserError
 from datamodels.train.store import BaseStore as Store
 
 Tile = tuple[slice | NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
@@ -41,41 +41,48 @@ LEAST_MASKS = 3
 """Evaluation masks that a rank correlation needs."""
 
 
-class EvaluationRows:
-    """The completed evaluation rows of a store, checked, in groups that share a mask.
-
-    Raises UserError for fewer than three masks, or rows of one group with different masks; WorkError for damaged rows.
-    """
+class Scorer:
+    """Evaluation rows in groups that share a mask, wherever they are kept."""
 
     tile_values = 2**23
     """Entries of the largest matrix while targets are scored: 64 MiB as float64."""
 
-    def __init__(self, store: Store, split: str, progress: Progress = silent) -> None:
-        self.store, self.split = store, split
-        store.check_files()
-        self.rows = evaluation_rows(store)
-        index = [store.mask_index(int(row)) for row in self.rows]
+    def __init__(
+        self, n_features: int, mask_of_row: NDArray[np.int64], runs_per_mask: int, options: Eval, seed: int
+    ) -> None:
+        """mask_of_row: rows with the same number share a mask. Raises UserError for fewer than three masks."""
+        self.n_features, self.models, self.runs_per_mask = n_features, len(mask_of_row), runs_per_mask
+        self.options, self.seed = options, seed
         _, self.first, self.group, self.runs = np.unique(
-            index, return_index=True, return_inverse=True, return_counts=True
+            mask_of_row, return_index=True, return_inverse=True, return_counts=True
         )
         if len(self.runs) < LEAST_MASKS:
             raise UserError(
                 f"the evaluation rows have {len(self.runs)} masks, expected at least {LEAST_MASKS}: raise eval_models"
             )
-        check_rows(store, ("train_masks", target_array(store, split)), self.rows, progress)
-        refuse_unshared_masks(store, self.rows)
+
+    def outcomes(self, targets: slice | NDArray[np.int64]) -> NDArray[np.float64]:
+        """Margins, or another output, of all rows: [rows, t]."""
+        raise NotImplementedError
+
+    def features(self, places: NDArray[np.int64]) -> Iterator[NDArray[np.bool_]]:
+        """What datamodels are linear in, of some of the rows in ascending order, block by block: [n, n_features]."""
+        raise NotImplementedError
+
+    def sample(self) -> str:
+        """What tells these rows from others."""
+        raise NotImplementedError
 
     @property
     def width(self) -> int:
         """Targets to score at a time."""
-        return max(1, self.tile_values // max(self.store.n_features, len(self.rows)))
+        return max(1, self.tile_values // max(self.n_features, self.models))
 
     def evaluate(self, tiles: Iterable[Tile], intervals: bool = True) -> Evaluation:
         """Score the weights of consecutive targets, some at a time; without `intervals`, and quicker, on request."""
-        store, options = self.store, self.store.setting.eval
-        bootstrap = None
+        options, bootstrap = self.options, None
         if intervals and options.replicates:
-            bootstrap = Bootstrap(len(self.runs), options.replicates, options.level, store.setting.seed)
+            bootstrap = Bootstrap(len(self.runs), options.replicates, options.level, self.seed)
         parts = [self._score(*tile, bootstrap) for tile in tiles]
         totals = [part.pop("resampled") for part in parts] if bootstrap else []  # sums over targets
         values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -86,7 +93,7 @@ class EvaluationRows:
             resampled = np.sum(totals, axis=0) / len(lds)
             interval = Interval.of(float(lds.mean()), resampled, bootstrap.level, bootstrap.replicates)
         ceiling = values.get("ceiling")
-        sample = f"{store.row_stamp(self.rows)} {self.split} {store.setting.seed} {options}"
+        sample = f"{self.sample()} {self.seed} {options}"
         return Evaluation(
             lds=float(lds.mean()),
             lds_interval=interval,
@@ -95,7 +102,7 @@ class EvaluationRows:
             mse=float(values["mse"].mean()),
             r2=float(values["r2"].mean()),
             targets=len(lds),
-            models=len(self.rows),
+            models=self.models,
             masks=len(self.runs),
             ceiling=None if ceiling is None else float(ceiling.mean()),
             target_lds=lds,
@@ -117,9 +124,7 @@ class EvaluationRows:
         bootstrap: Bootstrap | None,
     ) -> dict[str, NDArray[np.float64]]:
         """Values [t] of some targets by name, nan where a correlation is undefined."""
-        margins = np.concatenate(
-            [read_margins(self.store, self.split, block, targets, True) for block in blocks(self.store, self.rows)]
-        )
+        margins = self.outcomes(targets)
         predicted = self._predict(weight) + bias
 
         errors = (margins - predicted[self.group]) ** 2
@@ -141,17 +146,14 @@ class EvaluationRows:
         """mask @ weight for one row of every group: [masks, t]."""
         order = np.argsort(self.first)  # rows are read in ascending order
         product = product_with(weight)
-        parts = [
-            product(read_features(self.store, block, True).astype(np.float64))
-            for block in blocks(self.store, self.rows[self.first[order]])
-        ]
+        parts = [product(block.astype(np.float64)) for block in self.features(self.first[order])]
         predicted = np.empty((len(order), weight.shape[1]))
         predicted[order] = np.concatenate(parts)
         return predicted
 
     def _ceiling(self, margins: NDArray[np.float64]) -> NDArray[np.float64] | None:
         """Per target [t], from the masks that have all their runs; None where fewer than three have several."""
-        runs = self.store.setting.runs_per_mask
+        runs = self.runs_per_mask
         complete = np.flatnonzero(self.runs == runs)
         if runs < 2 or len(complete) < 3:
             return None
@@ -162,3 +164,29 @@ class EvaluationRows:
         ]
         rho = np.clip(np.mean(between, axis=0), 0.0, 1.0)
         return np.sqrt(runs * rho / (1 + (runs - 1) * rho))
+
+
+class EvaluationRows(Scorer):
+    """The completed evaluation rows of a store, checked.
+
+    Raises UserError for fewer than three masks, or rows of one group with different masks; WorkError for damaged rows.
+    """
+
+    def __init__(self, store: Store, split: str, progress: Progress = silent) -> None:
+        self.store, self.split, setting = store, split, store.setting
+        store.check_files()
+        self.rows = evaluation_rows(store)
+        masks = np.array([store.mask_index(int(row)) for row in self.rows])
+        super().__init__(store.n_features, masks, setting.runs_per_mask, setting.eval, setting.seed)
+        check_rows(store, ("train_masks", target_array(store, split)), self.rows, progress)
+        refuse_unshared_masks(store, self.rows)
+
+    def outcomes(self, targets: slice | NDArray[np.int64]) -> NDArray[np.float64]:
+        read = (read_margins(self.store, self.split, block, targets, True) for block in blocks(self.store, self.rows))
+        return np.concatenate([*read])
+
+    def features(self, places: NDArray[np.int64]) -> Iterator[NDArray[np.bool_]]:
+        return (read_features(self.store, block, True) for block in blocks(self.store, self.rows[places]))
+
+    def sample(self) -> str:
+        return f"{self.store.row_stamp(self.rows)} {self.split}"

@@ -168,7 +168,7 @@ def test_too_little_memory_is_one_line(store, monkeypatch):
     def empty(*_):
         raise MemoryError("Unable to allocate 9.3 GiB\nmore about it")
 
-    monkeypatch.setattr("datamodels.lasso.gram.matrices.correlations", empty)
+    monkeypatch.setattr("datamodels.lasso.gram.matrices.differences", empty)
     with pytest.raises(WorkError, match=r"out of memory \(Unable to allocate 9.3 GiB\): 10 examples need"):
         fit(store)
 
