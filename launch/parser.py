@@ -9,7 +9,7 @@ import jsonargparse
 from datamodels.launch.commands import COMMANDS, Command
 from datamodels.launch.request import Request
 from datamodels.launch.slurm import TEXT_KEYS, Slurm
-from datamodels.train import Parser, UserError, load_yaml, read_yaml
+from datamodels.train import Parser, UserError, expanded, load_yaml, read_yaml
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> int:
     if root is None and (config.is_relative_to("/dev") or not config.is_file()):
         raise UserError(f"--root is missing: {config} has no name to call a folder by, expected --root DIR")
     explicit_models = any(argument.split("=")[0] == "--models" for argument in others)
-    request = Request(setting, Path(root or f"runs/{config.stem}").expanduser(), options, explicit_models)
+    request = Request(setting, expanded(root or f"runs/{config.stem}", "--root"), options, explicit_models)
     return COMMANDS[name].run(request)
 
 

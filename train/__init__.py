@@ -14,6 +14,7 @@ from datamodels.train.rng import Stream, raw, validation_rows
 from datamodels.train.run_rows import RowTrainer, retry_failed, train_rows
 from datamodels.train.summary import Summary
 from datamodels.train.user_code import function_of
+from datamodels.train.values import expanded, shown
 
 __all__ = [
     "READ_ONLY",
@@ -33,6 +34,7 @@ __all__ = [
     "UserError",
     "WorkError",
     "batch_size",
+    "expanded",
     "finite_rows",
     "flatten",
     "from_dict",
@@ -48,6 +50,7 @@ __all__ = [
     "read_yaml",
     "refuse_null",
     "retry_failed",
+    "shown",
     "train_rows",
     "validation_rows",
     "write_file",

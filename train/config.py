@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 from datamodels.train.errors import UserError
 from datamodels.train.user_code import sha256_of
+from datamodels.train.values import shown
 
 
 def _require(ok: bool, key: str, found: object, expected: str) -> None:
     if not ok:
-        raise UserError(f"{key} is {found!r}, expected {expected}")
+        raise UserError(f"{key} is {shown(found)}, expected {expected}")
 
 
 @dataclass

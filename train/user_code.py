@@ -8,11 +8,11 @@ import hashlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from datamodels.train.errors import Interrupted, UserError, WorkError
+from datamodels.train.values import expanded
 from fmow import mend_torchvision_imports
 
 
@@ -89,6 +89,6 @@ def line_of(error: BaseException, path: str) -> str:
 
 def _content(path: str, key: str) -> bytes:
     try:
-        return Path(path).expanduser().read_bytes()
+        return expanded(path, key).read_bytes()
     except OSError as error:
         raise UserError(f"{key} is {path!r}: cannot read it: {error.strerror}") from None

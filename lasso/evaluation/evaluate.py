@@ -24,7 +24,7 @@ from datamodels.lasso.rows import (
     target_count,
 )
 from datamodels.lasso.scores_file import read_scores
-from datamodels.train import UserError
+from datamodels.train import UserError, expanded
 from datamodels.train.store import BaseStore as Store
 from datamodels.train.store import PublishedStore
 
@@ -90,7 +90,7 @@ def _as_datamodels(
     if scores is None:
         scores = load(find(store, split))
     elif isinstance(scores, str | Path):
-        name = Path(scores)
+        name = expanded(scores, "--weights")
         scores = read_scores(name)
     given = as_datamodels(name, scores, (store.n_features, target_count(store, split)), units)
     if given.units == "standardised" and not {"mean", "deviation"} <= given.arrays.keys():

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from datamodels.lasso import Progress
 from datamodels.launch.retrain import has_stored_bytes
-from datamodels.train import UserError, WorkError, function_of
+from datamodels.train import UserError, WorkError, expanded, function_of
 from datamodels.train.data import Dataset
 from datamodels.train.store import BaseStore, Store
 
@@ -85,7 +85,7 @@ def _write_network(store: Store, dataset: Dataset, folder: Path) -> "Network":
     if not recipe.custom_network:
         return network.build(about)
     copy = folder / "custom_network.py"
-    shutil.copyfile(Path(recipe.network).expanduser(), copy)
+    shutil.copyfile(expanded(recipe.network, "recipe.network"), copy)
     return network.build(about, function_of(str(copy), "recipe.network", "network", recipe.network_sha256))
 
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from datamodels.train import Setting, UserError, refuse_null
+from datamodels.train import Setting, UserError, refuse_null, shown
 
 
 def _require(ok: bool, key: str, found: object, expected: str) -> None:
     if not ok:
-        raise UserError(f"slurm.{key} is {found!r}, expected {expected}")
+        raise UserError(f"slurm.{key} is {shown(found)}, expected {expected}")
 
 
 def _require_line(key: str, text: str | None) -> None:

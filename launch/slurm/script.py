@@ -17,7 +17,7 @@ import datamodels
 from datamodels.lasso import split_and_output
 from datamodels.launch.slurm.config import After, Slurm, slurm_from
 from datamodels.launch.slurm.tasks import GATE, Plan
-from datamodels.train import Setting, UserError, from_dict
+from datamodels.train import Setting, UserError, expanded, from_dict
 from datamodels.train.store import Layout
 
 CLUSTER = "slurm.yaml"
@@ -189,19 +189,19 @@ def side_by_side(arrays: int, at_once: int | None) -> tuple[int, int | None]:
 def portable(setting: Setting) -> dict[str, object]:
     """The resolved setting with absolute paths, so that it means the same in any folder."""
 
-    def absolute(path: str) -> str:
-        return os.path.abspath(os.path.expanduser(path))
+    def absolute(path: str, key: str) -> str:
+        return os.path.abspath(expanded(path, key))
 
     content = setting.to_dict()
     for key in ("root", "packed"):
-        content["data"][key] = absolute(content["data"][key])
+        content["data"][key] = absolute(content["data"][key], f"data.{key}")
     if setting.data.python:
-        content["data"]["python"] = absolute(setting.data.python)
+        content["data"]["python"] = absolute(setting.data.python, "data.python")
     if setting.recipe.custom_network:
-        content["recipe"]["network"] = absolute(setting.recipe.network)
+        content["recipe"]["network"] = absolute(setting.recipe.network, "recipe.network")
     for key in ("trainer", "groups", *(["mask"] if setting.own_masks else [])):
         if path := content[key]:
-            content[key] = absolute(path)
+            content[key] = absolute(path, key)
     return content
 
 
@@ -212,7 +212,10 @@ def _yaml(content: object) -> str:
 def require_path(layout: Layout) -> None:
     """Raises UserError for a root that cannot be written in a script."""
     if not str(layout.folder).isprintable() or "\\" in str(layout.folder):
-        raise UserError(f"--root is {str(layout.root)!r}: SLURM takes no path with a backslash or a line break")
+        raise UserError(
+            f"--root is {str(layout.root)!r}: SLURM takes no path with a backslash, a line break, or characters that "
+            "this locale lacks"
+        )
 
 
 def eval_path(layout: Layout, split: str) -> Path:

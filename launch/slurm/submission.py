@@ -41,6 +41,9 @@ GATE_DELAY = 30
 NO_ROOM_DELAY = 300
 """Seconds before a gate that found the cluster full is followed by the next one."""
 
+NO_ROOM_GATES = 288
+"""Gates of a plan after which none follows for want of room: a day of them."""
+
 LOCK_SECONDS = 120.0
 
 START_SECONDS = 4.0
@@ -146,7 +149,7 @@ class _Submission:
             try:
                 path, arrays = self._submit_arrays(work, work.tasks[:allowed], round)
             except Busy as error:
-                if self.gate_of is None:
+                if self.gate_of is None or _recorded(self.gate_of).count(GATE) >= NO_ROOM_GATES:
                     raise
                 self._notices.append(f"{error}; the next gate tries again")
         else:
@@ -251,7 +254,7 @@ class _Submission:
         try:
             number = client.sbatch(script, [job for job in before if client.cluster_of(job) == cluster], delay, cluster)
         except Busy as error:
-            known = {json.loads(line)["job"] for line in record.read_bytes().splitlines()} if record.exists() else set()
+            known = _recorded(script.parent, "job")
             found = [job.array for job in self._jobs_of(script.parent, error) if job.script.name == script.name]
             unknown = [number for number in found if number not in known]
             if not unknown:
@@ -268,6 +271,12 @@ class _Submission:
             return [job for job in client.jobs(self.folder, ended=True) if job.plan == path]
         except UserError:
             raise error from None
+
+
+def _recorded(plan: Path, key: str = "script") -> list[str]:
+    """The scripts of a plan that were submitted, or their jobs."""
+    record = plan / "jobs.jsonl"
+    return [json.loads(line)[key] for line in record.read_bytes().splitlines()] if record.exists() else []
 
 
 def _check_start(layout: Layout, plan: Path) -> None:

@@ -78,9 +78,9 @@ FILES = {
     "a key of a group given twice": ("recipe:\n  lr: 1\n  lr: 2\n", "line 3 gives 'lr' a second time"),
     "an octal number": ("alpha: 0.5\nseed: 010\n", "line 2 holds 010, which YAML takes for 8: expected no leading 0"),
     "a number of base 60": ("models: 4:00:00\n", "line 1 holds 4:00:00, which YAML takes for 14400"),
-    "a key without a value": ("dataset: digits\nmodels:\n", "models is None, expected a value"),
-    "a key of a group without a value": ("recipe:\n  epochs: 3\n  lr:\n", "recipe.lr is None, expected a value"),
-    "a group without keys": ("dataset: digits\nrecipe:\n", "recipe is None, expected keys and values"),
+    "a key without a value": ("dataset: digits\nmodels:\n", "models is null, expected a value"),
+    "a key of a group without a value": ("recipe:\n  epochs: 3\n  lr:\n", "recipe.lr is null, expected a value"),
+    "a group without keys": ("dataset: digits\nrecipe:\n", "recipe is null, expected keys and values"),
     "an option of the command": ("dataset: digits\nroot: elsewhere\n", "'root' is not a key of a config"),
     "an option of a subcommand": ("dataset: digits\nworkers: 3\n", "'workers' is not a key of a config"),
 }
@@ -120,6 +120,8 @@ def test_config_files_may_be_pipes_and_begin_with_a_byte_order_mark(run: Run, tm
         (["init", "nowhere.yaml"], "nowhere.yaml"),
         (["init", DIGITS, "--root", "/proc/datamodels"], "proc"),
         (["init", DIGITS, "--root", "/dev/null/datamodels"], "dev"),
+        (["init", DIGITS, "--root", "~nobody.here/x"], "--root is '~nobody.here/x', but no home folder is known"),
+        (["data", "configs/cifar_debug.yaml", "--data.root", "~nobody.here"], "data.root is '~nobody.here', but"),
     ],
 )
 def test_bad_command_lines_are_one_line(run: Run, arguments: list[object], named: str) -> None:

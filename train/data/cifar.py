@@ -12,6 +12,7 @@ import numpy as np
 from datamodels.train.config import Data
 from datamodels.train.data.images import Examples, Split
 from datamodels.train.errors import UserError
+from datamodels.train.values import expanded
 
 MEAN, STD = (125.307, 122.961, 113.8575), (51.5865, 50.847, 51.255)
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -58,7 +59,7 @@ def refuse(data: Data, name: str, split: Split) -> str | None:
 
 def folder_of(data: Data) -> Path:
     """Return the folder of the python batches: data.root/cifar-10-batches-py, or data.root. Raises UserError."""
-    root = Path(data.root).expanduser()
+    root = expanded(data.root, "data.root")
     names = [*TRAIN_FILES, *TEST_FILES]
     for folder in (root / FOLDER, root):
         if (folder / names[0]).exists():
@@ -79,7 +80,7 @@ def fetch(data: Data) -> None:
     except UserError as missing:
         from fmow import torchvision
 
-        root = Path(data.root).expanduser()
+        root = expanded(data.root, "data.root")
         existed = root.exists()
         try:
             root.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from PIL import Image
 from datamodels.train.config import Data
 from datamodels.train.data.images import Examples, LazyImages, Split
 from datamodels.train.errors import UserError
+from datamodels.train.values import expanded
 
 if TYPE_CHECKING:  # wilds is slow to import
     import fmow
@@ -113,7 +114,7 @@ def refuse(data: Data, name: str, split: Split) -> str | None:
 
 
 def tree_of(data: Data) -> Path:
-    return Path(data.root).expanduser() / FOLDER
+    return expanded(data.root, "data.root") / FOLDER
 
 
 def stem(data: Data) -> str:

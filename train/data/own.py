@@ -11,6 +11,7 @@ from datamodels.train.data.images import Examples, Images, LazyImages, Split, ch
 from datamodels.train.errors import UserError
 from datamodels.train.npy_file import mapped
 from datamodels.train.user_code import function_of, telling
+from datamodels.train.values import expanded
 
 NAMES = ("train_images", "train_labels", "test_images", "test_labels")
 FILES = [f"{name}.npy" for name in NAMES]
@@ -38,13 +39,13 @@ def missing(data: Data) -> str | None:
     """Return the first of the four files that is not in data.root; None where all are, or a Python file is named."""
     if data.python is not None:
         return None
-    folder = Path(data.root).expanduser()
+    folder = expanded(data.root, "data.root")
     return next((str(folder / name) for name in FILES if not (folder / name).exists()), None)
 
 
 def read(data: Data) -> Examples:
     """Return the checked data set. Raises UserError naming the array that is not as it should be."""
-    folder = Path(data.root).expanduser()
+    folder = expanded(data.root, "data.root")
     if data.python is not None:
         arrays, classes = _from_function(data.python)
         called = {name: f"{data.python}: {name}" for name in NAMES}
@@ -147,8 +148,8 @@ def _check_images(array: NDArray, called: str) -> None:
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or 0 in array.shape or not array.flags.c_contiguous:
         order = "" if array.flags.c_contiguous else " in Fortran's order"
         raise UserError(
-            f"{called} holds {array.dtype} {list(array.shape)}{order}, expected uint8 [N, height, width] or "
-            "[N, height, width, channels]"
+            f"{called} holds {array.dtype} {list(array.shape)}{order}, expected uint8 [N, height, width], "
+            "[N, height, width, channels] or [N, channels, height, width] in C's order (np.ascontiguousarray)"
         )
 
 
@@ -161,8 +162,8 @@ def _layout(shape: tuple[int, ...], stated: str, called: str) -> str:
     last_can_be = last in (1, 3, 4) or last < min(second, third)
     if first_can_be == last_can_be:
         raise UserError(
-            f"{called} holds images {list(shape[1:])}, which may be {third} x {last} pixels of {second} channels or "
-            f"{second} x {third} pixels of {last}: expected data.layout to be NCHW or NHWC"
+            f"{called} holds images {list(shape[1:])}, which may be {third} x {last} pixels with {second} channels "
+            f"first or {second} x {third} with {last} last: expected data.layout to be NCHW or NHWC"
         )
     return "NCHW" if first_can_be else "NHWC"
 

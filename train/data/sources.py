@@ -14,6 +14,7 @@ from datamodels.train.data.packed import Pack, Progress
 from datamodels.train.errors import UserError
 from datamodels.train.identity import INSTEAD
 from datamodels.train.npy_file import Notice
+from datamodels.train.values import expanded, shown
 
 
 class Source(Protocol):
@@ -120,14 +121,14 @@ def _check(setting: Setting) -> None:
     if name != "fmow":
         for key, usual in (("size", None), ("split_scheme", "official")):
             if getattr(data, key) != usual:
-                raise UserError(f"data.{key} is {getattr(data, key)!r}, but this key is for fmow only")
+                raise UserError(f"data.{key} is {shown(getattr(data, key))}, but this key is for fmow only")
     if name in SOURCES and data.layout != "auto":
         raise UserError(f"data.layout is {data.layout!r}, but this key is for your own data only")
 
 
 def _pack_paths(source: Packable, data: Data) -> list[Path]:
     """Return the paths of the packed training and test images."""
-    return [Path(data.packed).expanduser() / f"{source.stem(data)}_{name}.npy" for name in ("train", "test")]
+    return [expanded(data.packed, "data.packed") / f"{source.stem(data)}_{name}.npy" for name in ("train", "test")]
 
 
 def _find_packs(source: Packable, data: Data) -> list[Pack]:
@@ -154,7 +155,7 @@ def _from_betons(dataset: str, source: Packable, data: Data) -> Examples:
     """Read the .beton files of an FFCV user: data.root/{dataset}_train.beton and _test.beton. Raises UserError."""
     classes, splits = source.classes(), []
     for name in ("train", "test"):
-        path = Path(data.root).expanduser() / f"{dataset}_{name}.beton"
+        path = expanded(data.root, "data.root") / f"{dataset}_{name}.beton"
         split = beton.read(path)
         if not ((split.labels >= 0) & (split.labels < len(classes))).all():
             raise UserError(f"{path} is not of {dataset}: expected labels from 0 to {len(classes) - 1}")

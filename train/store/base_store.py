@@ -18,6 +18,7 @@ from datamodels.train.npy_file import HEADER_BYTES
 from datamodels.train.store.layout import Layout
 from datamodels.train.store.manifest import Array
 from datamodels.train.summary import Summary
+from datamodels.train.values import expanded
 
 if TYPE_CHECKING:  # reads images of many kinds
     from datamodels.train.data import Dataset
@@ -67,7 +68,7 @@ class BaseStore(Summary):
 
     def derive_below(self, folder: str | Path) -> None:
         """Write datamodels and reports below another folder, as --out does; what it lacks is read from the root."""
-        self.derived = Path(folder).expanduser() / self.setting.dataset
+        self.derived = expanded(folder, "--out") / self.setting.dataset
 
     @property
     def models(self) -> int:

@@ -20,6 +20,7 @@ from datamodels.train.identity import identity
 from datamodels.train.masks import Era
 from datamodels.train.npy_file import file_bytes
 from datamodels.train.outputs import Declared, Output, image_outputs, is_output
+from datamodels.train.values import shown
 
 FORMAT = "datamodels-store-1"
 
@@ -201,7 +202,7 @@ def check_identity(manifest: Manifest, setting: Setting, path: Path) -> None:
                 f"{there[key]}; use another --root, or that file"
             )
         raise UserError(
-            f"{key} is {here.get(key)!r}, but {path} holds a setting with {repr(there.get(key))[:200]}: "
+            f"{key} is {shown(here.get(key))}, but {path} holds a setting with {shown(there.get(key))[:200]}: "
             "use another --root, or the store's own value"
         )
     if setting.models not in {era.models for era in manifest.eras}:

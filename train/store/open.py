@@ -11,6 +11,7 @@ from datamodels.train.store.base_store import BaseStore
 from datamodels.train.store.layout import Layout
 from datamodels.train.store.manifest import read_manifest
 from datamodels.train.store.store import open_store
+from datamodels.train.values import expanded
 
 
 def open(
@@ -33,7 +34,7 @@ def open(
     Finishes what an interrupted command left half done, if the store can be written. Raises UserError if there is no
     such setting, or a different one.
     """
-    where = Path(where).expanduser()
+    where = expanded(where, "where")
     if alpha is not None and tag is not None:
         raise UserError(f"alpha is {alpha} and tag {tag!r}, expected one of them: a setting with a tag has no alpha")
     tag = tag if alpha is None else f"{100 * alpha:g}pct"
@@ -41,7 +42,7 @@ def open(
         setting = read_setting(where)
         if (dataset or setting.dataset, tag or setting.file_tag) != (setting.dataset, setting.file_tag):
             raise UserError(f"{where} is of {setting.dataset}, {setting.described}, expected no other with it")
-        layout = Layout(Path(root or f"runs/{where.stem}").expanduser(), setting.dataset, setting.file_tag)
+        layout = Layout(expanded(root or f"runs/{where.stem}", "root"), setting.dataset, setting.file_tag)
     elif root is not None:
         raise UserError(f"{where} is not a config file, expected one since root is given")
     else:

@@ -21,6 +21,7 @@ from datamodels.train.npy_file import Notice, finite_rows, mapped, write_file
 from datamodels.train.store.base_store import BaseStore, Records
 from datamodels.train.store.layout import Layout
 from datamodels.train.store.manifest import Array
+from datamodels.train.values import expanded
 
 _UNREAD, _WRITTEN, _EMPTY, _NOT_FINITE = range(4)
 """What is known of a row; the last two are left out."""
@@ -44,7 +45,7 @@ class PublishedStore(BaseStore):
     ) -> None:
         """The parameters are those of `open_store`. Raises UserError."""
         self.notice, self._sources = notice, layout.published
-        folder = None if out is None else Path(out).expanduser() / layout.dataset / "data"
+        folder = None if out is None else expanded(out, "--out") / layout.dataset / "data"
         self._files = {name: _unpacked(path, folder, notice) for name, path in self._sources.items()}
         arrays = self._read_arrays()
         rows = arrays[0].shape[0]

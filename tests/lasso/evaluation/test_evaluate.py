@@ -318,6 +318,7 @@ def test_unfit_files_are_refused(store, tmp_path):
     torch.save(torch.zeros(6, 10), tmp_path / "turned.pt")
     torch.save((torch.zeros(6, 10), torch.zeros(6, 10)), tmp_path / "pair.pt")
     torch.save({"scores": torch.zeros(10, 6), "step": 3}, tmp_path / "state.pt")
+    torch.save(np.zeros((10, 6)), tmp_path / "array.pt")
     torch.save(torch.zeros(10, 6, device="meta"), tmp_path / "nowhere.pt")
     torch.save({"weight": torch.zeros(10, 6).to_sparse(), "bias": torch.zeros(6)}, tmp_path / "sparse.pt")
     torch.save({"weight": torch.zeros(10, 6, dtype=torch.complex64), "bias": torch.zeros(6)}, tmp_path / "complex.pt")
@@ -345,6 +346,7 @@ def test_unfit_files_are_refused(store, tmp_path):
         ("turned.pt", r"shape \(6, 10\), expected \(10, 6\): \[N_train, targets\], of which it is the transpose"),
         ("pair.pt", "holds tuple, expected weight and bias, or one tensor"),
         ("state.pt", "holds scores, step, expected weight and bias, or one tensor"),
+        ("array.pt", "expected tensors alone"),
         ("nowhere.pt", "holds a tensor that is no array"),
         ("sparse.pt", "no dense floating-point tensor `weight`"),
         ("complex.pt", "no dense floating-point tensor `weight`"),

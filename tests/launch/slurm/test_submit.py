@@ -163,7 +163,7 @@ def test_a_plan_of_an_older_store_is_refused(
 
 
 def test_a_gate_that_finds_no_room_is_followed_by_another_one_later(
-    submit: Submit, gate: Submit, slurm: FakeSlurm
+    submit: Submit, gate: Submit, slurm: FakeSlurm, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert submit().code == 0
     slurm.configure("MaxJobCount = 2\n")
@@ -171,6 +171,10 @@ def test_a_gate_that_finds_no_room_is_followed_by_another_one_later(
     assert done.code == 0, done.err
     assert "MaxJobCount" in done.err
     assert [job["options"] for job in slurm.jobs[2:]] == [["--parsable", "--begin=now+300"]]
+    (record := folder / "plan_0001" / "jobs.jsonl").write_text(record.read_text().splitlines()[-1] + "\n")
+    monkeypatch.setattr(submission, "NO_ROOM_GATES", 2)
+    assert (gate().code, len(slurm.jobs)) == (0, 4)
+    assert (gate().code, len(slurm.jobs)) == (75, 4), "the last one comes again itself, a bounded number of times"
     slurm.configure("MaxJobCount = 1000\n")
     assert "plan_0002: 32 of 32 rows missing; 4 tasks" in gate().out
 

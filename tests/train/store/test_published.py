@@ -82,6 +82,9 @@ def test_files_of_every_type_that_numpy_maps_are_read(published: Path, masks: st
         assert values.flags.c_contiguous
         assert not store.array(name).flags.writeable
         assert store.array(name).dtype == (bool if name == "train_masks" else outputs)
+    if "f8" in outputs:
+        change(layout(published).array("test_margins"), 3, 1e39)  # beyond float32, which datamodels are kept in
+        assert left_out(open_store(layout(published), setting())) == [3]
 
 
 def test_rows_never_written_or_not_finite_are_left_out_and_told(published: Path, monkeypatch: Any) -> None:
