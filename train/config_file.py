@@ -33,7 +33,7 @@ class Parser(jsonargparse.ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-        raise UserError(" ".join(line for line in lines if not line.startswith("usage:"))) from ex
+        raise UserError(_in_plain_words(" ".join(line for line in lines if not line.startswith("usage:")))) from ex
 
     def add_setting(self) -> None:
         """Add every key of a setting as an option, which overrides the file."""
@@ -50,6 +50,34 @@ class Parser(jsonargparse.ArgumentParser):
         values = self.parse_args(options, self.parse_string(text)).as_dict()
         others = {key: value for key, value in values.items() if key not in SETTING_KEYS}
         return from_dict({key: value for key, value in values.items() if key in SETTING_KEYS}), others
+
+
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list",
+    "list[float]": "a list of numbers",
+    "list[str]": "a list of texts",
+    "NoneType": "null",
+}
+
+
+def _in_plain_words(message: str) -> str:
+    """Return what the parser says of a value of a wrong type as `models is x, expected a whole number`."""
+    keys = re.findall(r'Parser key "([\w.]+)":', message)
+    types = re.search(r"Subtypes: \[(.*)\] Errors|Expected an? (.*?)\. Got", message)
+    value = re.search(r".*(?:Got|Given) value: (.*)", message)
+    kinds = re.findall(r"<class '(\w+)'>|(list\[\w+\])|Literal\[(.*)\]", types[1] or types[2]) if types else []
+    if not (keys and kinds and value):
+        return message
+    found = {"None": "null", "True": "true", "False": "false"}.get(value[1], value[1])
+    expected = [
+        f"one of {choices.replace(chr(39), '').replace('True', 'true')}" if choices else _KINDS.get(kind or items, kind)
+        for kind, items, choices in kinds
+    ]
+    return f"{keys[-1]} is {found}, expected {', or '.join(expected)}"
 
 
 def read_setting(path: Path) -> Setting:
