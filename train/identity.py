@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from datamodels.train.config import Data, Eval, Fit, Outputs, Recipe, Setting, flatten
 from datamodels.train.errors import UserError
+from datamodels.train.values import shown
 
 _FREE = {
     *("models", "recipe.device", "outputs.preallocate"),
@@ -44,7 +45,7 @@ def from_dict(config: dict[str, Any]) -> Setting:
     groups = {"data": Data, "recipe": Recipe, "outputs": Outputs, "fit": Fit, "eval": Eval}
     for key in groups.keys() & config.keys():
         if not isinstance(config[key], dict):
-            raise UserError(f"{key} is {config[key]!r}, expected keys and values")
+            raise UserError(f"{key} is {shown(config[key])}, expected keys and values")
         refuse_null(groups[key], config[key], f"{key}.")
     refuse_null(Setting, config)
     given = {key: dict(config[key]) for key in groups.keys() & config.keys()}
@@ -58,4 +59,4 @@ def refuse_null(kind: type, values: Mapping[str, Any], prefix: str = "") -> None
     """Raises UserError, with the prefix before the key's name, where a key of a dataclass is null and must not be."""
     for each in dataclasses.fields(kind):
         if values.get(each.name, each.default) is None and NoneType not in get_args(each.type):
-            raise UserError(f"{prefix}{each.name} is None, expected a value; leave the key out for its default")
+            raise UserError(f"{prefix}{each.name} is null, expected a value; leave the key out for its default")

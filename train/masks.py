@@ -12,6 +12,7 @@ from datamodels.train.errors import UserError
 from datamodels.train.npy_file import mapped
 from datamodels.train.rng import Stream, raw
 from datamodels.train.user_code import sha256_of
+from datamodels.train.values import expanded
 
 
 @dataclass(frozen=True)
@@ -146,4 +147,4 @@ def _checked(path: str, key: str, sha256: str | None) -> Path:
     """Return the path of a file of masks or groups. Raises UserError where it does not have the expected digest."""
     if (found := sha256_of(path, key)) != sha256:
         raise UserError(f"{path} has changed: it has sha256 {found}, expected {sha256} ({key})")
-    return Path(path).expanduser()
+    return expanded(path, key)

@@ -19,7 +19,7 @@ from fmow import mend_torchvision_imports
 def sha256_of(path: str, key: str) -> str:
     """Return the sha256 of a file that the config's `key` names, read a piece at a time. Raises UserError."""
     try:
-        with open(Path(path).expanduser(), "rb") as file:
+        with open(expanded(path, key), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{key} is {path!r}: cannot read it: {error.strerror}") from None

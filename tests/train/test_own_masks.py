@@ -128,11 +128,11 @@ def test_groups_are_in_or_out_together_and_have_one_weight(folder: Path, capsys:
     [
         ({"mask": "own"}, "mask is 'own', expected exact, bernoulli, groups, or a NumPy file (.npy)"),
         ({"mask": "x.npy", "tag": "a"}, "mask is 'x.npy': cannot read it: No such file or directory"),
-        ({"mask": "masks.npy"}, "tag is None, expected a name of a-z, 0-9, _ and -"),
+        ({"mask": "masks.npy"}, "tag is null, expected a name of a-z, 0-9, _ and -"),
         ({"mask": "masks.npy", "tag": "50pct"}, "tag is '50pct', expected a name of"),
         ({"mask": "masks.npy", "tag": "a", "alpha": 0.5}, "alpha is 0.5, expected no alpha: the masks are those of"),
         ({"tag": "a"}, "tag is 'a', expected null: the names of the files carry the alpha"),
-        ({"mask": "groups"}, "groups is None, expected a NumPy file (.npy)"),
+        ({"mask": "groups"}, "groups is null, expected a NumPy file (.npy)"),
         ({"groups": "groups.npy"}, "groups is 'groups.npy', expected null for mask: exact"),
         ({"mask_sha256": "0"}, "mask_sha256 is '0', expected null: no file is named"),
     ],

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from datamodels.train.errors import Interrupted, UserError
 from datamodels.train.outputs import Output
 from datamodels.train.user_code import line_of, module_of, reason_of, telling
+from datamodels.train.values import expanded
 
 POLL_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1
@@ -135,7 +135,7 @@ def _declare(module: ModuleType, path: str) -> dict[str, Any]:
 
 
 def _versions(path: str) -> dict[str, str]:
-    nodes = list(ast.walk(ast.parse(Path(path).expanduser().read_bytes())))
+    nodes = list(ast.walk(ast.parse(expanded(path, "trainer").read_bytes())))
     named = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     named |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
     packages = importlib.metadata.packages_distributions()

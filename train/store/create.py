@@ -25,6 +25,7 @@ from datamodels.train.store.locks import LockFile, store_lock
 from datamodels.train.store.manifest import Array, Manifest, check_identity, read_manifest, versions
 from datamodels.train.store.row_state import RowStates
 from datamodels.train.store.store import Store
+from datamodels.train.values import expanded
 
 
 def create_store(layout: Layout, setting: Setting, declared: Declared, notice: Notice) -> Store:
@@ -122,7 +123,7 @@ def _create(layout: Layout, setting: Setting, manifest: Manifest, arrays: Sequen
             new_file(path, array.shape, array.dtype, setting.outputs.preallocate, notices.add, os.O_EXCL)
         if setting.groups:
             made[layout.groups] = temporary(layout.groups, attempt)
-            write_file(made[layout.groups], Path(setting.groups).expanduser().read_bytes())
+            write_file(made[layout.groups], expanded(setting.groups, "groups").read_bytes())
         for text in notices:
             notice(text)
         sync_folder(layout.data)
