@@ -1,7 +1,6 @@
 """Fitted datamodels: where their files lie, reading them, predictions and influences."""
 
 import json
-import pickle
 import zipfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -247,10 +246,10 @@ def load_tensors(path: Path) -> Any:
             return torch.load(file, weights_only=True, map_location="cpu")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except pickle.UnpicklingError:
-        raise UserError(f"{path} cannot be read as datamodels: expected tensors alone, saved by torch.save") from None
     except Exception as error:  # torch raises many kinds for a file that is not one of its own
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        if type(error).__name__ == "UnpicklingError":  # whose text advises to run what the file holds
+            reason = "expected tensors alone, saved by torch.save"
         raise UserError(f"{path} cannot be read as datamodels: {reason}") from None
 
 
