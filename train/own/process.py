@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
 from types import ModuleType
 from typing import Any
 
@@ -73,8 +74,11 @@ class Process:
         self._connection, there = context.Pipe()
         try:  # libraries read these when they are imported
             os.environ.update({"CUBLAS_WORKSPACE_CONFIG": ":4096:8", **before, **limits})
-            self._child = context.Process(target=_serve, args=(there, os.getpid(), *self._arguments), daemon=True)
+            self._child = context.Process(target=_serve, args=(there, os.getpid(), *self._arguments))
             self._child.start()
+            # Only a process that is no daemon may have children, such as a DataLoader's workers; this one is waited for
+            # as the parent ends, unless it has ended by then.
+            Finalize(self, self._child.kill, exitpriority=0)
         finally:
             os.environ.clear()
             os.environ.update(before)
