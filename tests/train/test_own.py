@@ -27,6 +27,7 @@ from tests.conftest import PROJECT, Outcome, in_process
 CONFIG = "dataset: mine\ntrainer: t.py\nmodels: 12\neval_models: 3\nrecipe: {device: cpu, threads: 1}\n"
 DRAWING = """
 import random
+from multiprocessing import get_context
 import numpy as np
 
 n_train = 30
@@ -38,6 +39,9 @@ def outputs():
 def setup(device):
     global place
     place = device
+    worker = get_context("fork").Process(target=int)  # as a DataLoader starts
+    worker.start()
+    worker.join()
 
 def train(mask, seed, device):
     print("this is no result")
@@ -182,7 +186,7 @@ def test_a_row_that_fails_is_told_with_its_reason_and_takes_no_other_with_it(
         ({'"train_loss"': '"loss"'}, "t.py: an output is named 'loss', expected train_ or test_ and letters, as in"),
         ({"n_train = 30": "import os; os._exit(3)"}, "t.py: the process ended with exit code 3"),
         ({'"two': '"six", "two'}, "t.py: names returns 6 names of test examples, expected 5"),
-        ({"def names": "1 / 0\ndef names"}, "t.py, line 23: ZeroDivisionError: division by zero"),
+        ({"def names": "1 / 0\ndef names"}, "t.py, line 27: ZeroDivisionError: division by zero"),
     ],
 )
 def test_a_declaration_that_makes_no_sense_is_told(folder: Path, changes: dict[str, str], said: str) -> None:
