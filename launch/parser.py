@@ -9,7 +9,7 @@ import jsonargparse
 from datamodels.launch.commands import COMMANDS, Command
 from datamodels.launch.request import Request
 from datamodels.launch.slurm import TEXT_KEYS, Slurm
-from datamodels.train import Parser, UserError, expanded, load_yaml, read_yaml
+from datamodels.train import Parser, Setting, UserError, expanded, load_yaml, read_yaml
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -31,6 +31,11 @@ def run(arguments: list[str]) -> int:
     if "-h" in others or "--help" in others:
         parser.print_help()
         return 0
+    if COMMANDS[name].source:
+        options = parser.parse_args(others).as_dict()
+        if not (root := options.pop("root")):
+            raise UserError("--root is missing: expected a new or empty folder")
+        return COMMANDS[name].run(Request(Setting(), expanded(root, "--root"), options, explicit_models=False))
     config, others = _split_config(others)
     setting, options = parser.parse(config, _files_first(others))
     root = options.pop("root")
@@ -58,14 +63,19 @@ CONFIG is a YAML file; any of its keys can be overridden, as in --alpha 0.35 --m
 
 
 def _parser(name: str, command: Command) -> Parser:
-    usage = f"datamodels {name} CONFIG [--root DIR] [options] [--KEY VALUE ...]"
+    usage = "SOURCE --root DIR [options]" if command.source else "CONFIG [--root DIR] [options] [--KEY VALUE ...]"
+    usage = f"datamodels {name} {usage}"
     parser = Parser(prog=f"datamodels {name}", usage=usage, description=command.help, allow_abbrev=False)
-    parser.add_argument("--root", metavar="DIR", help="where the store lies; default runs/<name of CONFIG>")
+    default = "" if command.source else "; default runs/<name of CONFIG>"
+    parser.add_argument("--root", metavar="DIR", help=f"where the store lies{default}")
+    if command.source:
+        parser.add_argument("source", metavar="SOURCE", help="folder of the files")
     for option, details in command.options:
         parser.add_argument(option, **details)
     if command.cluster:
         parser.add_class_arguments(Slurm, "slurm", as_group=True)
-    parser.add_setting()
+    if not command.source:
+        parser.add_setting()
     return parser
 
 

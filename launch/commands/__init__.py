@@ -31,6 +31,8 @@ class Command:
     options: Sequence[Option] = ()
     cluster: bool = False
     """Whether it also takes --slurm FILE and --slurm.KEY VALUE."""
+    source: bool = False
+    """Whether it takes SOURCE in place of CONFIG, and no keys of a config but those among its options."""
 
 
 ROWS = option("--rows", "only rows A to B-1, or several such ranges", metavar="A:B[,C:D]")
@@ -92,6 +94,24 @@ SUBMIT = [
     option("--gate", argparse.SUPPRESS, metavar="PLAN"),  # what a gate's script calls
 ]
 
+IMPORT = [
+    option("--format", "what SOURCE is", choices=["madrylab", "arrays"], required=True),
+    option(
+        "--names",
+        "take only these files of SOURCE: train_masks (default masks.npy), and outputs such as test_loss",
+        metavar="NAME=FILE[,NAME=FILE]",
+    ),
+    option("--dataset", "name of the data set, and of its folder", default="imported"),
+    option("--alpha", "default the share of ones in the masks", type=float, default=argparse.SUPPRESS),
+    option("--tag", "ending of the files' names in place of the alpha", metavar="NAME", default=argparse.SUPPRESS),
+    option(
+        "--eval_models",
+        "rows for evaluation, the last ones; default a tenth of the completed rows",
+        type=int,
+        default=argparse.SUPPRESS,
+    ),
+]
+
 COMMANDS = {
     "init": Command(store.init, "create the store of a setting"),
     "train": Command(train.train, "train the rows that are missing", [ROWS, DEVICES, WORKERS, RETRY]),
@@ -126,5 +146,8 @@ COMMANDS = {
         submit.submit, "run a setting on SLURM, as arrays of tasks", [SPLIT, OUTPUT, *SUBMIT], cluster=True
     ),
     "plan": Command(plan.plan, "print what a setting takes: bytes, hours, money", [JSON, *PLAN, PRICE]),
+    "import": Command(
+        store.import_, "copy masks and outputs that other programs made to a new root", IMPORT, source=True
+    ),
     "data": Command(store.data, "fetch or check the data set, and say where it lies"),
 }

@@ -1,10 +1,12 @@
 """The store of a setting: its files, how rows become durable in them, and the state of every row.
 
-`open` and `open_store` open a store for reading, `create_store` and `grow` make room for rows, `Writer` commits rows.
+`open` and `open_store` open a store for reading, `create_store` and `grow` make room for rows, `Writer` commits rows,
+`import_arrays` copies those of other programs.
 """
 
 from datamodels.train.store.base_store import BaseStore
 from datamodels.train.store.create import create_store, grow
+from datamodels.train.store.importer import import_arrays
 from datamodels.train.store.layout import Layout
 from datamodels.train.store.locks import LockFile
 from datamodels.train.store.manifest import Array, versions
@@ -28,6 +30,7 @@ __all__ = [
     "Writer",
     "create_store",
     "grow",
+    "import_arrays",
     "open",
     "open_store",
     "repair",

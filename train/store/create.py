@@ -58,7 +58,7 @@ def create_store(layout: Layout, setting: Setting, declared: Declared, notice: N
     )
     arrays = manifest.files(setting)
     if setting.outputs.preallocate:
-        _check_space(layout.data, sum(array.bytes for array in arrays))
+        check_space(layout.data, sum(array.bytes for array in arrays))
     with _new_folder(layout), store_lock(layout.lock) as lock:
         if not layout.manifest.exists():
             _refuse_others(layout)
@@ -153,7 +153,7 @@ def _undo(layout: Layout, published: dict[Path, os.stat_result], made: Sequence[
         path.unlink(missing_ok=True)
 
 
-def _check_space(folder: Path, needed: int) -> None:
+def check_space(folder: Path, needed: int) -> None:
     """Raises UserError with the numbers where the disk is too small for `needed` more bytes."""
     while not folder.exists():
         folder = folder.parent
@@ -235,7 +235,7 @@ def _extend(layout: Layout, setting: Setting, old: Manifest, new: Manifest, noti
     """Give every array the size of the new manifest. Raises UserError, WorkError."""
     before, after = old.files(setting), new.files(setting)
     if setting.outputs.preallocate:
-        _check_space(layout.data, sum(array.bytes for array in after) - sum(array.bytes for array in before))
+        check_space(layout.data, sum(array.bytes for array in after) - sum(array.bytes for array in before))
     for array in after:
         path = layout.array(array.name)
         try:

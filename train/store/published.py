@@ -61,7 +61,7 @@ class PublishedStore(BaseStore):
         if out is not None:
             self.derive_below(out)
         self._flags = next((path for path in (layout.completed, layout.other_flags) if path.exists()), None)
-        self._marked = np.ones(rows, bool) if self._flags is None else _read_flags(self._flags, rows)
+        self._marked = np.ones(rows, bool) if self._flags is None else read_flags(self._flags, rows)
         self._state = np.full(rows, _UNREAD, np.uint8)
         self._told = np.zeros(rows, bool)
 
@@ -253,7 +253,7 @@ def _as_bool(masks: NDArray[Any]) -> Any:
     return masks.T.view(bool)[:, lowest::size].T  # Fortran order
 
 
-def _read_flags(path: Path, rows: int) -> NDArray[np.bool_]:
+def read_flags(path: Path, rows: int) -> NDArray[np.bool_]:
     flags = mapped(path)
     if flags.shape != (rows,) or flags.dtype.kind not in "bui" or flags.min() < 0 or flags.max() > 1:
         raise UserError(f"{path} holds {flags.dtype} of shape {flags.shape}, expected a bool for each of {rows} rows")
