@@ -15,7 +15,7 @@ from tests.conftest import PROJECT, in_process
 
 ABOUT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
-FOLDERS = "train|lasso|launch|fmow|datamodels|bench|configs|docs|tests"
+FOLDERS = "train|lasso|launch|fmow|datamodels|bench|configs|examples|docs|tests"
 ELSEWHERE = r"""=["']?(?:https?:)?//"""
 LOADED = re.compile(rf"<(?:script|img|iframe)\b[^>]*\bsrc{ELSEWHERE}|<link\b[^>]*\bhref{ELSEWHERE}")
 """What a page would fetch from elsewhere, links apart."""

@@ -68,13 +68,14 @@ def evaluate(
         rows = EvaluationRows(store, split, progress)
         found = rows.evaluate(tiles(given, rows.width, progress))
 
-    fitted = (given.report or {}).get("rows", {})
+    report = given.report or {}
+    fitted, here = report.get("rows", {}), {"dataset": store.setting.dataset, "tag": store.setting.file_tag}
     notices = []
     if given.path in places(store, split) and not is_fresh(store, given.path):
         notices.append(
             f"{given.path} was fitted on other rows or with other options than today's: run `datamodels fit`"
         )
-    if (last := fitted.get("last", -1)) >= store.models:
+    if (last := fitted.get("last", -1)) >= store.models and {**report, **here} == {**here, **report}:
         notices.append(
             f"{given.path} was fitted on rows up to {last}, evaluation rows from {store.models} on among them"
         )
