@@ -96,7 +96,9 @@ def target_cases(data: ReportData) -> list[Case]:
     cases = []
     for column, place in enumerate(data.shown.tolist(), len(data.plotted)):
         target, weight = int(data.fitted.targets[place]), data.survey.columns[:, column]
-        lines = [] if data.evaluation is None else [f"LDS {data.evaluation.target_lds[place]:.2f}"]
+        lines = []
+        if data.evaluation is not None:
+            lines.append(f"LDS {data.evaluation.target_lds[place]:.2f}".replace("-", "−"))
         if data.survey.own is not None:
             lines.append(f"self {signed(float(data.survey.own[place]))}")
         image = thumbnail(data, data.side, target, lines)

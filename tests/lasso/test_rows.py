@@ -66,7 +66,7 @@ def test_few_failed_rows_do_not_stop_a_fit_and_many_do(tmp_path, data):
 def test_unknown_and_absent_splits_are_refused(tmp_path, data):
     store = published_store(tmp_path, *data)
     with pytest.raises(UserError, match="expected test or train"):
-        target_count(store, "validation")
+        rows.split_name(store.arrays, "validation")
     with pytest.raises(UserError, match=r"train_margins_50pct\.npy does not exist"):
         target_count(store, "train")
 

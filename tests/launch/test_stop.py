@@ -45,18 +45,18 @@ def test_a_signal_during_the_fit_ends_the_command(
 def test_a_signal_just_after_the_last_row_stops_only_what_would_follow(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, code: int
 ) -> None:
-    from datamodels.train import trainer
+    from datamodels.launch import worker
 
     options = ["--root", tmp_path, *TINY]
     assert in_process(capsys, "init", DIGITS, *options).code == 0
     sent = []
 
-    def train_all(*arguments: object, original=trainer.train_rows) -> None:
+    def train_all(*arguments: object, original=worker.train_rows) -> None:
         original(*arguments)
         sent.append(os.kill(os.getpid(), signal.SIGTERM))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "train_rows", train_all)
+        patch.setattr(worker, "train_rows", train_all)
         assert in_process(capsys, command, DIGITS, *options, "--workers=1").code == code
     assert sent
     assert not list((tmp_path / "digits").glob("datamodels/*.pt"))

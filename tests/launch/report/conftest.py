@@ -31,7 +31,7 @@ def images(n_train: int, n_test: int, side: int = 8, channels: int = 3, classes:
     def split(n: int) -> Split:
         return Split(rng.integers(0, 256, (n, side, side, channels), dtype=np.uint8), np.arange(n) % classes)
 
-    names = tuple(f"<class> & {number}" for number in range(classes))
+    names = tuple(f"<class> & `-{number}`" for number in range(classes))
     return Dataset(split(n_train), split(n_test), names, (0.0,) * channels, (1.0,) * channels, "memory")
 
 

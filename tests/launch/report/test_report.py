@@ -127,7 +127,7 @@ def test_published_files_are_reported_on_without_and_with_images(fitted_store: P
     assert "not recorded: these are published files" in text
     assert "images are not available" in text
     page = write_report(fitted_store, "test", images(24, 30)).read_text()
-    assert "&lt;class&gt; &amp; 0" in page
+    assert "&lt;class&gt; &amp; `-0`" in page
     assert "<class>" not in page
     assert not Tags(page).unnamed
     assert "Of 30 targets, none has such a score, so that no pair is shown" in text
@@ -326,8 +326,8 @@ def test_bad_input_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     options = ("--dataset", "digits", "--root", tmp_path, "--eval_models", 40)
     (tmp_path / "made-up").rename(tmp_path / "digits")
     assert "run `datamodels fit`" in in_process(capsys, "report", DIGITS, *options).error
-    store = PublishedStore(Layout(tmp_path, "digits", "50pct"), replace(store.setting, dataset="digits"), False)
-    fit(store)
+    layout, setting = Layout(tmp_path, "digits", "50pct"), replace(store.setting, dataset="digits")
+    fit(PublishedStore(layout, setting, False, None, print))
     (tmp_path / "digits" / "report_test_50pct.html").mkdir()
     refused = in_process(capsys, "report", DIGITS, *options)
     assert refused.code == 1
