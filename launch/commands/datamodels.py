@@ -22,7 +22,7 @@ def fit(request: Request) -> int:
 def fit_split(store: BaseStore, split: str, targets: tuple[int, int] | None) -> Path:
     """Fit a split, or only some of its targets; returns the path of the datamodels."""
     from datamodels.lasso import fit as fit_datamodels
-    from datamodels.lasso import split_and_output
+    from datamodels.lasso import read_report, split_and_output
 
     name, output = split_and_output(split)
     with Stages() as progress:
@@ -30,6 +30,9 @@ def fit_split(store: BaseStore, split: str, targets: tuple[int, int] | None) -> 
     left_out = int((store.failed() & ~store.completed()).sum())
     if left_out and isinstance(store, Store):  # of published files it is told which
         notice(f"{left_out} of {store.rows} rows failed and were left out (fit.max_failed)")
+    constant = (read_report(path) or {}).get("zero_variance", {}).get("examples", 0)
+    if constant:
+        notice(f"{constant} of {store.n_features} examples are in all masks of the fit or in none: their weights are 0")
     return path
 
 

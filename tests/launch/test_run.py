@@ -21,6 +21,7 @@ from datamodels.train.data import cifar
 from datamodels.train.store.journal import JournalReader, Kind
 from tests.conftest import DIGITS, PROJECT, TINY, Outcome, in_process
 from tests.launch.slurm.cluster import alive
+from tests.stores import linear_data, published_store
 
 LONGER = [*TINY, "--recipe.epochs=150", "--recipe.width=16"]
 """As TINY, but with groups that take long enough to be interrupted."""
@@ -153,6 +154,15 @@ def test_growing_keeps_rows_and_makes_the_fit_stale(run: Run, trained: Path, tmp
     report = json.loads((root / "digits" / "datamodels" / "test_50pct.json").read_text())
     assert report["rows"]["used"] == 40
     assert run("status", *options, "--models=24").code == 0
+
+
+def test_examples_in_all_masks_or_in_none_are_told(tmp_path: Path, run: Run) -> None:
+    masks, margins = linear_data(60, 8, 3)
+    masks[:, 2], masks[:, 5] = True, False
+    published_store(tmp_path, masks, margins)
+    (tmp_path / "made-up").rename(tmp_path / "digits")
+    told = run("fit", DIGITS, "--root", tmp_path, "--eval_models=0").err
+    assert "2 of 8 examples are in all masks of the fit or in none: their weights are 0\n" in told
 
 
 def test_a_root_of_published_files_is_fitted_evaluated_and_reported(run: Run, trained: Path, tmp_path: Path) -> None:
