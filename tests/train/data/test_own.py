@@ -110,9 +110,7 @@ def test_channels_are_where_they_can_be_or_where_the_config_says(
     if expected:
         assert load(setting(folder)).train.images.shape == (40, *expected)
     else:
-        said = (
-            f"train_images.npy holds images {list(shape)}, which may be {shape[1]} x {shape[2]} pixels of {shape[0]} "
-        )
+        said = f"holds images {list(shape)}, which may be {shape[1]} x {shape[2]} pixels with {shape[0]} channels first"
         assert said in refusal(setting(folder))
         assert "expected data.layout to be NCHW or NHWC" in refusal(setting(folder))
     assert load(setting(folder, layout="NHWC")).train.images.shape == (40, *shape)
