@@ -105,7 +105,7 @@ class Fitting:
         return any(map(self._is_current, paths))
 
     def _fit(self, due: list[Range]) -> None:
-        """Choose the lambdas of all batches, then refit all, so that large correlations are computed once each.
+        """Choose the lambdas of all batches, then refit all, so that each step makes its matrix of counts once.
 
         A batch that misses its duality gap does not keep the others from being written.
         """
