@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import secrets
 import sys
 import tokenize
@@ -35,6 +36,13 @@ def header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
     described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     length = HEADER_BYTES - 10
     return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + repr(described).encode().ljust(length - 1) + b"\n"
+
+
+def headed_shape(written: bytes, dtype: np.dtype) -> tuple[int, ...]:
+    """Return the shape that `header` wrote; () for other content."""
+    found = re.search(rb"'shape': \(([\d, ]{1,99})\)", written)
+    shape = tuple(int(length) for length in re.findall(rb"\d+", found[1])) if found else ()
+    return shape if written == header(shape, dtype) else ()
 
 
 def mapped(path: Path) -> np.memmap:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from datamodels.train.npy_file import (
     HEADER_BYTES,
     Notice,
     RowFile,
+    headed_shape,
     header,
     new_file,
     opened,
@@ -100,6 +100,7 @@ class Store(BaseStore):
         """Raises UserError where journals or headers show that the store has been longer than its manifest says.
 
         A header alone may be damaged; two that agree are no chance. An interrupted `grow` leaves headers as they were.
+        WorkError where two headers have other widths than the manifest says.
         """
         told = f"{self.layout.manifest} has {self.rows} rows: it is older than the store, restore the newest copy"
         if self.states.beyond:
@@ -108,17 +109,23 @@ class Store(BaseStore):
         longer = [rows for array in self._headed if (rows := self._headed_rows(array)) > self.rows]
         if len(longer) > len(set(longer)):
             raise UserError(f"the arrays in {self.layout.data} had {max(longer)} rows, but {told}")
+        others = [array for array in self._headed if self._headed_shape(array)[1:] not in ((), array.shape[1:])]
+        if len(others) > 1:
+            path, shape = self.layout.array(others[0].name), self._headed_shape(others[0])
+            told = f"{self.layout.manifest} expects {others[0].shape[1:]}: restore it from a copy"
+            raise WorkError(f"{path} has rows of {shape[1:]}, but {told}")
 
     def _headed_rows(self, array: Array) -> int:
-        """Return the number of rows in an array's header; 0 if this package did not write it."""
+        """Return the number of rows in an array's header; 0 if this package did not write it for such rows."""
+        rows, *shape = self._headed_shape(array) or (0,)
+        return rows if tuple(shape) == array.shape[1:] else 0
+
+    def _headed_shape(self, array: Array) -> tuple[int, ...]:
+        """Return the shape in an array's header; () if this package did not write it."""
         try:
-            found = self._header(array)
+            return headed_shape(self._header(array), array.dtype)
         except OSError:
-            return 0
-        rows = re.search(rb"'shape': \((\d{1,15}),", found)
-        if rows is None or found != header((int(rows[1]), *array.shape[1:]), array.dtype):
-            return 0
-        return int(rows[1])
+            return ()
 
     def whole_rows(self, array: Array) -> int:
         """Return how many of its rows an array's file holds in full; 0 where there is none. Raises WorkError."""

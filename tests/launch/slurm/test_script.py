@@ -166,7 +166,7 @@ def test_a_wrapper_starts_each_command_once_but_no_gate(tmp_path: Path, monkeypa
     wrapper = tmp_path / "tools" / "apptainer"
     wrapper.write_text('#!/bin/bash\necho "$1 $2 ${PYTHONPATH-none}" >> "$RECORD.wrapped"; shift 2; exec "$@"\n')
     wrapper.chmod(0o755)
-    monkeypatch.delenv("PYTHONPATH")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     cluster = Slurm(python=f"apptainer exec image.sif {sys.executable}")
     for stage, times in (("train", 1), ("fit", 1), ("eval", 2)):
         plan = write_two_tasks(tmp_path / stage, stage, cluster)

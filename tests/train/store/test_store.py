@@ -79,7 +79,7 @@ HOSTILE = [
     *({"history": [former, [10, 4]]} for former in ([12, 4], [10, 4], [8, 6])),
     {"history": [[10, 4], [10**9, 4]]},
     *({"group": group} for group in (0, 2**70)),
-    *({"n_train": count} for count in (-5, 1.5, None, 10**30)),
+    *({"n_train": count} for count in (-5, 1.5, None, 10**30, 1, N_TRAIN - 1)),
     *({"config": config} for config in ([], [["models", 10]])),
     *({"classes": classes} for classes in (3, [1, 2])),
     *({"id": name} for name in ("f" * 5000, "0" * 31 + "G", 7)),
