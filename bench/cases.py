@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from datamodels.train.config import Setting
+from datamodels.train.config import Setting, from_dict
 from datamodels.train.data.images import Split
 from datamodels.train.data.sources import SOURCES, Dataset
-from datamodels.train.identity import from_dict
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 ROWS = 4096

@@ -3,10 +3,21 @@
 Importing this package imports neither torch nor numba.
 """
 
-from datamodels.train.config import Eval, Fit, Recipe, Setting, flatten
-from datamodels.train.config_file import Parser, load_yaml, read_setting, read_yaml
+from datamodels.train.config import (
+    Eval,
+    Fit,
+    Parser,
+    Recipe,
+    Setting,
+    flatten,
+    from_dict,
+    identity,
+    load_yaml,
+    read_setting,
+    read_yaml,
+    refuse_null,
+)
 from datamodels.train.errors import READ_ONLY, Interrupted, UserError, WorkError
-from datamodels.train.identity import from_dict, identity, refuse_null
 from datamodels.train.masks import Era, Masks, batch_size, mask_index
 from datamodels.train.npy_file import finite_rows, is_pointer, mapped, write_file
 from datamodels.train.outputs import Declared, Output, image_outputs

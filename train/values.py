@@ -19,3 +19,9 @@ def expanded(path: str | Path, key: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise UserError(f"{key} is {str(path)!r}, but no home folder is known for {Path(path).parts[0]}") from None
+
+
+def require(ok: bool, key: str, found: object, expected: str) -> None:
+    """Raise UserError, unless `ok`: `{key} is {found}, expected {expected}`."""
+    if not ok:
+        raise UserError(f"{key} is {shown(found)}, expected {expected}")

@@ -3,10 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from datamodels.train.config import Recipe, Setting
-from datamodels.train.config_file import read_setting
+from datamodels.train.config import Recipe, Setting, from_dict, identity, read_setting
 from datamodels.train.errors import UserError
-from datamodels.train.identity import from_dict, identity
 from tests.conftest import PROJECT, tiny
 
 PUBLISHED = {  # README of MadryLab/datamodels-data

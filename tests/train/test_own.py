@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 
 from datamodels.launch.slurm.script import portable
-from datamodels.train.config import Recipe, Setting
+from datamodels.train.config import Recipe, Setting, from_dict
 from datamodels.train.errors import UserError
-from datamodels.train.identity import from_dict
 from datamodels.train.masks import Masks
 from datamodels.train.own import declared
 from datamodels.train.rng import Stream, raw

@@ -9,9 +9,8 @@ import torch
 
 import datamodels as dm
 from datamodels.launch.slurm.script import portable
-from datamodels.train.config import Setting
+from datamodels.train.config import Setting, from_dict
 from datamodels.train.errors import UserError
-from datamodels.train.identity import from_dict
 from datamodels.train.masks import Masks, mask, mask_index
 from datamodels.train.rng import Stream, raw
 from tests.conftest import DIGITS, TINY, Outcome, in_process, tiny

@@ -7,12 +7,11 @@ in SOURCES; where its images may be packed, or come as an FFCV user's .beton fil
 from pathlib import Path
 from typing import Protocol
 
-from datamodels.train.config import Data, Setting
+from datamodels.train.config import INSTEAD, Data, Setting
 from datamodels.train.data import beton, cifar, digits, fmow, own
 from datamodels.train.data.images import Dataset, Examples, Split
 from datamodels.train.data.packed import Pack, Progress
 from datamodels.train.errors import UserError
-from datamodels.train.identity import INSTEAD
 from datamodels.train.npy_file import Notice
 from datamodels.train.values import expanded, shown
 

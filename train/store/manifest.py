@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from datamodels.train.config import Setting, flatten
+from datamodels.train.config import Setting, flatten, identity
 from datamodels.train.errors import UserError, WorkError
-from datamodels.train.identity import identity
 from datamodels.train.masks import Era
 from datamodels.train.npy_file import file_bytes
 from datamodels.train.outputs import Declared, Output, image_outputs, is_output

@@ -3,10 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from datamodels.train.config import Setting, alpha_of
-from datamodels.train.config_file import read_setting
+from datamodels.train.config import Setting, alpha_of, from_dict, read_setting
 from datamodels.train.errors import UserError
-from datamodels.train.identity import from_dict
 from datamodels.train.store.base_store import BaseStore
 from datamodels.train.store.layout import Layout
 from datamodels.train.store.manifest import read_manifest

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.train.config import Setting
+from datamodels.train.config import Setting, from_dict
 from datamodels.train.errors import READ_ONLY, UserError, WorkError
-from datamodels.train.identity import from_dict
 from datamodels.train.masks import Masks, read_groups
 from datamodels.train.npy_file import (
     HEADER_BYTES,

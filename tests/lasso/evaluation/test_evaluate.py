@@ -11,9 +11,8 @@ from scipy import sparse, stats
 from datamodels import lasso
 from datamodels.lasso import evaluate, fit
 from datamodels.lasso.evaluation import EvaluationRows
-from datamodels.train.config import Eval, Fit
+from datamodels.train.config import Eval, Fit, identity
 from datamodels.train.errors import UserError, WorkError
-from datamodels.train.identity import identity
 from tests.conftest import DIGITS, PROJECT, in_process
 from tests.stores import (
     created_store,

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datamodels.train.config import Data, Setting
+from datamodels.train.config import Data, Setting, identity
 from datamodels.train.data import own
 from datamodels.train.data.sources import load
 from datamodels.train.errors import UserError
-from datamodels.train.identity import identity
 from tests.conftest import DIGITS, PROJECT, TINY, Outcome, in_process, tiny
 
 

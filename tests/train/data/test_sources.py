@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodels.train.config import Data, Setting
+from datamodels.train.config import Data, Setting, identity
 from datamodels.train.data import images
 from datamodels.train.data.images import LazyImages, Split
 from datamodels.train.data.sources import load
 from datamodels.train.errors import UserError
-from datamodels.train.identity import identity
 
 
 @pytest.fixture(scope="module")

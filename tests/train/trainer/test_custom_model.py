@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from datamodels.launch.slurm.script import portable
-from datamodels.train.config import Data, Recipe, Setting
+from datamodels.train.config import Data, Recipe, Setting, from_dict, identity
 from datamodels.train.data.sources import load
 from datamodels.train.errors import UserError
-from datamodels.train.identity import from_dict, identity
 from datamodels.train.rng import Stream, raw
 from datamodels.train.store.writer import RowResult
 from datamodels.train.trainer.models import build, check

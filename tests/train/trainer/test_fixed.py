@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from datamodels.train.config import Setting
+from datamodels.train.config import Setting, identity
 from datamodels.train.data import load
 from datamodels.train.errors import UserError
-from datamodels.train.identity import identity
 from datamodels.train.trainer import Trainer
 from tests.conftest import tiny
 from tests.train.trainer.test_custom_model import WILD

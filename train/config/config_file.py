@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 import jsonargparse
 import yaml
 
-from datamodels.train.config import Setting, flatten
+from datamodels.train.config.identity import INSTEAD, from_dict
+from datamodels.train.config.setting import Setting, flatten
 from datamodels.train.errors import UserError
-from datamodels.train.identity import INSTEAD, from_dict
 
 SETTING_KEYS = {field.name for field in dataclasses.fields(Setting)}
 

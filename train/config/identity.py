@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from types import NoneType
 from typing import Any, get_args
 
-from datamodels.train.config import Data, Eval, Fit, Outputs, Recipe, Setting, flatten
+from datamodels.train.config.recipe import Recipe
+from datamodels.train.config.setting import Data, Eval, Fit, Outputs, Setting, flatten
 from datamodels.train.errors import UserError
 from datamodels.train.values import shown
 

@@ -11,14 +11,9 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal
 
-from datamodels.train.errors import UserError
+from datamodels.train.config.recipe import Recipe
 from datamodels.train.user_code import sha256_of
-from datamodels.train.values import shown
-
-
-def _require(ok: bool, key: str, found: object, expected: str) -> None:
-    if not ok:
-        raise UserError(f"{key} is {shown(found)}, expected {expected}")
+from datamodels.train.values import require
 
 
 @dataclass
@@ -60,84 +55,10 @@ class Data:
 
     def __post_init__(self) -> None:
         for key, value in (("data.train", self.train), ("data.test", self.test), ("data.size", self.size)):
-            _require(value is None or value >= 1, key, value, "at least 1, or null for all")
+            require(value is None or value >= 1, key, value, "at least 1, or null for all")
         in_range = all(0 <= mean <= 255 for mean in self.mean or [])
-        _require(in_range, "data.mean", self.mean, "numbers from 0 to 255, or null")
-        _require(all(0 < std < math.inf for std in self.std or []), "data.std", self.std, "positive numbers, or null")
-
-
-@dataclass
-class Recipe:
-    """How one model is trained. The defaults are the published CIFAR-10 recipe."""
-
-    network: str = "resnet9"
-    """`resnet9` and `resnet18`: the CIFAR-10 and the FMoW network of the published data; `convnet`: two small
-    convolutions, many models at once; or a Python file (.py) whose function `network(shape, classes)` returns a
-    torch.nn.Module, shape being (channels, height, width)."""
-    network_sha256: str | None = None
-    """Digest of the network's Python file; null for the file as it is now."""
-    width: int = 64
-    """Channels of the first layer of `resnet9` (deeper ones keep their published ratios to it), and of `convnet`'s."""
-    epochs: int = 24
-    """Passes over the row's training subset."""
-    peak_epoch: float = 5.0
-    """Epoch at which the triangular learning-rate schedule peaks."""
-    batch: int = 512
-    """Images per step. The last images of an epoch that fill no batch are dropped; a subset smaller than one batch is
-    one batch."""
-    lr: float = 0.5
-    """Learning rate at the peak."""
-    momentum: float = 0.9
-    """Momentum of SGD."""
-    weight_decay: float = 5e-4
-    """L2 weight decay, on every parameter."""
-    label_smoothing: float = 0.1
-    """Label smoothing of the cross-entropy loss."""
-    flip: bool = True
-    """Mirror each training image with probability one half."""
-    translate: int = 2
-    """Shift each training image by up to this many pixels in each direction, filling with the mean colour."""
-    cutout: int = 4
-    """Side in pixels of a square of mean colour drawn at a random place in each training image; 0 for none."""
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of convolutions; `auto` is bfloat16 if the device computes it natively, else float32."""
-    device: Literal["cuda", "cpu"] = "cuda"
-    """`cuda` uses GPUs if there are any, else the CPU with a notice; `cpu` never uses a GPU."""
-    threads: int = 2
-    """CPU threads of one worker. Part of the recipe, because the bytes of a row depend on it."""
-    group: int = 1
-    """Rows trained together. Groups are fixed: rows [g*group, (g+1)*group)."""
-    eval_batch: int = 1000
-    """Images per forward pass when margins and logits are computed."""
-
-    @property
-    def custom_network(self) -> bool:
-        """Whether the network is a Python file of the user."""
-        return self.network.endswith(".py")
-
-    def __post_init__(self) -> None:
-        if self.custom_network:
-            self.network_sha256 = self.network_sha256 or sha256_of(self.network, "recipe.network")
-        else:
-            names = ("resnet9", "resnet18", "convnet")
-            expected = f"{', '.join(names)}, or a Python file (.py)"
-            _require(self.network in names, "recipe.network", self.network, expected)
-            _require(
-                self.network_sha256 is None, "recipe.network_sha256", self.network_sha256, "null: no file is named"
-            )
-        for key in ("width", "epochs", "batch", "threads", "group", "eval_batch"):
-            _require(getattr(self, key) >= 1, f"recipe.{key}", getattr(self, key), "at least 1")
-        for key in ("translate", "cutout"):
-            _require(getattr(self, key) >= 0, f"recipe.{key}", getattr(self, key), "at least 0")
-        for key in ("lr", "momentum", "weight_decay", "label_smoothing", "peak_epoch"):
-            value = getattr(self, key)
-            _require(math.isfinite(value) and value >= 0, f"recipe.{key}", value, "a finite number of at least 0")
-        _require(self.momentum < 1, "recipe.momentum", self.momentum, "less than 1")
-        _require(self.label_smoothing < 1, "recipe.label_smoothing", self.label_smoothing, "less than 1")
-        _require(0 < self.peak_epoch < self.epochs, "recipe.peak_epoch", self.peak_epoch, "between 0 and recipe.epochs")
-        grouped = self.network == "convnet" or self.group == 1
-        expected = f"1 for the network {self.network}: only convnet trains several rows at once"
-        _require(grouped, "recipe.group", self.group, expected)
+        require(in_range, "data.mean", self.mean, "numbers from 0 to 255, or null")
+        require(all(0 < std < math.inf for std in self.std or []), "data.std", self.std, "positive numbers, or null")
 
 
 @dataclass
@@ -189,10 +110,10 @@ class Fit:
     def __post_init__(self) -> None:
         for key in ("share", "eps", "tol"):
             value = getattr(self, key)
-            _require(0 < value < 1, f"fit.{key}", value, "between 0 and 1")
-        _require(0 <= self.max_failed <= 1, "fit.max_failed", self.max_failed, "between 0 and 1")
+            require(0 < value < 1, f"fit.{key}", value, "between 0 and 1")
+        require(0 <= self.max_failed <= 1, "fit.max_failed", self.max_failed, "between 0 and 1")
         for key in ("k", "patience", "min_lambdas"):
-            _require(getattr(self, key) >= 1, f"fit.{key}", getattr(self, key), "at least 1")
+            require(getattr(self, key) >= 1, f"fit.{key}", getattr(self, key), "at least 1")
 
 
 @dataclass
@@ -206,8 +127,8 @@ class Eval:
 
     def __post_init__(self) -> None:
         enough = self.replicates == 0 or self.replicates >= 100
-        _require(enough, "eval.replicates", self.replicates, "0, or at least 100")
-        _require(0 < self.level < 1, "eval.level", self.level, "between 0 and 1")
+        require(enough, "eval.replicates", self.replicates, "0, or at least 100")
+        require(0 < self.level < 1, "eval.level", self.level, "between 0 and 1")
 
 
 @dataclass
@@ -257,54 +178,54 @@ class Setting:
 
     def __post_init__(self) -> None:
         named = bool(re.fullmatch(r"[a-z0-9_-]+", self.dataset))
-        _require(named, "dataset", self.dataset, "a name of a-z, 0-9, _ and -")
+        require(named, "dataset", self.dataset, "a name of a-z, 0-9, _ and -")
         self.fixed = sorted(set(self.fixed))
         names = ("initialisation",) if self.trainer else ("augmentation", "initialisation", "order")
         expected = f"a list out of {', '.join(names)}"
-        _require(all(name in names for name in self.fixed), "fixed", self.fixed, expected)
+        require(all(name in names for name in self.fixed), "fixed", self.fixed, expected)
         self._check_masks()
-        _require(self.models >= 1, "models", self.models, "at least 1")
-        _require(self.eval_models >= 0, "eval_models", self.eval_models, "at least 0")
-        _require(self.models + self.eval_models < 2**40, "models", self.models, "fewer than 2**40 rows in all")
-        _require(0 <= self.seed < 2**63, "seed", self.seed, "at least 0 and below 2**63")
-        _require(self.runs_per_mask >= 1, "runs_per_mask", self.runs_per_mask, "at least 1")
+        require(self.models >= 1, "models", self.models, "at least 1")
+        require(self.eval_models >= 0, "eval_models", self.eval_models, "at least 0")
+        require(self.models + self.eval_models < 2**40, "models", self.models, "fewer than 2**40 rows in all")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "at least 0 and below 2**63")
+        require(self.runs_per_mask >= 1, "runs_per_mask", self.runs_per_mask, "at least 1")
         self._check_trainer()
 
     def _check_masks(self) -> None:
         """Raises UserError where the keys of the masks do not fit together, or their file cannot be read."""
         known = self.own_masks or self.mask in ("exact", "bernoulli", "groups")
-        _require(known, "mask", self.mask, "exact, bernoulli, groups, or a NumPy file (.npy)")
+        require(known, "mask", self.mask, "exact, bernoulli, groups, or a NumPy file (.npy)")
         for key, path in (("mask", self.mask if self.own_masks else None), ("groups", self.groups)):
             sha256 = getattr(self, f"{key}_sha256")
-            _require(path is not None or sha256 is None, f"{key}_sha256", sha256, "null: no file is named")
+            require(path is not None or sha256 is None, f"{key}_sha256", sha256, "null: no file is named")
             if path is not None:
                 setattr(self, f"{key}_sha256", sha256 or sha256_of(path, key))
         grouped = self.mask == "groups"
         expected = "a NumPy file (.npy)" if grouped else f"null for mask: {self.mask}"
-        _require(grouped == (self.groups is not None), "groups", self.groups, expected)
+        require(grouped == (self.groups is not None), "groups", self.groups, expected)
         if self.own_masks:
-            _require(self.alpha is None, "alpha", self.alpha, f"no alpha: the masks are those of {self.mask}")
+            require(self.alpha is None, "alpha", self.alpha, f"no alpha: the masks are those of {self.mask}")
             named = bool(re.fullmatch(r"(?!\d+pct$)[a-z0-9_-]+", self.tag or ""))
-            _require(named, "tag", self.tag, "a name of a-z, 0-9, _ and - for the files, unlike `50pct`")
+            require(named, "tag", self.tag, "a name of a-z, 0-9, _ and - for the files, unlike `50pct`")
             return
-        _require(self.tag is None, "tag", self.tag, "null: the names of the files carry the alpha")
+        require(self.tag is None, "tag", self.tag, "null: the names of the files carry the alpha")
         self.alpha = 0.5 if self.alpha is None else self.alpha
-        _require(0 < self.alpha < 1, "alpha", self.alpha, "above 0 and below 1")
+        require(0 < self.alpha < 1, "alpha", self.alpha, "above 0 and below 1")
         exact = f"one that its percentage gives back exactly ({self.pct} % does not): the file names carry it"
-        _require(alpha_of(self.pct) == self.alpha, "alpha", self.alpha, exact)
+        require(alpha_of(self.pct) == self.alpha, "alpha", self.alpha, exact)
 
     def _check_trainer(self) -> None:
         """Raises UserError where a trainer's file cannot be read, or keys of the image trainer are given beside it."""
         if self.trainer is None:
-            _require(self.trainer_sha256 is None, "trainer_sha256", self.trainer_sha256, "null: no trainer is named")
+            require(self.trainer_sha256 is None, "trainer_sha256", self.trainer_sha256, "null: no trainer is named")
             return
-        _require(self.trainer.endswith(".py"), "trainer", self.trainer, "a Python file (.py)")
+        require(self.trainer.endswith(".py"), "trainer", self.trainer, "a Python file (.py)")
         self.trainer_sha256 = self.trainer_sha256 or sha256_of(self.trainer, "trainer")
         given, usual = dict(flatten(self.to_dict())), dict(flatten(Setting().to_dict()))
         ours = {"recipe.device", "recipe.threads", "outputs.preallocate", "data.root", "data.packed"}
         for key in usual:
             if key not in ours and (key == "tta" or key.startswith(("data.", "recipe.", "outputs."))):
-                _require(given[key] == usual[key], key, given[key], f"no such key: {self.trainer} trains the rows")
+                require(given[key] == usual[key], key, given[key], f"no such key: {self.trainer} trains the rows")
 
     @property
     def own_masks(self) -> bool:
