@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datamodels.launch.commands import datamodels, plan, run, store, submit, train
+from datamodels.launch.commands import datamodels, exchange, plan, run, store, submit, train
 from datamodels.launch.request import Request
 
 __all__ = ["COMMANDS", "Command"]
@@ -147,7 +147,7 @@ COMMANDS = {
     ),
     "plan": Command(plan.plan, "print what a setting takes: bytes, hours, money", [JSON, *PLAN, PRICE]),
     "import": Command(
-        store.import_, "copy masks and outputs that other programs made to a new root", IMPORT, source=True
+        exchange.import_, "copy masks and outputs that other programs made to a new root", IMPORT, source=True
     ),
     "data": Command(store.data, "fetch or check the data set, and say where it lies"),
 }

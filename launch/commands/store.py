@@ -1,7 +1,6 @@
-"""Commands on a store and its data set: init, import, data, grow, status, verify, repair."""
+"""Commands on a store and its data set: init, data, grow, status, verify, repair."""
 
 import json
-import shlex
 import sys
 import time
 from contextlib import closing
@@ -9,7 +8,7 @@ from typing import Any
 
 from datamodels.launch.progress import Progress, Stages, counted, notice
 from datamodels.launch.request import Request
-from datamodels.train import Setting, UserError, expanded, read_setting
+from datamodels.train import Setting, UserError
 from datamodels.train.data import Dataset, fetch, load, pack
 from datamodels.train.store import Store
 
@@ -45,30 +44,6 @@ def create(request: Request, dataset: Dataset | None) -> Store:
         images = dataset.train.images
         check(setting.recipe, images.shape[1:], len(dataset.classes), batch_size(setting, len(images)))
     return create_store(request.layout, setting, dataset.declared(setting.outputs), notice)
-
-
-def import_(request: Request) -> int:
-    """Copy the arrays of SOURCE to a new root, and print the command that fits them."""
-    from datamodels.train.store import import_arrays, open_store
-
-    options, names = request.options, {}
-    for text in filter(None, (options["names"] or "").split(",")):
-        name, _, file = text.partition("=")
-        if not file or name in names:
-            raise UserError(f"--names is {options['names']!r}, expected NAME=FILE[,NAME=FILE], each name once")
-        names[name] = file
-    keys: dict[str, Any] = {key: options[key] for key in ("dataset", "alpha", "tag", "eval_models") if key in options}
-    source = expanded(options["source"], "SOURCE")
-    with Stages() as progress:
-        layout, config = import_arrays(source, options["format"], request.root, keys, names, progress, notice)
-    store = open_store(layout, read_setting(config), notice=notice)
-    size = sum(array.bytes for array in store.arrays.values())
-    print(
-        f"{layout.data}: {store.models} + {store.eval_models} rows, {store.setting.described}, "
-        f"{', '.join(store.arrays)}, {size / 1e9:.3g} GB"
-    )
-    print(f"datamodels fit {shlex.quote(str(config))} --root {shlex.quote(str(request.root))}")
-    return 0
 
 
 def data(request: Request) -> int:

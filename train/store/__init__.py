@@ -1,17 +1,15 @@
 """The store of a setting: its files, how rows become durable in them, and the state of every row.
 
-`open` and `open_store` open a store for reading, `create_store` and `grow` make room for rows, `Writer` commits rows,
-`import_arrays` copies those of other programs.
+`open` and `open_store` open a store for reading, `create_store` and `grow` make room for rows, `Writer` commits rows.
 """
 
 from datamodels.train.store.base_store import BaseStore
-from datamodels.train.store.create import create_store, grow
-from datamodels.train.store.importer import import_arrays
+from datamodels.train.store.create import check_space, create_store, grow
 from datamodels.train.store.layout import Layout
 from datamodels.train.store.locks import LockFile
 from datamodels.train.store.manifest import Array, versions
 from datamodels.train.store.open import open
-from datamodels.train.store.published import PublishedStore
+from datamodels.train.store.published import PublishedStore, read_flags
 from datamodels.train.store.row_state import RowState
 from datamodels.train.store.store import Store, open_store
 from datamodels.train.store.verify import repair, verify
@@ -28,11 +26,12 @@ __all__ = [
     "RowState",
     "Store",
     "Writer",
+    "check_space",
     "create_store",
     "grow",
-    "import_arrays",
     "open",
     "open_store",
+    "read_flags",
     "repair",
     "verify",
     "versions",

@@ -10,7 +10,7 @@ import pytest
 
 import datamodels as dm
 from datamodels.train import UserError
-from datamodels.train.store import import_arrays
+from datamodels.train.exchange import import_arrays
 from tests.conftest import Outcome, in_process
 from tests.stores import linear_data
 

@@ -15,9 +15,7 @@ from datamodels.train.config import Setting
 from datamodels.train.errors import UserError
 from datamodels.train.npy_file import Notice, RowFile, mapped, new_file, sync_folder, write_file
 from datamodels.train.outputs import is_output
-from datamodels.train.store.create import check_space
-from datamodels.train.store.layout import Layout
-from datamodels.train.store.published import read_flags
+from datamodels.train.store import Layout, check_space, read_flags
 from datamodels.train.user_code import sha256_of
 
 _BLOCK_BYTES = 2**25
