@@ -2,6 +2,8 @@
 # make test         installs everything the tests need into .venv, and runs them
 # make check        ruff and mypy
 # make docs         the documentation in build/docs, offline once it is installed
+# make notebook     examples/tour.ipynb from docs/tutorial.md, run
+# make wheel        a wheel in build/
 # make bench        training on this CPU against named peers
 # make faults       kills, fills and breaks stores for about 20 minutes
 # make test-extern  has TRAK, dattri and quanda read exports, in an environment of their own
@@ -9,7 +11,7 @@
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test test-extern check docs bench faults clean
+.PHONY: demo test test-extern check docs notebook wheel bench faults clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -32,6 +34,13 @@ check: .venv/.test
 docs: .venv/.docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q docs build/docs
 	@echo build/docs/index.html
+
+notebook: .venv/.test
+	$(BIN)/python -m docs.notebook examples/tour.ipynb
+
+wheel: .venv/bin/pip
+	rm -rf build
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build .
 
 bench: .venv/.core
 	$(BIN)/python -m bench.cpu --data-root $(or $(DATA),data)
