@@ -8,10 +8,11 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 PROJECT = Path(__file__).parents[1]
 CONFIG = "configs/digits_50pct.yaml"
+BLOCK = re.compile(r"(.*?)(?:^```(sh|python|text)\n(.*?)^```\n|\Z)", re.DOTALL | re.MULTILINE)
 INSTALL = "%pip install -q datamodels-harness"
 
 
@@ -23,7 +24,7 @@ def notebook() -> NotebookNode:
     config = (PROJECT / CONFIG).read_text("utf-8")
     first = [new_code_cell(INSTALL, metadata={"tags": ["skip-execution"]}), new_code_cell(f'{write}\\\n{config}""");')]
     cells = []
-    for prose, kind, block in re.findall(r"(.*?)(?:^```(sh|python|text)\n(.*?)^```\n|\Z)", text, re.DOTALL | re.MULTILINE):
+    for prose, kind, block in BLOCK.findall(text):
         if prose.strip():
             cells.append(new_markdown_cell(prose.strip()))
         if kind in ("sh", "python"):
@@ -41,6 +42,10 @@ def main(path: Path) -> None:
         NotebookClient(made, timeout=600, resources={"metadata": {"path": folder}}).execute()
     for cell in made.cells:
         cell.metadata.pop("execution", None)  # times, which differ in every run
+        if printed := [each.text for each in cell.get("outputs", []) if each.output_type == "stream"]:
+            lines = [line for line in re.split(r"[\r\n]+", "".join(printed)) if line and "%|" not in line]  # no bars
+            shown = [each for each in cell.outputs if each.output_type != "stream"]
+            cell.outputs = [*shown, new_output("stream", name="stdout", text="\n".join(lines))]
     nbformat.write(made, path)
 
 

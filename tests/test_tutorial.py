@@ -2,11 +2,13 @@
 
 import contextlib
 import io
+import json
 import re
 import shlex
 import shutil
 from pathlib import Path
 
+import matplotlib
 import pytest
 
 from tests.conftest import PROJECT, in_process
@@ -21,6 +23,7 @@ def test_the_tutorial_runs_as_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(PROJECT / "configs", "configs")
+    matplotlib.use("agg")
     printed, namespace = "", {}
     for kind, block in BLOCKS:
         if kind == "text":
@@ -33,6 +36,15 @@ def test_the_tutorial_runs_as_written(
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 exec(compile(block, str(PAGE), "exec"), namespace)
             printed = out.getvalue()
+
+
+def test_the_notebook_is_the_tutorial() -> None:
+    """`make notebook` makes it."""
+    notebook = pytest.importorskip("docs.notebook", reason="nbclient is not installed", exc_type=ImportError).notebook()
+    kept = json.loads((PROJECT / "examples" / "tour.ipynb").read_text("utf-8"))
+    assert ["".join(cell["source"]) for cell in kept["cells"]] == [cell.source for cell in notebook.cells]
+    assert not [out for cell in kept["cells"] for out in cell.get("outputs", []) if out["output_type"] == "error"]
+    assert "image/png" in json.dumps(kept)
 
 
 def assert_alike(printed: str, shown: str) -> None:
