@@ -27,6 +27,9 @@ class Recipe:
     batch: int = 512
     """Images per step. The last images of an epoch that fill no batch are dropped; a subset smaller than one batch is
     one batch."""
+    steps_per_epoch: int | None = None
+    """Steps of an epoch, however many images a subset has, so that a smaller subset is not trained for less; null for
+    as many as it fills batches."""
     lr: float = 0.5
     """Learning rate at the peak."""
     momentum: float = 0.9
@@ -67,6 +70,8 @@ class Recipe:
             require(self.network_sha256 is None, "recipe.network_sha256", self.network_sha256, "null: no file is named")
         for key in ("width", "epochs", "batch", "threads", "group", "eval_batch"):
             require(getattr(self, key) >= 1, f"recipe.{key}", getattr(self, key), "at least 1")
+        steps = self.steps_per_epoch
+        require(steps is None or steps >= 1, "recipe.steps_per_epoch", steps, "at least 1, or null")
         for key in ("translate", "cutout"):
             require(getattr(self, key) >= 0, f"recipe.{key}", getattr(self, key), "at least 0")
         for key in ("lr", "momentum", "weight_decay", "label_smoothing", "peak_epoch"):

@@ -40,7 +40,7 @@ def draw_schedule(
     subsets: the training examples of each row, ascending and not empty. fixed: as in the setting.
     """
     batches = [min(recipe.batch, len(subset)) for subset in subsets]
-    per_epoch = [len(subset) // size for subset, size in zip(subsets, batches, strict=True)]
+    per_epoch = [recipe.steps_per_epoch or len(subset) // size for subset, size in zip(subsets, batches, strict=True)]
     steps = recipe.epochs * max(per_epoch)
     order = np.zeros((len(rows), steps, batch), np.int64)
     draws = np.zeros((len(rows), steps, batch), np.int64)
@@ -58,10 +58,15 @@ def draw_schedule(
 
 
 def _order(seed: int, row: int, k: int, epochs: int, per_epoch: int, batch: int) -> NDArray[np.int64]:
-    """Positions [steps, batch] in the subset: a fresh permutation every epoch, its last partial batch dropped."""
-    keys = raw(seed, row, Stream.ORDER, epochs * k).reshape(epochs, k)
-    permutations = np.argsort(keys, axis=1, kind="stable")[:, : per_epoch * batch]
-    return permutations.reshape(epochs * per_epoch, batch)
+    """Positions [steps, batch] in the subset: a fresh permutation every epoch, what its steps do not take dropped.
+
+    Where the steps of an epoch take more than the subset, one permutation follows the other all through the training.
+    """
+    taken = per_epoch * batch
+    count = max(epochs, -(-epochs * taken // k))
+    keys = raw(seed, row, Stream.ORDER, count * k).reshape(count, k)
+    permutations = np.argsort(keys, axis=1, kind="stable")[:, :taken]
+    return permutations.ravel()[: epochs * taken].reshape(epochs * per_epoch, batch)
 
 
 def triangle(recipe: Recipe, per_epoch: int) -> NDArray[np.float32]:
@@ -73,4 +78,4 @@ def triangle(recipe: Recipe, per_epoch: int) -> NDArray[np.float32]:
 
 def most_steps(recipe: Recipe, largest: int) -> int:
     """Steps that a row takes at most whose subset has up to `largest` examples."""
-    return recipe.epochs * max(1, largest // recipe.batch)
+    return recipe.epochs * (recipe.steps_per_epoch or max(1, largest // recipe.batch))

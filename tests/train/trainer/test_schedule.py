@@ -56,6 +56,20 @@ def test_ragged_rows_are_padded_with_weight_and_learning_rate_zero() -> None:
     assert found.order_GSB[1].max() < 7
 
 
+def test_steps_of_an_epoch_that_are_given_hold_for_every_subset() -> None:
+    """Which they take up evenly, permutation after permutation; a subset that fills them has its usual order."""
+    recipe = Recipe(epochs=3, peak_epoch=1, batch=10, steps_per_epoch=4)
+    usual, subset = plan(40, 10)
+    found = draw_schedule(recipe, 11, range(5, 8), [subset, np.arange(39), np.arange(7)], 10)
+    assert found.order_GSB.shape == (3, 12, 10)
+    assert (found.lr_GS == found.lr_GS[0]).all()
+    np.testing.assert_array_equal(found.order_GSB[0], usual.order_GSB[0])
+    for row, k in ((1, 39), (2, 7)):
+        visits = np.bincount(found.order_GSB[row, :, : min(k, 10)].ravel())
+        assert len(visits) == k
+        assert visits.max() - visits.min() <= 1
+
+
 @pytest.mark.parametrize("per_epoch", [1, 9, 48, 73])
 def test_the_learning_rate_rises_and_falls_in_one_triangle(per_epoch: int) -> None:
     lr = triangle(Recipe(), per_epoch)
