@@ -56,9 +56,9 @@ class WatchedWriter(Writer):
 
     taken: list[float]
 
-    def commit(self, group: int, results: Sequence[RowResult | RowFailure]) -> None:
+    def commit(self, results: Sequence[RowResult | RowFailure]) -> None:
         began = time.perf_counter()
-        super().commit(group, results)
+        super().commit(results)
         self.taken.append(time.perf_counter() - began)
 
 

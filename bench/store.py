@@ -63,7 +63,7 @@ def commits(folder: Path) -> Store:
         result = RowResult(row, {**arrays, "train_masks": store.seeded_masks[row]}, 1.0, 0.5, 0.5)
         with writer.leased(row):
             started = time.perf_counter()
-            writer.commit(row, [result])
+            writer.commit([result])
             ours.append(time.perf_counter() - started)
         started = time.perf_counter()
         os.pwrite(fd, content, row * size)

@@ -110,7 +110,7 @@ def _commit(store: Store, results: list[Any]) -> None:
     writer = Writer(store, {"device": "made up"})
     for group in sorted({result.row // store.group for result in results}):
         with writer.leased(group):
-            writer.commit(group, [result for result in results if result.row // store.group == group])
+            writer.commit([result for result in results if result.row // store.group == group])
     writer.close()
     store.refresh()
     store.sync_flags()

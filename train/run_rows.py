@@ -128,7 +128,7 @@ class _Commits:
 
         def commit() -> Results:
             results = [result for result in trained.result() if result.row in wanted]
-            self._writer.commit(group, results)
+            self._writer.commit(results)
             return results
 
         self._under_way.append((group, self._pool.submit(commit)))

@@ -78,7 +78,7 @@ def fill(store: Store, writer: Writer, ack: Ack = lambda row, generation: None) 
             rows = [row for row in store.missing().tolist() if row // store.group == group] if held else []
             generations = [int(store.states.generation[row]) for row in rows]
             if rows:
-                writer.commit(group, [_nth_result(store, *each) for each in zip(rows, generations, strict=True)])
+                writer.commit([_nth_result(store, *each) for each in zip(rows, generations, strict=True)])
                 done += len(rows)
             for row, generation in zip(rows, generations, strict=True):
                 ack(row, generation)
@@ -135,7 +135,7 @@ def _fail(store: Store, writer: Writer, row: int, times: int) -> None:
         while store.states.state[row] == RowState.MISSING and store.states.failures[row] < times:
             if store.states.generation[row]:
                 break
-            writer.commit(group, [RowFailure(row, "test_margins not finite", 1.0)])
+            writer.commit([RowFailure(row, "test_margins not finite", 1.0)])
             store.refresh()
 
 

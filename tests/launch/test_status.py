@@ -45,7 +45,7 @@ def test_groups_that_shared_a_gpu_were_begun_as_long_ago_as_each_took(tmp_path: 
     store = create(tmp_path)
     with writing(store, **{key: 3}) as writer:
         assert writer.lease(1)
-        writer.commit(1, [result(store, 5)])
+        writer.commit([result(store, 5)])
     store.refresh()
     assert begun(store, store.completed()) == store.states.time[5] - 4 * 3 * store.states.seconds[5]
 

@@ -71,10 +71,10 @@ def test_a_group_is_committed_while_the_next_one_trains(store: Store) -> None:
     training, committed = threading.Event(), threading.Event()
     real = Writer.commit
 
-    def commit(writer: Writer, group: int, results: Any) -> None:
-        if group == 0:
+    def commit(writer: Writer, results: Any) -> None:
+        if results[0].row // store.group == 0:
             assert training.wait(60), "the next group begins only once this one is committed"
-        real(writer, group, results)
+        real(writer, results)
         committed.set()
 
     def look(group: int) -> None:
@@ -90,10 +90,10 @@ def test_a_group_is_committed_while_the_next_one_trains(store: Store) -> None:
 def test_an_error_of_a_commit_surfaces_and_leases_are_given_back(store: Store) -> None:
     real = Writer.commit
 
-    def commit(writer: Writer, group: int, results: Any) -> None:
-        if group == 1:
+    def commit(writer: Writer, results: Any) -> None:
+        if results[0].row // store.group == 1:
             raise WorkError("cannot write row 4 of x")
-        real(writer, group, results)
+        real(writer, results)
 
     trainer = MadeUp(store)
     with mock.patch.object(Writer, "commit", commit), pytest.raises(WorkError, match="cannot write row 4"):
@@ -119,7 +119,7 @@ def test_a_row_in_conflict_is_invalidated_and_redone(tmp_path: Path) -> None:
         store = Store.open(layout(root), setting())
         with writing(store) as writer:
             assert writer.lease(1)
-            writer.commit(1, [result(store, 5, salt)])
+            writer.commit([result(store, 5, salt)])
     shutil.copytree(layout(other).journals, layout(tmp_path).journals, dirs_exist_ok=True)
     store = Store.open(layout(tmp_path), setting())
     assert store.missing(4, 8).tolist() == [4, 5, 6, 7]
@@ -154,7 +154,7 @@ def test_waiting_for_a_process_that_hangs_is_told_once(
     with writing(hung, host="far", pid=77) as writer:
         assert writer.lease(1)
         if recorded:
-            writer.commit(1, [result(hung, 5)])
+            writer.commit([result(hung, 5)])
         with mock.patch("time.sleep", wait), mock.patch("datamodels.train.run_rows.PATIENCE_SECONDS", -1.0):
             train(store, MadeUp(store))
     who = "process 77 on far" if recorded else "a process that has recorded nothing yet"
@@ -202,10 +202,10 @@ def test_the_next_group_is_started_before_the_one_before_is_trained(store: Store
 def test_what_is_in_flight_when_a_commit_fails_is_committed(store: Store) -> None:
     real = Writer.commit
 
-    def commit(writer: Writer, group: int, results: Any) -> None:
-        if group == 0:
+    def commit(writer: Writer, results: Any) -> None:
+        if results[0].row // store.group == 0:
             raise WorkError("cannot write row 0 of x")
-        real(writer, group, results)
+        real(writer, results)
 
     made_up = Ahead(store)
     with mock.patch.object(Writer, "commit", commit), pytest.raises(WorkError, match="cannot write row 0"):

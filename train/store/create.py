@@ -28,8 +28,13 @@ from datamodels.train.store.store import Store
 from datamodels.train.values import expanded
 
 
-def create_store(layout: Layout, setting: Setting, declared: Declared, notice: Notice) -> Store:
-    """Return the store of a setting, created if it does not exist. Raises UserError, and then the disk is unchanged."""
+def create_store(
+    layout: Layout, setting: Setting, declared: Declared, notice: Notice, eras: tuple[Era, ...] = ()
+) -> Store:
+    """Return the store of a setting, created if it does not exist. Raises UserError, and then the disk is unchanged.
+
+    eras: of a new store, every length that the setting has had, if it has had others than its present one.
+    """
     layout.refuse_links()
     if layout.manifest.exists():
         store = Store.open(layout, setting)
@@ -54,7 +59,7 @@ def create_store(layout: Layout, setting: Setting, declared: Declared, notice: N
         classes=declared.classes,
         outputs=declared.outputs if setting.trainer else (),
         group=setting.recipe.group,
-        eras=(Era(setting.models, setting.eval_models),),
+        eras=eras or (Era(setting.models, setting.eval_models),),
     )
     arrays = manifest.files(setting)
     if setting.outputs.preallocate:

@@ -200,11 +200,13 @@ class RowStates:
 
     def reason(self, row: int) -> str:
         """Return why a row failed last; empty where it never did. Raises WorkError."""
-        if self.failures[row] == 0:
-            return ""
+        return self.record_of(row)["reason"].decode(errors="replace") if self.failures[row] else ""
+
+    def record_of(self, row: int) -> np.void:
+        """Return the record that counts of a row that has one, read again. Raises WorkError."""
         reader = self.readers[self.journal[row]]
         try:
-            return reader.record(int(self.number[row]))["reason"].decode(errors="replace")
+            return reader.record(int(self.number[row]))
         except OSError as error:
             raise WorkError(f"cannot read {reader.path}: {error.strerror}") from None
 

@@ -123,17 +123,26 @@ class _Check:
                 for row in there:
                     yield from self._look(name, row[None])
             return
-        bad = self.store.mismatches(name, start, content)
-        for row in there.tolist():
-            values = content[row - start]
-            if bad[row - start]:
-                yield row, f"{name} does not match its checksum"
-            elif name == "train_masks":
-                if not self.store.is_seeded(row, values):
-                    count = f"{np.count_nonzero(values)} of {values.size} examples"
-                    yield row, f"{name} is not the mask that the seed gives ({count})"
-            elif not is_finite(values):
-                yield row, f"{name} has a value that is not finite"
+        yield from wrong_rows(self.store, name, there, content)
+
+
+def wrong_rows(store: Store, name: str, rows: NDArray[np.int64], content: NDArray) -> Iterator[tuple[int, str]]:
+    """Yield those of some ascending, completed rows that are bad in one array, and what is wrong with each.
+
+    content: [n, ...], as read from the first of the rows to the last.
+    """
+    start = int(rows[0])
+    bad = store.mismatches(name, start, content)
+    for row in rows.tolist():
+        values = content[row - start]
+        if bad[row - start]:
+            yield row, f"{name} does not match its checksum"
+        elif name == "train_masks":
+            if not store.is_seeded(row, values):
+                count = f"{np.count_nonzero(values)} of {values.size} examples"
+                yield row, f"{name} is not the mask that the seed gives ({count})"
+        elif not is_finite(values):
+            yield row, f"{name} has a value that is not finite"
 
 
 def is_finite(values: NDArray[np.floating]) -> bool:

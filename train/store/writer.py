@@ -9,7 +9,7 @@ import contextlib
 import os
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,8 @@ class RowResult:
     """Share of the test examples that are classified correctly, from 0 to 1; nan where it is not known."""
     train_accuracy: float
     """The same of the row's own training subset."""
+    time: float = 0.0
+    """When it was made, in seconds since 1970; 0 for now."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class RowFailure:
     row: int
     reason: str
     seconds: float
+    time: float = 0.0
 
 
 class Writer:
@@ -73,11 +76,16 @@ class Writer:
 
     def lease(self, group: int) -> bool:
         """Try to become the only writer of a group, and read what others did to it before. Raises WorkError."""
-        if not self._acquire(group):
-            return False
-        self.store.refresh()
-        self._remember(group)
-        return True
+        return bool(self.lease_free([group]))
+
+    def lease_free(self, groups: Iterable[int]) -> list[int]:
+        """Lease those of several groups that no other process holds, and return them. Raises WorkError."""
+        free = [group for group in groups if self._acquire(group)]
+        if free:
+            self.store.refresh()
+        for group in free:
+            self._remember(group)
+        return free
 
     def _acquire(self, group: int) -> bool:
         try:
@@ -103,20 +111,22 @@ class Writer:
             if held:
                 self.release(group)
 
-    def commit(self, group: int, results: Sequence[RowResult | RowFailure]) -> None:
-        """Write rows of a leased group and record them: here a row becomes durable.
+    def commit(self, results: Sequence[RowResult | RowFailure]) -> None:
+        """Write rows of leased groups and record them: here a row becomes durable.
 
         Rows that others did or invalidated meanwhile are left out. Raises WorkError that names file and row; rows
         without a durable record stay missing.
         """
-        if not (self._lock.is_current() and self._acquire(group)):
-            raise WorkError(
-                f"the lease on row {group * self.store.group} was lost ({self._lock.path} was replaced, or the file "
-                "system gave it to another process): nothing was written"
-            )
+        size, generation_of = self.store.group, dict[int, int]()
+        for group in sorted({result.row // size for result in results}):
+            if not (self._lock.is_current() and self._acquire(group)):
+                raise WorkError(
+                    f"the lease on row {group * size} was lost ({self._lock.path} was replaced, or the file system "
+                    "gave it to another process): nothing was written"
+                )
+            generation_of |= enumerate(self._leased[group].tolist(), group * size)
         self.store.refresh()
-        states, leased = self.store.states, self._leased[group]
-        generation_of = dict(enumerate(leased.tolist(), group * self.store.group))
+        states = self.store.states
 
         def wanted(row: int, state: RowState) -> bool:
             return states.generation[row] == generation_of[row] and states.state[row] == state
@@ -138,7 +148,7 @@ class Writer:
 
     def _record(self, result: RowResult | RowFailure, generation: int) -> NDArray[np.void]:
         record = np.zeros(1, self.store.states.record)
-        record["row"], record["time"], record["seconds"] = result.row, time.time(), result.seconds
+        record["row"], record["time"], record["seconds"] = result.row, result.time or time.time(), result.seconds
         record["generation"] = generation
         if isinstance(result, RowFailure):
             record["kind"] = Kind.FAILED

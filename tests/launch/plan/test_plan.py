@@ -32,7 +32,7 @@ def measure(store: Store, rows: range, seconds: float, **made: Any) -> Store:
         for first in rows[::4]:
             with writer.leased(first // 4):
                 results = [result(store, row) for row in range(first, min(first + 4, rows.stop))]
-                writer.commit(first // 4, [dataclasses.replace(each, seconds=seconds) for each in results])
+                writer.commit([dataclasses.replace(each, seconds=seconds) for each in results])
     store.refresh()
     return store
 

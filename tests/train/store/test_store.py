@@ -233,7 +233,7 @@ def test_a_digest_of_rows_changes_with_their_bytes_at_the_same_generation(tmp_pa
     for salt in (0, 1):
         store = create(tmp_path / "root")
         with writing(store) as writer, writer.leased(0):
-            writer.commit(0, [result(store, row, salt) for row in range(4)])
+            writer.commit([result(store, row, salt) for row in range(4)])
         store.refresh()
         store.manifest = dataclasses.replace(store.manifest, id="")
         assert not store.states.generation.any()
@@ -259,7 +259,7 @@ def test_rows_made_on_two_kinds_of_device_are_told(tmp_path: Path) -> None:
         with writing(store, device=device) as writer, writer.leased(0 if device == "one GPU" else 1) as held:
             assert held
             rows = store.missing()[:4].tolist()
-            writer.commit(rows[0] // 4, [result(store, row) for row in rows])
+            writer.commit([result(store, row) for row in rows])
         store.refresh()
     told = describe(summary(store))
     assert "this store mixes devices or versions" in told

@@ -68,7 +68,7 @@ def test_a_sound_store_is_fine_and_left_alone(store: Store) -> None:
 def test_rows_that_are_missing_are_not_checked(tmp_path: Path) -> None:
     store = create(tmp_path)
     with writing(store) as writer, writer.leased(1):
-        writer.commit(1, [result(store, 5)])
+        writer.commit([result(store, 5)])
     assert verify(again(store)) == Finding(checked=1)
 
 
@@ -90,7 +90,7 @@ def test_values_that_are_not_finite_are_bad(tmp_path: Path, value: float) -> Non
     arrays = content(store, 3)
     arrays["train_logits"][5, 2] = value
     with writing(store) as writer, writer.leased(0):
-        writer.commit(0, [RowResult(3, arrays, 1.0, 0.5, 0.5)])
+        writer.commit([RowResult(3, arrays, 1.0, 0.5, 0.5)])
     assert "not finite" in verify(again(store)).reasons[3]
 
 
@@ -106,7 +106,7 @@ def test_a_mask_that_is_not_the_seeds_is_bad(tmp_path: Path) -> None:
     longer["train_masks"] = longer["train_masks"].copy()
     longer["train_masks"][np.flatnonzero(~longer["train_masks"])[0]] = True
     with writing(store) as writer, writer.leased(0):
-        writer.commit(0, [RowResult(row, arrays, 1.0, 0.5, 0.5) for row, arrays in ((2, swapped), (3, longer))])
+        writer.commit([RowResult(row, arrays, 1.0, 0.5, 0.5) for row, arrays in ((2, swapped), (3, longer))])
     assert verify(again(store)).reasons == {
         2: "train_masks is not the mask that the seed gives (350 of 700 examples)",
         3: "train_masks is not the mask that the seed gives (351 of 700 examples)",
@@ -353,7 +353,7 @@ def falsified(root: Path, row: int) -> None:
         writer.invalidate([row])
         group = row // store.group
         with writer.leased(group):
-            writer.commit(group, [RowResult(row, arrays, 1.0, 0.5, 0.5)])
+            writer.commit([RowResult(row, arrays, 1.0, 0.5, 0.5)])
 
 
 def test_a_row_that_comes_out_different_when_it_is_trained_again_is_told(

@@ -51,7 +51,7 @@ def raw_flags(store: Store) -> list[int]:
 
 def test_a_committed_group_is_done_and_right(store: Store) -> None:
     with writing(store) as writer, writer.leased(1):
-        writer.commit(1, [result(store, row) for row in GROUP])
+        writer.commit([result(store, row) for row in GROUP])
     assert raw_flags(store) == [int(row in GROUP) for row in range(store.rows)]
     store = again(store)
     assert np.flatnonzero(store.completed()).tolist() == list(GROUP)
@@ -76,10 +76,10 @@ def test_a_lost_lease_means_nothing_is_written(store: Store) -> None:
     with writing(store) as writer, writer.leased(1):
         store.layout.lock.unlink()
         with pytest.raises(WorkError, match="lease on row 4 was lost"):
-            writer.commit(1, [result(store, row) for row in GROUP])
+            writer.commit([result(store, row) for row in GROUP])
     taken = mock.patch.object(LockFile, "acquire", return_value=False)
     with writing(store) as writer, writer.leased(1), taken, pytest.raises(WorkError, match="lease on row 4 was lost"):
-        writer.commit(1, [result(store, row) for row in GROUP])
+        writer.commit([result(store, row) for row in GROUP])
     assert not any(raw_flags(store))
     assert not again(store).completed().any()
 
@@ -88,7 +88,7 @@ def test_rows_that_others_did_meanwhile_are_left_out(store: Store, no_locks: Non
     with writing(store) as zombie, zombie.leased(1):
         with writing(again(store)) as other:
             fill(other.store, other)
-        zombie.commit(1, [result(store, row, salt=9) for row in GROUP])
+        zombie.commit([result(store, row, salt=9) for row in GROUP])
     assert check(store.layout.root) == store.rows
 
 
@@ -96,7 +96,7 @@ def test_rows_that_were_invalidated_meanwhile_are_left_out(store: Store, no_lock
     with writing(store) as zombie, zombie.leased(1):
         with writing(again(store)) as other:
             other.invalidate([5])
-        zombie.commit(1, [result(store, row, salt=9) for row in GROUP])
+        zombie.commit([result(store, row, salt=9) for row in GROUP])
     states = again(store).states
     assert states.state[list(GROUP)].tolist() == [1, 0, 1, 1]
 
@@ -112,7 +112,7 @@ def stalled(zombie: Writer, call: str, number: int, meanwhile: Callable[[], obje
         return real(*arguments)
 
     with mock.patch.object(os, call, sleep):
-        zombie.commit(1, [result(zombie.store, row, salt=9) for row in GROUP])
+        zombie.commit([result(zombie.store, row, salt=9) for row in GROUP])
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_flag_stays_down_where_the_row_was_invalidated_meanwhile(store: Store,
             others()
 
     with writing(store) as zombie, zombie.leased(1), mock.patch.object(JournalWriter, "append", recorded):
-        zombie.commit(1, [result(store, row, salt=9) for row in GROUP])
+        zombie.commit([result(store, row, salt=9) for row in GROUP])
     assert not any(raw_flags(store))
 
 
@@ -209,11 +209,11 @@ def test_invalidation_is_recorded_before_the_flag_goes_down(store: Store) -> Non
 def test_failures_count_twice_and_can_be_retried(store: Store) -> None:
     with writing(store) as writer, writer.leased(1):
         for times in (1, 2):
-            writer.commit(1, [RowFailure(5, "test_margins not finite", 1.0)])
+            writer.commit([RowFailure(5, "test_margins not finite", 1.0)])
             store.refresh()
             assert bool(store.failed()[5]) == (times == 2)
         assert store.states.reason(5) == "test_margins not finite"
-        writer.commit(1, [RowFailure(5, "late", 1.0)])  # rows that failed for good are not wanted any more
+        writer.commit([RowFailure(5, "late", 1.0)])  # rows that failed for good are not wanted any more
     with writing(store) as writer:
         assert retry_failed(store, writer, range(store.rows)) == 1
     assert again(store).states.state[5] == RowState.MISSING
@@ -231,7 +231,7 @@ def test_an_error_in_the_middle_of_a_commit_leaves_rows_missing(store: Store) ->
 
         failing = mock.patch.object(RowFile, "sync", fail)
         with writing(store) as writer, writer.leased(1), failing, pytest.raises(WorkError, match="no"):
-            writer.commit(1, [result(store, row) for row in GROUP])
+            writer.commit([result(store, row) for row in GROUP])
         assert not any(raw_flags(store))
         assert not again(store).completed().any()
 
@@ -262,7 +262,7 @@ def test_what_is_not_ours_to_write_is_refused(store: Store) -> None:
 
 def test_records_keep_what_a_row_was_made_with(store: Store) -> None:
     with writing(store, threads=3) as writer, writer.leased(0):
-        writer.commit(0, [result(store, 0)])
+        writer.commit([result(store, 0)])
     states = again(store).states
     record = states.readers[states.journal[0]].record(int(states.number[0]))
     assert (record["kind"], record["accuracy"], record["seconds"]) == (Kind.DONE, 0.5, 1.0)
