@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> int:
             raise UserError("--root is missing: expected a new or empty folder")
         return COMMANDS[name].run(Request(Setting(), expanded(root, "--root"), options, explicit_models=False))
     config, others = _split_config(others)
-    setting, options = parser.parse(config, _files_first(others))
+    setting, options = parser.parse(config, _files_first(others), "source" if COMMANDS[name].sources else "")
     root = options.pop("root")
     if root == "":
         raise UserError("--root is '', expected a folder")
@@ -63,7 +63,8 @@ CONFIG is a YAML file; any of its keys can be overridden, as in --alpha 0.35 --m
 
 
 def _parser(name: str, command: Command) -> Parser:
-    usage = "SOURCE --root DIR [options]" if command.source else "CONFIG [--root DIR] [options] [--KEY VALUE ...]"
+    keys = f"CONFIG{' SOURCE...' * command.sources} [--root DIR] [options] [--KEY VALUE ...]"
+    usage = "SOURCE --root DIR [options]" if command.source else keys
     usage = f"datamodels {name} {usage}"
     parser = Parser(prog=f"datamodels {name}", usage=usage, description=command.help, allow_abbrev=False)
     default = "" if command.source else "; default runs/<name of CONFIG>"

@@ -182,6 +182,7 @@ def _holders(store: Store) -> str:
     """Other processes at work on a store, as far as they have recorded something and who they are."""
     here = socket.gethostname(), os.getpid()
     made = [reader.provenance for reader in store.states.readers if reader.is_live()]
+    made = [each.get("merged", each) for each in made]  # a journal of `merge` says on what its rows were made
     known = [(each.get("host"), each["pid"]) for each in made if "pid" in each]
     named = [f"process {pid} on {host}" for host, pid in known if (host, pid) != here]
     return " or ".join(named[:5]) or "a process that has recorded nothing yet"

@@ -33,6 +33,8 @@ class Command:
     """Whether it also takes --slurm FILE and --slurm.KEY VALUE."""
     source: bool = False
     """Whether it takes SOURCE in place of CONFIG, and no keys of a config but those among its options."""
+    sources: bool = False
+    """Whether it takes one SOURCE or more beside CONFIG."""
 
 
 ROWS = option("--rows", "only rows A to B-1, or several such ranges", metavar="A:B[,C:D]")
@@ -146,6 +148,12 @@ COMMANDS = {
         submit.submit, "run a setting on SLURM, as arrays of tasks", [SPLIT, OUTPUT, *SUBMIT], cluster=True
     ),
     "plan": Command(plan.plan, "print what a setting takes: bytes, hours, money", [JSON, *PLAN, PRICE]),
+    "merge": Command(
+        exchange.merge,
+        "bring in the completed rows of other roots",
+        [JSON],
+        sources=True,
+    ),
     "import": Command(
         exchange.import_, "copy masks and outputs that other programs made to a new root", IMPORT, source=True
     ),

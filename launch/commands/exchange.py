@@ -1,11 +1,43 @@
-"""Commands that bring rows in from elsewhere: import."""
+"""Commands that bring rows in from elsewhere: merge, import."""
 
+import json
 import shlex
 from typing import Any
 
-from datamodels.launch.progress import Stages, notice
+from datamodels.launch.progress import Stages, counted, notice
 from datamodels.launch.request import Request
+from datamodels.launch.status import describe, summary
+from datamodels.launch.stop import EXIT_INTERRUPTED
 from datamodels.train import UserError, expanded, read_setting
+
+
+def merge(request: Request) -> int:
+    """Bring the rows of other stores of the setting in, and print what became of them."""
+    from datamodels.launch.worker import whereabouts
+    from datamodels.train.exchange import merge as bring_in
+
+    roots = [expanded(root, "SOURCE") for root in request.options["source"]]
+    with Stages() as progress:
+        store, sources = bring_in(request.layout, request.setting, roots, whereabouts(), progress, notice)
+    if request.options["json"]:
+        found = [{**vars(each), "source": str(each.source), "bad": sorted(each.bad)} for each in sources]
+        print(json.dumps({**summary(store), "sources": found}))
+    else:
+        for each in sources:
+            for row in each.differ:
+                print(f"row {row} of {each.source} differs from that in {store.layout.data}, which stays")
+            for row, reason in sorted(each.bad.items()):
+                print(f"row {row} of {each.source} is left out: {reason}")
+            told = [f"{counted(each.merged, 'row')} merged", f"{each.present:,} there already"]
+            told += [f"{len(each.differ):,} different"] if each.differ else []
+            told += [f"{len(each.bad):,} bad"] if each.bad else []
+            told += [f"{each.failed:,} failed"] if each.failed else []
+            told += [f"{len(each.held):,} in the hands of another process: merge again later"] if each.held else []
+            print(f"{each.source}: {', '.join(told)}")
+        print(describe(summary(store)))
+    if any(each.differ or each.bad for each in sources):
+        return 1
+    return EXIT_INTERRUPTED if any(each.held for each in sources) else 0
 
 
 def import_(request: Request) -> int:

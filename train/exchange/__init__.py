@@ -1,5 +1,9 @@
-"""Rows that come from elsewhere: `import_arrays` copies the arrays of other programs to a root of published files."""
+"""Rows that come from elsewhere.
+
+`merge` brings in those of other stores of a setting, `import_arrays` copies arrays of other programs to a new root.
+"""
 
 from datamodels.train.exchange.importer import import_arrays
+from datamodels.train.exchange.merge import Merged, merge
 
-__all__ = ["import_arrays"]
+__all__ = ["Merged", "import_arrays", "merge"]

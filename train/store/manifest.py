@@ -198,11 +198,11 @@ def check_identity(manifest: Manifest, setting: Setting, path: Path) -> None:
             file, what = dict(flatten(setting.to_dict()))[name], name.rpartition(".")[2]
             raise UserError(
                 f"{file} is not the {what} that {path} was made with: it has sha256 {here[key]}, expected "
-                f"{there[key]}; use another --root, or that file"
+                f"{there[key]}; use another root, or that file"
             )
         raise UserError(
             f"{key} is {shown(here.get(key))}, but {path} holds a setting with {shown(there.get(key))[:200]}: "
-            "use another --root, or the store's own value"
+            "use another root, or the store's own value"
         )
     if setting.models not in {era.models for era in manifest.eras}:
         raise UserError(
