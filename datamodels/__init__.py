@@ -6,6 +6,7 @@
     fitted = dm.load(store)                  # the datamodels of a fit; dm.fit(store) makes them
     print(dm.evaluate(store, fitted).lds)    # rank correlation with models that no datamodel was fitted to
     print(dm.curve(store).answer())          # how many models are enough
+    print(dm.counterfactual(store))          # trains models without the examples of the largest weights
 
 Importing this package imports nothing heavy: the module of a name is imported when the name is first used.
 """
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         fit_arrays,
         load,
     )
+    from datamodels.launch.counterfactual import Counterfactuals, counterfactual
     from datamodels.train import UserError, WorkError
     from datamodels.train.store import BaseStore, open
 
@@ -33,12 +35,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BaseStore",
+    "Counterfactuals",
     "Curve",
     "Datamodels",
     "Evaluation",
     "UserError",
     "WorkError",
     "__version__",
+    "counterfactual",
     "curve",
     "evaluate",
     "evaluate_arrays",
@@ -59,6 +63,8 @@ def __getattr__(name: str) -> Any:
         module = "datamodels.train"
     elif name in ("BaseStore", "open"):
         module = "datamodels.train.store"
+    elif name in ("Counterfactuals", "counterfactual"):
+        module = "datamodels.launch.counterfactual"
     elif name in __all__:
         module = "datamodels.lasso"
     else:

@@ -25,6 +25,7 @@ from datamodels.lasso.rows import (
     split_name,
     target_count,
 )
+from datamodels.lasso.scores_file import read_scores
 
 __all__ = [
     "VECTORS",
@@ -58,6 +59,7 @@ __all__ = [
     "read_masks",
     "read_report",
     "read_rows",
+    "read_scores",
     "refuse_unshared_masks",
     "silent",
     "split_and_output",

@@ -107,9 +107,12 @@ class Masks:
         return self.n_train if self.groups is None else int(self.groups.max()) + 1
 
     def __getitem__(self, row: int) -> NDArray[np.bool_]:
-        """Return the mask of one row: bool [N_train], True for the examples that its model is trained on."""
+        """Return the mask of one row: bool [N_train], True for the examples that its model is trained on.
+
+        Rows past the end, which fill the last group in training, have the last mask of a file.
+        """
         if self.own is not None:
-            return np.array(self.own[row])
+            return np.array(self.own[min(row, len(self.own) - 1)])
         index = mask_index(row, self.eras, self.setting.runs_per_mask)
         keys = raw(self.setting.seed, index, Stream.MASK, self.units)
         chosen = mask(keys, self.setting.alpha, self.setting.mask)

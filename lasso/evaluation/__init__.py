@@ -3,7 +3,7 @@
 from datamodels.lasso.evaluation.arrays import evaluate_arrays
 from datamodels.lasso.evaluation.curve import FITTED, Curve, Law, Point, curve
 from datamodels.lasso.evaluation.curve_file import read_curve, write_curve
-from datamodels.lasso.evaluation.evaluate import evaluate, protocol
+from datamodels.lasso.evaluation.evaluate import as_datamodels, evaluate, protocol
 from datamodels.lasso.evaluation.intervals import Interval
 from datamodels.lasso.evaluation.result import Evaluation
 from datamodels.lasso.evaluation.scores import LEAST_MASKS, EvaluationRows, Tile
@@ -18,6 +18,7 @@ __all__ = [
     "Law",
     "Point",
     "Tile",
+    "as_datamodels",
     "curve",
     "evaluate",
     "evaluate_arrays",

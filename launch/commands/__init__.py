@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datamodels.launch.commands import datamodels, exchange, plan, run, store, submit, train
+from datamodels.launch.commands import counterfactual, datamodels, exchange, plan, run, store, submit, train
 from datamodels.launch.request import Request
 
 __all__ = ["COMMANDS", "Command"]
@@ -70,6 +70,24 @@ EXPORT = [
     option("--threshold", "sparse: leave out weights of at most this size; default 0", type=float),
     option("--k", "parquet: training examples of each sign for a target; default 50", type=int),
     option("--out", "folder for the export, where the root is read-only", metavar="DIR"),
+]
+
+COUNTERFACTUAL = [
+    option("--targets", "these targets; default --count of them, evenly spaced", metavar="T,T"),
+    option("--count", "number of targets", type=int, default=20),
+    option("--remove", "how many training examples to remove", metavar="K,K", default="1,2,5,10,20,50"),
+    option(
+        "--by",
+        "how they are chosen: datamodel (largest positive weights), random, same-class, or a file of scores; default "
+        "the first three, or two where there are no labels",
+        metavar="WAY,WAY",
+    ),
+    option(
+        "--base", "what is removed from: all, or masks of evaluation rows", choices=["full", "alpha"], default="full"
+    ),
+    option("--runs", "models of each subset, and five times as many of a base set", type=int, default=20),
+    option("--verify", "also remove as few as are predicted to make a margin negative", action="store_true"),
+    option("--prepare", "create the store of what is to be trained, train nothing", action="store_true"),
 ]
 
 PLAN = [
@@ -142,6 +160,11 @@ COMMANDS = {
         datamodels.evaluate, "evaluate datamodels on the evaluation rows", [SPLIT, OUTPUT, OUT, JSON, *EVAL]
     ),
     "report": Command(datamodels.report, "write an HTML page with plots and images", [SPLIT, OUTPUT, OUT, PRICE]),
+    "counterfactual": Command(
+        counterfactual.counterfactual,
+        "predict what removing training examples does, and train models without them to see",
+        [SPLIT, OUTPUT, OUT, JSON, *COUNTERFACTUAL, DEVICES, WORKERS],
+    ),
     "export": Command(datamodels.export, "write files for other libraries: docs/export.md", EXPORT),
     "run": Command(run.run, "init, train, fit, eval and report in one go", [OUTPUT, DEVICES, WORKERS, RETRY]),
     "submit": Command(

@@ -1,0 +1,130 @@
+"""Which training examples are removed for a target: the base set they are removed from, and their order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodels.lasso import find, load, read_features, read_scores, split_and_output, target_count
+from datamodels.lasso.evaluation import as_datamodels
+from datamodels.train import UserError
+from datamodels.train.store import BaseStore
+
+BASELINES = ("random", "same-class")
+
+SHARED = 5
+"""Random orders, and base sets of `--base alpha`. Targets take them in turn, so that fewer models are trained."""
+
+
+@dataclass(frozen=True)
+class Subset:
+    """What is removed from the base set of a target."""
+
+    place: int
+    """Of the target, among those that are asked about."""
+    by: str
+    k: int
+    """Examples to remove; there may be fewer."""
+    removed: NDArray[np.int64]
+    """Numbers of the examples, or of groups with `mask: groups`, in the order of their removal."""
+
+
+class Question:
+    """Targets, their base sets, and the order in which each way of choosing removes examples. Raises UserError."""
+
+    def __init__(
+        self, store: BaseStore, split: str, targets: NDArray[np.int64], by: Sequence[str | Path] | None, base: str
+    ) -> None:
+        """by: None for datamodels and all baselines that the store allows."""
+        self.store, self.split, self.targets = store, split, targets
+        self.datamodels = load(find(store, split))
+        labelled = not store.setting.trainer and store.groups is None
+        usual = ["datamodel", *BASELINES] if labelled else ["datamodel", "random"]
+        self.by = usual if by is None else [*dict.fromkeys(map(str, by))]
+        shape, self._scores = (store.n_features, target_count(store, split)), {}
+        for name in {"datamodel", *self.by}.difference(BASELINES):
+            given = self.datamodels if name == "datamodel" else read_scores(Path(name))
+            self._scores[name] = as_datamodels(Path(name), given, shape, None).columns(targets)[0]
+        self.weight = self._scores["datamodel"]
+        """[n_features, t]: how much an example raises a target's output, by its datamodel."""
+        if "same-class" in self.by:
+            if not labelled:
+                raise UserError("--by is same-class, but no labels of single training examples are known here")
+            dataset = store.dataset()
+            self._train_labels = dataset.train.labels
+            side = dataset.train if split_and_output(split)[0] == "train" else dataset.test
+            self._labels = side.labels[targets]
+        if base not in ("full", "alpha"):
+            raise UserError(f"--base is {base!r}, expected full or alpha")
+        self.bases = np.ones((1, store.n_features), np.bool_)
+        """[B, n_features]: the base sets, which targets take in turn."""
+        if base == "alpha":
+            rows = {store.mask_index(row): row for row in store.evaluation_rows()[::-1].tolist()}
+            if not rows:
+                raise UserError("--base is alpha, but no evaluation row is done whose mask could be a base set")
+            chosen = sorted(rows.values())[:SHARED]
+            self.bases = np.concatenate([read_features(store, np.array([row])) for row in chosen])
+
+    def base_of(self, place: int) -> NDArray[np.bool_]:
+        """The base set of a target [n_features]."""
+        chosen: NDArray[np.bool_] = self.bases[place % len(self.bases)]
+        return chosen
+
+    def order(self, by: str, place: int) -> NDArray[np.int64]:
+        """Members of a target's base set in the order of their removal; of scores, those with a positive one alone."""
+        seed = self.store.setting.seed
+        if by == "random":
+            found = np.random.default_rng([seed, place % SHARED]).permutation(self.store.n_features)
+        elif by == "same-class":
+            label = int(self._labels[place])
+            found = np.random.default_rng([seed, SHARED + label]).permutation(
+                np.flatnonzero(self._train_labels == label)
+            )
+        else:
+            scores = self._scores[by][:, place]
+            found = np.argsort(-scores, kind="stable")[: np.count_nonzero(scores > 0)]
+        base = self.base_of(place)
+        return found[base[found]][: base.sum() - 1]
+
+    def subset(self, place: int, by: str, k: int) -> Subset:
+        return Subset(place, by, k, self.order(by, place)[:k])
+
+    def subsets(self, sizes: Sequence[int]) -> tuple[list[Subset], list[str]]:
+        """What is removed for all targets, ways and ascending sizes, and what there is to tell of it.
+
+        A size is left out where it would remove no more than the size before it.
+        """
+        smallest, largest = int(self.bases.sum(axis=1).min()), sizes[-1]
+        if largest >= smallest:
+            raise UserError(f"--remove is {largest}, expected fewer than the {smallest} of the smallest base set")
+        found, notes, t = [], [], len(self.targets)
+        for by in self.by:
+            orders = [self.order(by, place)[:largest] for place in range(t)]
+            for place, order in enumerate(orders):
+                kept = [k for before, k in zip([0, *sizes], sizes, strict=False) if before < len(order)]
+                found += [Subset(place, by, k, order[:k]) for k in kept]
+            if short := sum(len(order) < largest for order in orders):
+                which = "of their class" if by == "same-class" else "with a positive weight or score"
+                notes.append(
+                    f"{by}: {short} of {t} targets have fewer than {largest} examples {which}: all of these are "
+                    "removed, and larger sizes left out"
+                )
+        return found, notes
+
+    def mask(self, subset: Subset) -> NDArray[np.bool_]:
+        """The training examples [N_train] in a target's base set without what is removed."""
+        chosen = self.base_of(subset.place).copy()
+        chosen[subset.removed] = False
+        return chosen if self.store.groups is None else chosen[self.store.groups]
+
+    def predicted(self, subset: Subset) -> float:
+        """The change of the target's output by its datamodel."""
+        return -float(self.weight[subset.removed, subset.place].sum())
+
+    def brittle(self, by: str, place: int, margin: float) -> int:
+        """The fewest examples whose removal is predicted to turn a margin negative; 0 if it is, -1 if none do."""
+        order = self.order(by, place)
+        flipped = np.flatnonzero(margin - np.cumsum(self.weight[order, place]) < 0)
+        return 0 if margin <= 0 else int(flipped[0]) + 1 if len(flipped) else -1
