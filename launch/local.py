@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import datamodels
 from datamodels.launch.progress import Progress, notice
 from datamodels.launch.stop import EXIT_INTERRUPTED, Stop
 from datamodels.launch.worker import Task, work
@@ -98,7 +97,7 @@ class Worker:
         return cls(f"worker {index} on {task.device}", command)
 
     def start(self) -> None:
-        paths = [str(Path(datamodels.__path__[0]).parent), os.environ.get("PYTHONPATH", "")]
+        paths = [str(Path(sys.modules["datamodels"].__path__[0]).parent), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         self.process = subprocess.Popen(
             self.command, start_new_session=True, stdout=subprocess.PIPE, encoding="utf-8", env=environment

@@ -13,14 +13,12 @@ from markupsafe import Markup, escape
 
 from datamodels.lasso import Evaluation, Progress, silent, split_and_output
 from datamodels.lasso.evaluation import read_curve
+from datamodels.launch.counterfactual import read_result
 from datamodels.launch.progress import counted, duration
-from datamodels.launch.report.fit import fit
 from datamodels.launch.report.fitted import Fitted
 from datamodels.launch.report.images import influential_cases, signed, target_cases
-from datamodels.launch.report.models import models
-from datamodels.launch.report.quality import quality
 from datamodels.launch.report.report_data import ReportData, gather
-from datamodels.launch.report.suspects import duplicates, harmful
+from datamodels.launch.report.sections import counterfactual, duplicates, fit, harmful, models, quality
 from datamodels.launch.status import report_path, summary
 from datamodels.train import READ_ONLY, UserError, WorkError, flatten, write_file
 from datamodels.train.data import Dataset
@@ -130,6 +128,8 @@ def _sections(data: ReportData) -> list[tuple[str, str, Markup]]:
             ("targets", "Largest weights", {"cases": target_cases(data), "things": things}),
             ("influential", f"Most influential {things}", {"cases": influential_cases(data), "things": things}),
         ]
+    if removed := counterfactual(data):
+        sections.append(("counterfactual", "Counterfactuals", removed))
     run = {
         "status": summary(data.store),
         "manifest": data.store.manifest if isinstance(data.store, Store) else None,
@@ -152,7 +152,7 @@ def _sections(data: ReportData) -> list[tuple[str, str, Markup]]:
 
 
 def fingerprint(store: BaseStore, split: str, fitted: Fitted, dataset: Dataset | None) -> str:
-    """Digest of rows, setting, datamodels, the LDS curve on disk, whether there are images, and the other reports.
+    """Digest of rows, setting, datamodels, LDS curve and counterfactuals on disk, images or not, and other reports.
 
     Images are those of the manifest, which does not change; images beside published files are not looked at.
     """
@@ -163,6 +163,7 @@ def fingerprint(store: BaseStore, split: str, fitted: Fitted, dataset: Dataset |
         "setting": store.setting.to_dict(),
         "datamodels": [part.file for part in fitted.parts],
         "curve": repr(read_curve(store, split)),
+        "counterfactual": read_result(store, split),
         "images": dataset and dataset.classes,
         "other_reports": [path.name for path in other_reports(store, split)],
     }

@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Callable
 from functools import wraps
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
@@ -212,3 +213,35 @@ def density(axes: Axes, predicted: NDArray, actual: NDArray, what: str) -> None:
     axes.plot(ends, ends, color=_ORANGE, linewidth=1.2, linestyle="--", label="predicted = actual")
     axes.set(xlabel=f"predicted {what}", ylabel=f"actual {what}")
     axes.legend(loc="upper left")
+
+
+_WAYS = ((_BLUE, "o"), (_ORANGE, "s"), (_SOFT, "^"))
+"""Colour and marker of each way of choosing what is removed, in turn."""
+
+
+@_plot
+def changes(axes: Axes, groups: dict[str, NDArray], what: str) -> None:
+    """Predicted against measured changes of groups [3, n]: predicted, measured, standard error; and the diagonal."""
+    for (group, (x, y, error)), (colour, marker) in zip(groups.items(), cycle(_WAYS)):
+        axes.errorbar(x, y, error, color=colour, fmt=marker, markersize=3, linewidth=0.7, alpha=0.7, label=group)
+    predicted = np.concatenate([group[0] for group in groups.values()])
+    ends = float(predicted.min()), float(predicted.max())
+    axes.plot(ends, ends, color=_SOFT, linewidth=1.2, linestyle="--", label="predicted = measured")
+    axes.set(xlabel=f"predicted change of the {what}", ylabel="measured change")
+    axes.legend()
+
+
+@_plot
+def flips(axes: Axes, curves: dict[str, dict[str, dict[str, list]]]) -> None:
+    """Share of targets that flip, by way of choosing, against the number of examples removed."""
+    most = max(k for curve in curves.values() for part in curve.values() for k in [1, *part["k"]])
+    for (by, curve), (colour, marker) in zip(curves.items(), cycle(_WAYS)):
+        predicted, measured = curve["predicted"], curve["measured"]
+        edges = [0.8, *predicted["k"], 1.2 * most]
+        axes.stairs([0.0, *predicted["share"]], edges, baseline=None, color=colour, linewidth=1.5, label=by)
+        axes.plot(measured["k"], measured["share"], marker, color=colour, markersize=5)
+    axes.set_xscale("log")
+    axes.set_ylim(-0.02, 1.02)
+    axes.set(xlabel="examples removed", ylabel="share of targets that flip")
+    axes.xaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
+    axes.legend()

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import yaml
 
-import datamodels
 from datamodels.lasso import split_and_output
 from datamodels.launch.slurm.config import After, Slurm, slurm_from
 from datamodels.launch.slurm.tasks import GATE, Plan
@@ -107,7 +106,7 @@ def files(plan: Plan, path: Path, layout: Layout) -> dict[str, str]:
     setting, cluster = from_dict(plan.setting), slurm_from(plan.cluster)
     gpus = cluster.gpus_for(setting)
     workers = cluster.workers if gpus else cluster.workers_for(setting)
-    packages = shlex.quote(str(Path(datamodels.__path__[0]).parent))
+    packages = shlex.quote(str(Path(sys.modules["datamodels"].__path__[0]).parent))
     name, output = split_and_output(plan.split)
     values = {
         "plan": shlex.quote(str(path)),
