@@ -1,6 +1,6 @@
 """Counterfactuals: what datamodels say that removing training examples does, and what models trained without them say.
 
-docs/counterfactual.md says how it is measured.
+docs/evaluation.md says how it is measured.
 """
 
 from datamodels.launch.counterfactual.experiment import Experiment, counterfactual

@@ -80,6 +80,8 @@ class Counterfactuals(Summary):
     def curve(self, by: str, measured: bool = False) -> Curve:
         """How many targets flip: predicted by `brittle`, or measured at the sizes that were asked."""
         right, ks = self.base > 0, np.unique(self.subsets.k)
+        if not right.any():
+            return {"k": [], "share": []}
         if not measured:
             needed = self.brittle[by][right]
             ks = np.unique(needed[needed > 0])

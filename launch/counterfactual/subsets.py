@@ -45,6 +45,8 @@ class Question:
         self.by = usual if by is None else [*dict.fromkeys(map(str, by))]
         shape, self._scores = (store.n_features, target_count(store, split)), {}
         for name in {"datamodel", *self.by}.difference(BASELINES):
+            if name != "datamodel" and not Path(name).exists():
+                raise UserError(f"--by is {name}, expected datamodel, {', '.join(BASELINES)}, or a file of scores")
             given = self.datamodels if name == "datamodel" else read_scores(Path(name))
             self._scores[name] = as_datamodels(Path(name), given, shape, None).columns(targets)[0]
         self.weight = self._scores["datamodel"]

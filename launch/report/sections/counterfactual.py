@@ -34,7 +34,7 @@ def counterfactual(data: ReportData) -> dict[str, Any] | None:
         for at in spread(len(removed), _SHOWN):
             target, largest = [*removed.items()][at]
             base = next(one["base"] for one in found["targets"] if one["target"] == target)
-            image = thumbnail(data, data.side, target, [f"{base:.3g}".replace("-", "−")])
+            image = thumbnail(data, data.side, target, [f"{data.outcome} {base:.3g}".replace("-", "−")])
             examples = [thumbnail(data, "train", example) for example in largest["removed"][:_SHOWN]]
             sizes = [one for one in found["subsets"] if (one["target"], one["by"]) == (target, "datamodel")]
             cases.append((image, examples, sizes, base))
