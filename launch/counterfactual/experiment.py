@@ -1,15 +1,16 @@
 """Ask datamodels what removing examples does, and train models without them to see."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.lasso import is_fresh, split_and_output, split_name, target_count
+from datamodels.lasso import is_fresh, read_margins, split_and_output, split_name, target_count
 from datamodels.lasso.evaluation import protocol
 from datamodels.launch.counterfactual.result import Counterfactuals, Subsets, write_result
-from datamodels.launch.counterfactual.retrained import Outcome, Place, Retrained, digest, outcome
+from datamodels.launch.counterfactual.retrained import Place, Retrained, digest
 from datamodels.launch.counterfactual.subsets import BASELINES, Question, Subset
 from datamodels.train import UserError, WorkError
 from datamodels.train.store import BaseStore, Store
@@ -40,9 +41,9 @@ def counterfactual(
 
     targets: columns of the output; None for `count` of them, evenly spaced. remove: how many examples. by: how they are
     chosen, `datamodel`, `random`, `same-class`, or files of scores [N_train, T]; None for the first three, or two where
-    there are no labels. base: what is removed from, the `full` training set, or for `alpha` masks of evaluation rows.
-    runs: models of each subset, and five times as many of each base set. verify: also remove as few as are predicted to
-    turn a target's margin negative. devices, workers: as for the command `train`.
+    there are no labels. base: what is removed from, the `full` training set, or for `alpha` masks of evaluation rows,
+    over which changes are averaged. runs: models of each subset, and five times as many of what it is removed from.
+    verify: also remove as few as are predicted to turn a target's margin negative. devices, workers: as for `train`.
 
     Trains what is missing, in stores below {store.derived}/counterfactual_{tag}. Raises UserError, WorkError,
     Interrupted.
@@ -77,27 +78,37 @@ class Experiment:
         if not targets or not all(0 <= target < total for target in targets):
             raise UserError(f"--targets is {[*targets]}, expected numbers from 0 to {total - 1}")
         self.targets = np.array([*dict.fromkeys(targets)], np.int64)
-        self.question = Question(store, self.split, self.targets, by, base)
+        self.question = Question(store, self.split, self.targets, by, base, runs)
         self.subsets, self.notes = self.question.subsets(sizes)
         path = self.question.datamodels.path
         if not is_fresh(store, path):
             self.notes.append(f"{path} was fitted on other rows or with other options than today's")
-        places = range(min(len(self.targets), len(self.question.bases)))
-        self.bases = [self.question.subset(place, "random", 0) for place in places]
-        sizes = [int(self.question.mask(base).sum()) for base in self.bases]
-        self.retrained = Retrained(store, min(sizes))
+        self.bases = [*self.question.masks(np.empty(0, np.int64))]
+        self.runs_per_base = -(-runs // len(self.bases))
+        self.retrained = Retrained(store, int(min(base.sum() for base in self.bases)))
 
     def models(self, subsets: Sequence[Subset]) -> dict[str, Place]:
-        """Where the models of the base sets and of some subsets are, done or not, by the digests of their masks.
+        """Where the models of the base sets, and of these without some subsets, are by the digests of their masks.
 
-        Writes masks and config of a store for those of which there are too few.
+        Writes masks and config of a store for those of which there are too few, done or not.
         """
-        masked = {digest(self.question.mask(subset)): subset for subset in (*self.bases, *subsets)}
-        counts = {name: self.runs * (1 if subset.k else BASE_RUNS) for name, subset in masked.items()}
+        base = np.empty(0, np.int64)
+        masked = {
+            digest(mask): (removed, at)
+            for removed in [*(each.removed for each in subsets), base]
+            for at, mask in enumerate(self.question.masks(removed))
+        }
+        each = self.runs_per_base
+        counts = {name: each * (BASE_RUNS if removed is base else 1) for name, (removed, _) in masked.items()}
         there = self.retrained.find()
         lacking = {name: count for name, count in counts.items() if name not in there or len(there[name].rows) < count}
         if lacking:
-            self.retrained.create(lacking, lambda name: self.question.mask(masked[name]), self.runs)
+
+            def mask_of(name: str) -> NDArray[np.bool_]:
+                removed, at = masked[name]
+                return next(itertools.islice(self.question.masks(removed), at, None))
+
+            self.retrained.create(lacking, mask_of, each)
             there = self.retrained.find()
         return {name: there[name] for name in counts}
 
@@ -108,67 +119,79 @@ class Experiment:
 
     def run(self, verify: bool, devices: Sequence[str] | None, workers: int | None) -> Counterfactuals:
         """Train what is missing, measure, and keep the result for the report."""
-
-        def measured(subsets: Sequence[Subset]) -> dict[str, Outcome | None]:
-            models = self.models(subsets)
-            stores = self.stores(models)
-            for each in stores.values():
-                self.retrained.train(each, devices, workers)
-            where = [(name, stores[place.setting.file_tag], place.rows) for name, place in models.items()]
-            return {name: outcome(of, rows, self.split, self.targets) for name, of, rows in where}
-
-        question, outcomes = self.question, measured(self.subsets)
-        bases = [outcomes[digest(question.mask(base))] for base in self.bases]
-        if not all(bases):
-            raise WorkError(f"of {BASE_RUNS * self.runs} models of a base set fewer than 2 are done, the others failed")
-        own = [bases[place % len(bases)] for place in range(len(self.targets))]
-        before = np.array([found.mean[place] for place, found in enumerate(own) if found])
-        variance = np.array([found.variance[place] for place, found in enumerate(own) if found])
-        brittle, verified = {}, None
+        question, outcomes = self.question, self._outcomes(self.subsets, devices, workers)
+        before = np.stack([outcomes[digest(base)][0] for base in self.bases])  # [B, t]
+        if np.isnan(before).any():
+            raise WorkError(f"all of {BASE_RUNS * self.runs_per_base} models of a base set failed")
+        if len(before) > 1:
+            error = np.std(before, axis=0, ddof=1) / np.sqrt(len(before))
+        else:
+            error = np.sqrt(outcomes[digest(self.bases[0])][1])
+        margins, brittle, verified = before.mean(axis=0), {}, None
         if split_and_output(self.split)[1] == "margins":
-            brittle = {
-                by: np.array([question.brittle(by, place, margin) for place, margin in enumerate(before)])
-                for by in question.by
-            }
+            for by in question.by:
+                flips = [margin + question.predicted(by, place) < 0 for place, margin in enumerate(margins)]
+                first = [int(np.argmax(flip)) + 1 if flip.any() else -1 for flip in flips]
+                brittle[by] = np.where(margins > 0, first, 0)
         if verify:
             some = {by: enumerate(ks.tolist()) for by, ks in brittle.items() if by not in BASELINES}
             chosen = [question.subset(place, by, k) for by, ks in some.items() for place, k in ks if k > 0]
-            verified = self._changes(chosen, measured(chosen), before, variance)
+            verified = self._changes(chosen, self._outcomes(chosen, devices, workers))
         fitted = question.datamodels.report or {}
         about = {
             **protocol(self.store, self.split),
             "base": self.base,
-            "runs": self.runs,
-            "base_runs": BASE_RUNS * self.runs,
+            "base_sets": len(self.bases),
+            "runs": len(self.bases) * self.runs_per_base,
+            "base_runs": len(self.bases) * self.runs_per_base * BASE_RUNS,
             "weights": str(question.datamodels.path),
             "fit_models": fitted.get("rows", {}).get("used"),
             "stamp": fitted.get("stamp"),
         }
-        subsets, error = self._changes(self.subsets, outcomes, before, variance), np.sqrt(variance)
-        found = Counterfactuals(self.targets, before, error, subsets, brittle, verified, about, tuple(self.notes))
+        subsets = self._changes(self.subsets, outcomes)
+        found = Counterfactuals(self.targets, margins, error, subsets, brittle, verified, about, tuple(self.notes))
         write_result(self.store, self.split, found)
         return found
 
-    def _changes(
-        self,
-        subsets: Sequence[Subset],
-        outcomes: Mapping[str, Outcome | None],
-        before: NDArray[np.float64],
-        variance: NDArray[np.float64],
-    ) -> Subsets:
-        """Subsets of whose models two or more are done, with the changes from `before` [t] and their errors."""
-        question = self.question
-        pairs = [(each, found) for each in subsets if (found := outcomes[digest(question.mask(each))])]
-        if len(pairs) < len(subsets):
-            self.notes.append(f"{len(subsets) - len(pairs)} subsets are left out: all of their models but one failed")
-        places = np.array([each.place for each, _ in pairs], np.int64)
-        after = np.array([found.mean[each.place] for each, found in pairs])
+    def _outcomes(
+        self, subsets: Sequence[Subset], devices: Sequence[str] | None, workers: int | None
+    ) -> dict[str, NDArray[np.float64]]:
+        """By the digest of each mask, the mean output of its models for the targets and its variance: [2, t].
+
+        Trains what is missing. nan where no model is done, and no variance where a single one is.
+        """
+        models = self.models(subsets)
+        stores, found = self.stores(models), {}
+        for store in stores.values():
+            self.retrained.train(store, devices, workers)
+        for name, place in models.items():
+            store, found[name] = stores[place.setting.file_tag], np.full((2, len(self.targets)), np.nan)
+            rows = place.rows[store.completed()[place.rows]]
+            if len(rows):
+                values = read_margins(store, self.split, rows, self.targets)
+                found[name][0] = values.mean(axis=0)
+            if len(rows) > 1:
+                found[name][1] = values.var(axis=0, ddof=1) / len(rows)
+        return found
+
+    def _changes(self, subsets: Sequence[Subset], outcomes: Mapping[str, NDArray[np.float64]]) -> Subsets:
+        """Subsets with the changes measured and predicted; those left out whose models failed."""
+        base, changes = np.stack([outcomes[digest(base)] for base in self.bases]), np.zeros((len(subsets), 2))
+        for row, each in enumerate(subsets):
+            without = np.stack([outcomes[digest(mask)] for mask in self.question.masks(each.removed)])
+            change, variance = (without[:, 0] - base[:, 0])[:, each.place], (without + base)[0, 1, each.place]
+            error = np.std(change, ddof=1) / np.sqrt(len(change)) if len(change) > 1 else np.sqrt(variance)
+            changes[row] = change.mean(), error
+        done = np.isfinite(changes.sum(axis=1))
+        kept = [each for each, is_done in zip(subsets, done, strict=True) if is_done]
+        if len(kept) < len(subsets):
+            self.notes.append(f"{len(subsets) - len(kept)} subsets are left out, since models of them failed")
         return Subsets(
-            target=self.targets[places],
-            k=np.array([each.k for each, _ in pairs], np.int64),
-            by=np.array([each.by for each, _ in pairs], np.str_),
-            removed=tuple(each.removed for each, _ in pairs),
-            predicted=np.array([question.predicted(each) for each, _ in pairs]),
-            measured=after - before[places],
-            standard_error=np.sqrt([found.variance[each.place] for each, found in pairs] + variance[places]),
+            target=self.targets[[each.place for each in kept]],
+            k=np.array([each.k for each in kept], np.int64),
+            by=np.array([each.by for each in kept], np.str_),
+            removed=tuple(each.removed for each in kept),
+            predicted=np.array([self.question.predicted(each.by, each.place)[len(each.removed) - 1] for each in kept]),
+            measured=changes[done, 0],
+            standard_error=changes[done, 1],
         )

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.train import READ_ONLY, Summary, UserError, WorkError, write_file
+from datamodels.launch.counterfactual.retrained import write
+from datamodels.train import Summary
 from datamodels.train.store import BaseStore
 
 Curve = dict[str, list[Any]]
@@ -79,24 +80,17 @@ class Counterfactuals(Summary):
 
     def curve(self, by: str, measured: bool = False) -> Curve:
         """How many targets flip: predicted by `brittle`, or measured at the sizes that were asked."""
-        right, ks = self.base > 0, np.unique(self.subsets.k)
-        if not right.any():
-            return {"k": [], "share": []}
-        if not measured:
-            needed = self.brittle[by][right]
-            ks = np.unique(needed[needed > 0])
-            share = [float(np.mean((needed > 0) & (needed <= k))) for k in ks]
-        else:
-            margins = np.tile(self.base[right], (len(ks), 1))
-            for row, k in enumerate(ks):  # where a size was left out, what the size before it did
-                margins[row:] = margins[row]
-                for place, target in enumerate(self.targets[right]):
-                    one = (self.subsets.by == by) & (self.subsets.k == k) & (self.subsets.target == target)
-                    margins[row:, place] = [*self.subsets.measured[one] + self.base[right][place], margins[row, place]][
-                        0
-                    ]
-            share = np.mean(margins < 0, axis=1).tolist()
-        return {"k": ks.tolist(), "share": share}
+        subsets, right = self.subsets, self.base > 0
+        margins = dict(zip(self.targets[right].tolist(), self.base[right].tolist(), strict=True))
+        before, needed, share = dict(margins), self.brittle[by][right], []
+        ks = np.unique(subsets.k if measured else needed[needed > 0]).tolist() if margins else []
+        for k in ks:
+            for at in np.flatnonzero((subsets.by == by) & (subsets.k == k)):  # else what the size before it did
+                if (target := int(subsets.target[at])) in before:
+                    margins[target] = before[target] + subsets.measured[at]
+            flips = [margin < 0 for margin in margins.values()] if measured else (needed > 0) & (needed <= k)
+            share.append(float(np.mean(flips)))
+        return {"k": ks, "share": share}
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain values: the keys of `counterfactual --json`."""
@@ -166,13 +160,8 @@ def _path(store: BaseStore, split: str) -> Path:
 
 
 def write_result(store: BaseStore, split: str, found: Counterfactuals) -> None:
-    """Keep a result for the report. Raises UserError where the place is read-only, WorkError."""
-    path = _path(store, split)
-    try:
-        write_file(path, json.dumps(found.to_json()).encode())
-    except OSError as error:
-        kind = UserError if error.errno in READ_ONLY else WorkError
-        raise kind(f"cannot write {path}: {error.strerror}; --out names another folder") from None
+    """Keep a result for the report. Raises UserError, WorkError."""
+    write(_path(store, split), json.dumps(found.to_json()).encode())
 
 
 def read_result(store: BaseStore, split: str) -> dict[str, Any] | None:

@@ -16,7 +16,6 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from datamodels.lasso import read_margins
 from datamodels.launch.local import train_here
 from datamodels.launch.progress import notice
 from datamodels.launch.status import refuse_failures
@@ -43,15 +42,6 @@ class Place:
 
     setting: Setting
     rows: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The output of a mask's models for some targets [t]."""
-
-    mean: NDArray[np.float64]
-    variance: NDArray[np.float64]
-    """Of the mean: the runs' variance over their number."""
 
 
 def digest(mask: NDArray[np.bool_]) -> str:
@@ -126,16 +116,11 @@ class Retrained:
                 mask = mask_of(name).tobytes()
                 yield from (mask for _ in range(count))
 
+        write(path, pieces())
         # What is fixed stays as in the rows of the fit; else models share no random numbers with these.
         seed = self._usual.seed if self._usual.fixed else int(sha256, 16) >> 193
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            write_file(path, pieces())
-            config = _as_yaml(self._setting(path, None, seed, shape[0], runs))
-            write_file(path.with_suffix(".yaml"), config.encode())
-        except OSError as error:
-            kind = UserError if error.errno in READ_ONLY else WorkError
-            raise kind(f"cannot write {error.filename}: {error.strerror}; --out names another folder") from None
+        setting = self._setting(path, None, seed, shape[0], runs)
+        write(path.with_suffix(".yaml"), yaml.safe_dump(setting.to_dict(), sort_keys=False).encode())
 
     def open(self, setting: Setting) -> Store:
         """The store of a setting, created if it is not there yet."""
@@ -156,22 +141,11 @@ class Retrained:
         refuse_failures(store, f"datamodels train {self.config(store)} --root {self.root}")
 
 
-def outcome(store: Store, rows: NDArray[np.int64], split: str, targets: NDArray[np.int64]) -> Outcome | None:
-    """What models say of targets; None where fewer than two are done."""
-    done = rows[store.completed()[rows]]
-    if len(done) < 2:
-        return None
-    found = read_margins(store, split, done, targets)
-    return Outcome(found.mean(axis=0), found.var(axis=0, ddof=1) / len(done))
-
-
-def _as_yaml(setting: Setting) -> str:
-    """A config of what differs from the defaults."""
-    usual, keys = Setting().to_dict(), {}
-    for key, value in setting.to_dict().items():
-        if isinstance(value, dict):
-            value = {name: given for name, given in value.items() if given != usual[key][name]}
-        if value not in (usual[key], {}):
-            keys[key] = value
-    about = "# Written by `datamodels counterfactual`: models without some of their training examples.\n"
-    return about + yaml.safe_dump(keys, sort_keys=False)
+def write(path: Path, content: bytes | Iterator[bytes]) -> None:
+    """Replace a file below the root of a setting, or of --out. Raises UserError where it is read-only, WorkError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, content)
+    except OSError as error:
+        kind = UserError if error.errno in READ_ONLY else WorkError
+        raise kind(f"cannot write {error.filename}: {error.strerror}; --out names another folder") from None

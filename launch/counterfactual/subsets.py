@@ -1,6 +1,6 @@
-"""Which training examples are removed for a target: the base set they are removed from, and their order."""
+"""Which training examples are removed for a target, in which order, and the base sets that they are removed from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,13 @@ from datamodels.train.store import BaseStore
 
 BASELINES = ("random", "same-class")
 
-SHARED = 5
-"""Random orders, and base sets of `--base alpha`. Targets take them in turn, so that fewer models are trained."""
+ORDERS = 5
+"""Random orders. Targets take them in turn, so that fewer models are trained."""
 
 
 @dataclass(frozen=True)
 class Subset:
-    """What is removed from the base set of a target."""
+    """What is removed for a target."""
 
     place: int
     """Of the target, among those that are asked about."""
@@ -32,12 +32,18 @@ class Subset:
 
 
 class Question:
-    """Targets, their base sets, and the order in which each way of choosing removes examples. Raises UserError."""
+    """Targets, base sets, and the order in which each way of choosing removes examples. Raises UserError."""
 
     def __init__(
-        self, store: BaseStore, split: str, targets: NDArray[np.int64], by: Sequence[str | Path] | None, base: str
+        self,
+        store: BaseStore,
+        split: str,
+        targets: NDArray[np.int64],
+        by: Sequence[str | Path] | None,
+        base: str,
+        runs: int,
     ) -> None:
-        """by: None for datamodels and all baselines that the store allows."""
+        """by: None for datamodels and all baselines that the store allows. runs: base sets for `alpha`, at most."""
         self.store, self.split, self.targets = store, split, targets
         self.datamodels = load(find(store, split))
         labelled = not store.setting.trainer and store.groups is None
@@ -61,34 +67,29 @@ class Question:
         if base not in ("full", "alpha"):
             raise UserError(f"--base is {base!r}, expected full or alpha")
         self.bases = np.ones((1, store.n_features), np.bool_)
-        """[B, n_features]: the base sets, which targets take in turn."""
+        """[B, n_features]: the base sets, over which changes are averaged."""
         if base == "alpha":
             rows = {store.mask_index(row): row for row in store.evaluation_rows()[::-1].tolist()}
-            if not rows:
-                raise UserError("--base is alpha, but no evaluation row is done whose mask could be a base set")
-            chosen = sorted(rows.values())[:SHARED]
+            if len(rows) < 2:
+                raise UserError("--base is alpha, expected evaluation rows of at least 2 masks that are done")
+            chosen = sorted(rows.values())[:runs]
             self.bases = np.concatenate([read_features(store, np.array([row])) for row in chosen])
-
-    def base_of(self, place: int) -> NDArray[np.bool_]:
-        """The base set of a target [n_features]."""
-        chosen: NDArray[np.bool_] = self.bases[place % len(self.bases)]
-        return chosen
+        self._most = int(self.bases.sum(axis=1).min()) - 1
 
     def order(self, by: str, place: int) -> NDArray[np.int64]:
-        """Members of a target's base set in the order of their removal; of scores, those with a positive one alone."""
+        """Examples in the order of their removal, so many that some are left; of scores, the positive ones alone."""
         seed = self.store.setting.seed
         if by == "random":
-            found = np.random.default_rng([seed, place % SHARED]).permutation(self.store.n_features)
+            found = np.random.default_rng([seed, place % ORDERS]).permutation(self.store.n_features)
         elif by == "same-class":
             label = int(self._labels[place])
-            found = np.random.default_rng([seed, SHARED + label]).permutation(
+            found = np.random.default_rng([seed, ORDERS + label]).permutation(
                 np.flatnonzero(self._train_labels == label)
             )
         else:
             scores = self._scores[by][:, place]
             found = np.argsort(-scores, kind="stable")[: np.count_nonzero(scores > 0)]
-        base = self.base_of(place)
-        return found[base[found]][: base.sum() - 1]
+        return found[: self._most]
 
     def subset(self, place: int, by: str, k: int) -> Subset:
         return Subset(place, by, k, self.order(by, place)[:k])
@@ -98,9 +99,9 @@ class Question:
 
         A size is left out where it would remove no more than the size before it.
         """
-        smallest, largest = int(self.bases.sum(axis=1).min()), sizes[-1]
-        if largest >= smallest:
-            raise UserError(f"--remove is {largest}, expected fewer than the {smallest} of the smallest base set")
+        largest = sizes[-1]
+        if largest > self._most:
+            raise UserError(f"--remove is {largest}, expected fewer than the {self._most + 1} of the smallest base set")
         found, notes, t = [], [], len(self.targets)
         for by in self.by:
             orders = [self.order(by, place)[:largest] for place in range(t)]
@@ -115,18 +116,14 @@ class Question:
                 )
         return found, notes
 
-    def mask(self, subset: Subset) -> NDArray[np.bool_]:
-        """The training examples [N_train] in a target's base set without what is removed."""
-        chosen = self.base_of(subset.place).copy()
-        chosen[subset.removed] = False
-        return chosen if self.store.groups is None else chosen[self.store.groups]
+    def masks(self, removed: NDArray[np.int64]) -> Iterator[NDArray[np.bool_]]:
+        """The training examples [N_train] in each base set without those that are removed."""
+        for base in self.bases:
+            chosen = base.copy()
+            chosen[removed] = False
+            yield chosen if self.store.groups is None else chosen[self.store.groups]
 
-    def predicted(self, subset: Subset) -> float:
-        """The change of the target's output by its datamodel."""
-        return -float(self.weight[subset.removed, subset.place].sum())
-
-    def brittle(self, by: str, place: int, margin: float) -> int:
-        """The fewest examples whose removal is predicted to turn a margin negative; 0 if it is, -1 if none do."""
+    def predicted(self, by: str, place: int) -> NDArray[np.float64]:
+        """Change of a target's output by its datamodel, without the first 1, 2, ... examples of an order."""
         order = self.order(by, place)
-        flipped = np.flatnonzero(margin - np.cumsum(self.weight[order, place]) < 0)
-        return 0 if margin <= 0 else int(flipped[0]) + 1 if len(flipped) else -1
+        return -np.cumsum(self.weight[order, place] * self.bases[:, order].mean(axis=0))
