@@ -6,6 +6,7 @@
     fitted = dm.load(store)                  # the datamodels of a fit; dm.fit(store) makes them
     print(dm.evaluate(store, fitted).lds)    # rank correlation with models that no datamodel was fitted to
     print(dm.curve(store).answer())          # how many models are enough
+    print(fitted.components(5).shares)       # directions in which the targets' weights differ most
     print(dm.counterfactual(store))          # trains models without the examples of the largest weights
 
 Importing this package imports nothing heavy: the module of a name is imported when the name is first used.
@@ -17,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datamodels.lasso import (
+        Comparison,
         Curve,
         Datamodels,
         Evaluation,
+        compare,
         curve,
         evaluate,
         evaluate_arrays,
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BaseStore",
+    "Comparison",
     "Counterfactuals",
     "Curve",
     "Datamodels",
@@ -42,6 +46,7 @@ __all__ = [
     "UserError",
     "WorkError",
     "__version__",
+    "compare",
     "counterfactual",
     "curve",
     "evaluate",

@@ -5,6 +5,8 @@ Importing this package imports neither torch nor numba.
 
 from datamodels.lasso.arrays import fit_arrays
 from datamodels.lasso.atomic import sync, temporary_beside, writing
+from datamodels.lasso.compare import Comparison, compare, refuse_other_examples
+from datamodels.lasso.components import Components, principal_components
 from datamodels.lasso.datamodels import Datamodels, Top, find, load, path_of, piece_of, places, read_report
 from datamodels.lasso.evaluation import Curve, Evaluation, Interval, curve, evaluate, evaluate_arrays
 from datamodels.lasso.files import VECTORS, fit_bytes, pieces, storages
@@ -29,6 +31,8 @@ from datamodels.lasso.scores_file import read_scores
 
 __all__ = [
     "VECTORS",
+    "Comparison",
+    "Components",
     "Curve",
     "Datamodels",
     "Evaluation",
@@ -38,6 +42,7 @@ __all__ = [
     "Top",
     "assemble",
     "blocks",
+    "compare",
     "curve",
     "evaluate",
     "evaluate_arrays",
@@ -54,12 +59,14 @@ __all__ = [
     "pieces",
     "places",
     "preflight_check",
+    "principal_components",
     "read_features",
     "read_margins",
     "read_masks",
     "read_report",
     "read_rows",
     "read_scores",
+    "refuse_other_examples",
     "refuse_unshared_masks",
     "silent",
     "split_and_output",

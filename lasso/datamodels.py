@@ -10,8 +10,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from datamodels.lasso.components import Components, principal_components
 from datamodels.lasso.design import Scale, divide, product_with
-from datamodels.lasso.rows import split_and_output, split_name
+from datamodels.lasso.rows import Progress, silent, split_and_output, split_name
 from datamodels.train import Summary, UserError
 from datamodels.train.store import BaseStore as Store
 
@@ -142,6 +143,11 @@ class Datamodels(Summary):
         weight = self.stored_weight[examples].astype(np.float64)
         return weight * self.scale.inv[examples, None] if self.units == "standardised" else weight
 
+    def band(self, examples: slice) -> NDArray[np.float32]:
+        """weight [n, T] of some training examples in a row, in mask units: a map where the file holds it so."""
+        weight = self.stored_weight[examples].astype(np.float32, copy=False)
+        return weight * self.scale.inv[examples, None].astype(np.float32) if self.units == "standardised" else weight
+
     def predict(self, masks: ArrayLike) -> NDArray[np.float32]:
         """Margins [m, T] of models trained on the subsets `masks` [m, N_train]; [T] for a single mask [N_train].
 
@@ -181,6 +187,28 @@ class Datamodels(Summary):
         """The k targets for which a training example has the largest weights, as `top_examples`."""
         _check_index(example, self.stored_weight.shape[0], "training example")
         return _top(self.rows(slice(example, example + 1))[0], k, sign)
+
+    @property
+    def own(self) -> NDArray[np.int64] | None:
+        """[T]: the training examples that the targets are; None if they are test examples, or weights are of groups."""
+        n_train, targets = self.stored_weight.shape
+        split = (self.report or {}).get("split", self.path.name.partition("_")[0])
+        are = split == "train" and n_train == targets and "groups" not in self.arrays
+        return np.arange(targets) if are else None
+
+    def components(self, k: int = 10, *, progress: Progress = silent) -> Components:
+        """The first k principal components of the targets' weights: directions in which they differ most.
+
+            found = dm.load(store).components(5)
+            print(found.shares)                         # of the variance
+            print(np.argsort(-found.examples[:, 0]))    # training examples, from one end of the first to the other
+            embedding = found.targets                   # [T, 5], a row for each target
+
+        Each target's weights are first scaled to length 1 (without the weight for itself, of training examples as
+        targets) and centred. Exact to what a few passes over the weights give; the same at every call. Raises
+        UserError for weights that are not finite.
+        """
+        return principal_components(self.band, self.stored_weight.shape, k, self.own, progress)
 
     def _summary(self) -> dict[str, str]:
         n_train, targets = self.stored_weight.shape

@@ -31,9 +31,9 @@ def run(arguments: list[str]) -> int:
     if "-h" in others or "--help" in others:
         parser.print_help()
         return 0
-    if COMMANDS[name].source:
+    if COMMANDS[name].places:
         options = parser.parse_args(others).as_dict()
-        if not (root := options.pop("root")):
+        if not (root := options.pop("root", ".")):
             raise UserError("--root is missing: expected a new or empty folder")
         return COMMANDS[name].run(Request(Setting(), expanded(root, "--root"), options, explicit_models=False))
     config, others = _split_config(others)
@@ -64,18 +64,17 @@ CONFIG is a YAML file; any of its keys can be overridden, as in --alpha 0.35 --m
 
 def _parser(name: str, command: Command) -> Parser:
     keys = f"CONFIG{' SOURCE...' * command.sources} [--root DIR] [options] [--KEY VALUE ...]"
-    usage = "SOURCE --root DIR [options]" if command.source else keys
-    usage = f"datamodels {name} {usage}"
+    usage = f"datamodels {name} {' '.join(command.places) + ' [options]' if command.places else keys}"
     parser = Parser(prog=f"datamodels {name}", usage=usage, description=command.help, allow_abbrev=False)
-    default = "" if command.source else "; default runs/<name of CONFIG>"
-    parser.add_argument("--root", metavar="DIR", help=f"where the store lies{default}")
-    if command.source:
-        parser.add_argument("source", metavar="SOURCE", help="folder of the files")
+    if not command.places:
+        parser.add_argument("--root", metavar="DIR", help="where the store lies; default runs/<name of CONFIG>")
+    for place, help in command.places.items():
+        parser.add_argument(place.lower(), metavar=place, help=help)
     for option, details in command.options:
         parser.add_argument(option, **details)
     if command.cluster:
         parser.add_class_arguments(Slurm, "slurm", as_group=True)
-    if not command.source:
+    if not command.places:
         parser.add_setting()
     return parser
 

@@ -7,8 +7,8 @@ give it an entry in COMMANDS. To add an option to a command, add it to that entr
 """
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from datamodels.launch.commands import counterfactual, datamodels, exchange, plan, run, store, submit, train
@@ -31,8 +31,8 @@ class Command:
     options: Sequence[Option] = ()
     cluster: bool = False
     """Whether it also takes --slurm FILE and --slurm.KEY VALUE."""
-    source: bool = False
-    """Whether it takes SOURCE in place of CONFIG, and no keys of a config but those among its options."""
+    places: Mapping[str, str] = field(default_factory=dict)
+    """What it takes in place of CONFIG, with its help; then no keys of a config but those among its options."""
     sources: bool = False
     """Whether it takes one SOURCE or more beside CONFIG."""
 
@@ -51,13 +51,26 @@ OUTPUT = option(
 )
 OUT = option("--out", "folder for datamodels and report, where the root is read-only", metavar="DIR")
 JSON = option("--json", "print the result as JSON", action="store_true")
+PER_TARGET = option("--per_target", "with --json: also lists with one value per target", action="store_true")
 PRICE = option("--price", "price of a GPU for an hour (of a CPU core where no GPU trains)", type=float)
 
 EVAL = [
     option("--weights", "evaluate these weights or scores, of any method: a .pt, .npy or .npz file", metavar="FILE"),
     option("--weight_units", "default what the file says, else mask", choices=["mask", "standardised"]),
     option("--curve", "LDS and MSE by number of models, and how many models are enough", action="store_true"),
-    option("--per_target", "with --json: also lists with one value per target", action="store_true"),
+    PER_TARGET,
+]
+
+COMPARE = [
+    SPLIT,
+    OUTPUT,
+    JSON,
+    PER_TARGET,
+    option("--k", "components of each side; default 5", type=int, default=5),
+    option("--root_a", "where the store of A lies, if A is a config; default runs/<name of A>", metavar="DIR"),
+    option("--root_b", "the same of B", metavar="DIR"),
+    option("--data.root", "folder of the data set, for the images; default A's", metavar="DIR"),
+    option("--out", "folder for the page; default below the root of A", metavar="DIR"),
 ]
 
 EXPORT = [
@@ -115,6 +128,7 @@ SUBMIT = [
 ]
 
 IMPORT = [
+    option("--root", "where the store is to lie", metavar="DIR"),
     option("--format", "what SOURCE is", choices=["madrylab", "arrays"], required=True),
     option(
         "--names",
@@ -160,6 +174,12 @@ COMMANDS = {
         datamodels.evaluate, "evaluate datamodels on the evaluation rows", [SPLIT, OUTPUT, OUT, JSON, *EVAL]
     ),
     "report": Command(datamodels.report, "write an HTML page with plots and images", [SPLIT, OUTPUT, OUT, PRICE]),
+    "compare": Command(
+        datamodels.compare,
+        "say where two settings use the same training examples differently, and write an HTML page",
+        COMPARE,
+        places={"A": "root of a store with fitted datamodels, or a config", "B": "another one, of the same examples"},
+    ),
     "counterfactual": Command(
         counterfactual.counterfactual,
         "predict what removing training examples does, and train models without them to see",
@@ -178,7 +198,10 @@ COMMANDS = {
         sources=True,
     ),
     "import": Command(
-        exchange.import_, "copy masks and outputs that other programs made to a new root", IMPORT, source=True
+        exchange.import_,
+        "copy masks and outputs that other programs made to a new root",
+        IMPORT,
+        places={"SOURCE": "folder of the files"},
     ),
     "data": Command(store.data, "fetch or check the data set, and say where it lies"),
 }

@@ -7,7 +7,9 @@ from pathlib import Path
 from datamodels.launch.progress import Stages, notice
 from datamodels.launch.request import Request
 from datamodels.train import UserError, WorkError
+from datamodels.train.data import Dataset
 from datamodels.train.store import BaseStore, Store
+from datamodels.train.store import open as open_setting
 
 
 def fit(request: Request) -> int:
@@ -90,15 +92,45 @@ def report(request: Request) -> int:
     if price is not None and not 0 < price < math.inf:
         raise UserError(f"--price is {price}, expected a finite number above 0")
     refuse_unfitted(store, split)
-    try:
-        dataset = None if store.setting.trainer else store.dataset()
-    except UserError as error:  # it is not here, or not what the store's columns stand for
-        notice(f"no images in the report: {error}")
-        dataset = None
+    dataset = _images(store)
     with Stages() as progress:
         path = write_report(store, split, dataset, progress=progress, price=price)
     print(path)
     return 0
+
+
+def compare(request: Request) -> int:
+    from datamodels.lasso import compare as compare_datamodels
+    from datamodels.lasso import find, is_fresh, load, refuse_other_examples, split_and_output
+    from datamodels.launch.report import write_comparison
+
+    options = request.options
+    a, b = stores = [open_setting(options[side], root=options[f"root_{side}"]) for side in ("a", "b")]
+    split = refuse_other_examples(a, b, options["split"], options["output"])
+    one, other = fitted = [load(find(store, split)) for store in stores]
+    for store, each in zip(stores, fitted, strict=True):
+        if each.report and not is_fresh(store, each.path):
+            notice(f"{each.path} was fitted on other rows or with other options than today's: run `datamodels fit`")
+    if options["out"]:  # of the page alone: datamodels of both would have the same name there
+        a.derive_below(options["out"])
+    dataset = _images(a, options["data"]["root"])
+    with Stages() as progress:
+        found = compare_datamodels(one, other, k=options["k"], progress=progress)
+    page = write_comparison(stores, split, dataset, fitted, found)
+    about = {"a": str(a.layout.data), "b": str(b.layout.data)}
+    about |= dict(zip(("split", "output"), split_and_output(split), strict=True))
+    about |= found.to_json(options["per_target"])
+    print(json.dumps({**about, "page": str(page)}) if options["json"] else f"{found}\n{page}")
+    return 0
+
+
+def _images(store: BaseStore, root: str | None = None) -> Dataset | None:
+    """The images of a store, None where it has none or, told in a notice, where they are not here or are others."""
+    try:
+        return None if store.setting.trainer else store.dataset(root)
+    except UserError as error:
+        notice(f"no images in the report: {error}")
+        return None
 
 
 def export(request: Request) -> int:

@@ -64,7 +64,7 @@ class Fitted:
             for name in VECTORS
         }
 
-    def rows(self, examples: NDArray[np.int64]) -> NDArray[np.float32]:
+    def rows(self, examples: NDArray[np.int64] | slice) -> NDArray[np.float32]:
         """Weights [examples, t] of some training examples, in mask units."""
         return np.concatenate([part.weight(examples) for part in self.parts], axis=1)
 

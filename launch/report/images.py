@@ -1,4 +1,5 @@
-"""Thumbnails, and the sections made of them: images with the largest weights for targets, most influential images."""
+"""Thumbnails, and the sections made of them: images with the largest weights for targets, most influential images,
+images at the ends of principal components."""
 
 import base64
 import io
@@ -9,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datamodels.launch.report.report_data import ReportData
+from datamodels.lasso import Components
+from datamodels.launch.report.report_data import Examples, ReportData
 
 _NEIGHBOURS = 6
 """Images of each sign shown for an image."""
@@ -37,22 +39,26 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Case:
-    """An image, and those of the largest positive and of the largest negative weights."""
+    """An image, if it is about one, and those of the largest positive and of the largest negative weights."""
 
-    image: Thumbnail
+    image: Thumbnail | None
     positive: list[Thumbnail]
     negative: list[Thumbnail]
 
 
 def thumbnail(
-    data: ReportData,
+    data: Examples,
     split: str,
     number: int,
     lines: Sequence[str] = (),
     weight: float | None = None,
     largest: float = 1.0,
+    what: str = "weight",
 ) -> Thumbnail:
-    """An image of a split over its class, its weight, `lines` and its number; the bar is |weight| / largest."""
+    """An image of a split over its class, its weight, `lines` and its number; the bar is |weight| / largest.
+
+    what: what the weight is called.
+    """
     kind = "training" if split == "train" else "test"
     if data.dataset is None:
         name, url, soft = data.name(split, number), "", False
@@ -66,7 +72,7 @@ def thumbnail(
         return Thumbnail(url, alt, [name, *lines, f"#{number}"], soft)
     told, kind = signed(weight), "up" if weight > 0 else "down"
     share = min(1.0, abs(weight) / largest)
-    return Thumbnail(url, f"{alt}, weight {told}", [name, told, *lines, f"#{number}"], soft, kind, share)
+    return Thumbnail(url, f"{alt}, {what} {told}", [name, told, *lines, f"#{number}"], soft, kind, share)
 
 
 def signed(value: float) -> str:
@@ -102,7 +108,7 @@ def target_cases(data: ReportData) -> list[Case]:
         if data.survey.own is not None:
             lines.append(f"self {signed(float(data.survey.own[place]))}")
         image = thumbnail(data, data.side, target, lines)
-        cases.append(_case(data, image, weight, "train", np.arange(len(weight))))
+        cases.append(case_of(data, image, weight, "train", np.arange(len(weight))))
     return cases
 
 
@@ -115,12 +121,26 @@ def influential_cases(data: ReportData) -> list[Case]:
         if data.survey.own is not None:
             weight[targets == example] = 0
         image = thumbnail(data, "train", example, [f"mean {influence[example]:.3g}"])
-        cases.append(_case(data, image, weight, data.side, targets))
+        cases.append(case_of(data, image, weight, data.side, targets))
     return cases
 
 
-def _case(
-    data: ReportData, image: Thumbnail, weight: NDArray[np.float32], split: str, numbers: NDArray[np.int64]
+def component_cases(data: Examples, found: Components, targets: NDArray[np.int64]) -> list[tuple[Case, Case]]:
+    """For each component the training images at its ends, and those of the targets, whose numbers are `targets`."""
+    every = np.arange(len(found.examples))
+    return [
+        (case_of(data, None, along, "train", every), case_of(data, None, place, data.side, targets, "place"))
+        for along, place in zip(found.examples.T, found.targets.T, strict=True)
+    ]
+
+
+def case_of(
+    data: Examples,
+    image: Thumbnail | None,
+    weight: NDArray[np.floating],
+    split: str,
+    numbers: NDArray[np.int64],
+    what: str = "weight",
 ) -> Case:
     """An image beside those of the largest weights, `numbers` being the images of a split that the weights are of."""
     largest = float(np.abs(weight).max(initial=0.0)) or 1.0
@@ -128,7 +148,7 @@ def _case(
     ups = [place for place in order[::-1][:_NEIGHBOURS] if weight[place] > 0]
     downs = [place for place in order[:_NEIGHBOURS] if weight[place] < 0]
     positive, negative = (
-        [thumbnail(data, split, int(numbers[place]), weight=float(weight[place]), largest=largest) for place in places]
+        [thumbnail(data, split, int(numbers[at]), (), float(weight[at]), largest, what) for at in places]
         for places in (ups, downs)
     )
     return Case(image, positive, negative)

@@ -16,7 +16,7 @@ from datamodels.lasso.evaluation import read_curve
 from datamodels.launch.counterfactual import read_result
 from datamodels.launch.progress import counted, duration
 from datamodels.launch.report.fitted import Fitted
-from datamodels.launch.report.images import influential_cases, signed, target_cases
+from datamodels.launch.report.images import component_cases, influential_cases, signed, target_cases
 from datamodels.launch.report.report_data import ReportData, gather
 from datamodels.launch.report.sections import counterfactual, duplicates, fit, harmful, models, quality
 from datamodels.launch.status import report_path, summary
@@ -99,7 +99,8 @@ def write_report(
     notes = [f"{text}." for text in data.evaluation.notices] if data.evaluation else []
     if data.fitted.stale and not notes:
         notes = ["The datamodels were fitted to other rows or with other options than today's: run `datamodels fit`."]
-    page = environment.get_template("page.html").render(
+    page = filled(
+        "page",
         data=data,
         title=f"{store.setting.dataset}, {store.setting.tag or f'alpha {store.setting.pct}%'}, {told(split)}",
         used=data.fitted.report.get("rows", {}).get("used"),
@@ -109,7 +110,11 @@ def write_report(
         fingerprint=fingerprint(store, split, data.fitted, dataset),
         other_reports=other_reports(store, split),
     )
-    path = report_path(store, split)
+    return save(report_path(store, split), page)
+
+
+def save(path: Path, page: str) -> Path:
+    """Write a page and return its path. Raises UserError, WorkError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, page.encode(errors="backslashreplace"))
@@ -117,6 +122,11 @@ def write_report(
         kind = UserError if error.errno in READ_ONLY else WorkError
         raise kind(f"cannot write {path}: {error.strerror}; --out names another folder") from None
     return path
+
+
+def filled(template: str, **values: Any) -> Markup:
+    """A template's HTML."""
+    return Markup(environment.get_template(f"{template}.html").render(**values))
 
 
 def _sections(data: ReportData) -> list[tuple[str, str, Markup]]:
@@ -128,6 +138,9 @@ def _sections(data: ReportData) -> list[tuple[str, str, Markup]]:
             ("targets", "Largest weights", {"cases": target_cases(data), "things": things}),
             ("influential", f"Most influential {things}", {"cases": influential_cases(data), "things": things}),
         ]
+        if (found := data.components) and len(found.shares):
+            cases = component_cases(data, found, data.fitted.targets)
+            sections.append(("components", "Components", {"found": found, "cases": cases, "things": things}))
     if removed := counterfactual(data):
         sections.append(("counterfactual", "Counterfactuals", removed))
     run = {
@@ -145,10 +158,7 @@ def _sections(data: ReportData) -> list[tuple[str, str, Markup]]:
         ("models", "Models and masks", models(data)),
         ("run", "What was run", run),
     ]
-    return [
-        (name, heading, Markup(environment.get_template(f"{name}.html").render(data=data, **values)))
-        for name, heading, values in sections
-    ]
+    return [(name, heading, filled(name, data=data, **values)) for name, heading, values in sections]
 
 
 def fingerprint(store: BaseStore, split: str, fitted: Fitted, dataset: Dataset | None) -> str:

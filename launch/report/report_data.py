@@ -7,7 +7,15 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.lasso import Curve, Evaluation, Progress, split_and_output, target_count
+from datamodels.lasso import (
+    Components,
+    Curve,
+    Evaluation,
+    Progress,
+    principal_components,
+    split_and_output,
+    target_count,
+)
 from datamodels.lasso.evaluation import EvaluationRows, Tile, curve, evaluate, read_curve, write_curve
 from datamodels.launch.progress import notice
 from datamodels.launch.report.cost import Work, work_of
@@ -21,6 +29,10 @@ _SHOWN = 10
 """Targets shown with their training images."""
 _PLOTTED = 40
 """Targets whose predictions are plotted."""
+_COMPONENTS = 4
+"""Principal components shown."""
+_FEWEST_TARGETS = 20
+"""Targets from which components are shown."""
 _CURVE_EXAMPLES = 2500
 """Training examples up to which an LDS curve takes a minute at most."""
 ROWS, COLUMNS = 256, 2000
@@ -28,26 +40,14 @@ ROWS, COLUMNS = 256, 2000
 
 
 @dataclass(frozen=True)
-class ReportData:
+class Examples:
+    """The training examples and the targets of a store's split: images, names, or numbers alone."""
+
     store: BaseStore
     split: str
     """`test` or `train` for margins, `test_loss` for another output: see `split_name`."""
     dataset: Dataset | None
     """Images and labels; None leaves images out."""
-    fitted: Fitted
-    evaluation: Evaluation | None
-    """Of the fitted targets; None if there are too few evaluation rows."""
-    not_evaluated: str
-    """Why there is no evaluation."""
-    lds_curve: Curve | str
-    """LDS against the number of models, or why it is not known."""
-    plotted: NDArray[np.int64]
-    """Places in `fitted.targets` of those whose predictions are plotted; `survey.columns` begins with them."""
-    shown: NDArray[np.int64]
-    """Places of those shown with their training images; `survey.columns` goes on with them."""
-    survey: Survey
-    price: float | None
-    """Of an hour of a GPU or of a CPU core."""
 
     @cached_property
     def names(self) -> dict[str, list[str] | None]:
@@ -79,6 +79,26 @@ class ReportData:
     def outcome(self) -> str:
         """The same of one target, for people."""
         return self.output.removesuffix("s") if self.output == "margins" else self.output
+
+
+@dataclass(frozen=True)
+class ReportData(Examples):
+    fitted: Fitted
+    evaluation: Evaluation | None
+    """Of the fitted targets; None if there are too few evaluation rows."""
+    not_evaluated: str
+    """Why there is no evaluation."""
+    lds_curve: Curve | str
+    """LDS against the number of models, or why it is not known."""
+    plotted: NDArray[np.int64]
+    """Places in `fitted.targets` of those whose predictions are plotted; `survey.columns` begins with them."""
+    shown: NDArray[np.int64]
+    """Places of those shown with their training images; `survey.columns` goes on with them."""
+    survey: Survey
+    components: Components | None
+    """Of the weights, without those of training examples for themselves; None if there are too few targets."""
+    price: float | None
+    """Of an hour of a GPU or of a CPU core."""
 
     @property
     def features(self) -> str:
@@ -119,11 +139,15 @@ def gather(
     if evaluation is None:
         evaluation, not_evaluated = _evaluate(store, split, fitted, progress)
     plotted, shown = (spread(len(fitted.targets), count) for count in (_PLOTTED, _SHOWN))
-    weights = survey(fitted, np.concatenate([plotted, shown]), _has_own_weights(store, split), progress)
+    own = _has_own_weights(store, split)
+    weights = survey(fitted, np.concatenate([plotted, shown]), own, progress)
+    found, shape = None, (fitted.n_train, len(fitted.targets))
+    if shape[1] >= _FEWEST_TARGETS:
+        found = principal_components(fitted.rows, shape, _COMPONENTS, fitted.targets if own else None, progress)
     lds_curve = _lds_curve(store, split, progress) if evaluation else ""
     dataset = None if store.groups is not None else dataset  # no weight is that of an image
     return ReportData(
-        store, split, dataset, fitted, evaluation, not_evaluated, lds_curve, plotted, shown, weights, price
+        store, split, dataset, fitted, evaluation, not_evaluated, lds_curve, plotted, shown, weights, found, price
     )
 
 

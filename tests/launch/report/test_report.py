@@ -116,7 +116,7 @@ def test_the_page_tells_what_was_run_and_how_well_it_went(page: str) -> None:
 def test_every_plot_says_n_and_has_a_text_alternative_and_images_have_theirs(page: str) -> None:
     assert page.count('<figure class="plot">') == page.count("<svg") == 14
     assert len(re.findall(r"<small>n = [^<]+</small>", page)) == 14
-    assert page.count('class="case"') == 16
+    assert page.count('class="case"') == 24
     assert 'alt="test image 0, ' in page
     assert re.search(r'alt="training image \d+, \d, weight [+−]', page)
     assert not Tags(page).unnamed
