@@ -167,7 +167,7 @@ def refuse_other_examples(a: BaseStore, b: BaseStore, split: str, output: str | 
         unknown = None in (value, other[name]) and name != "groups"
         if value != other[name] and not unknown:
             short = name.startswith("names") or name == "groups"
-            told = "differs" if short else f"is {value} and {other[name]}"
+            told = "differ" if short else f"is {value} and {other[name]}"
             raise UserError(
                 f"{name} {told} in {a.layout.data} and {b.layout.data}: expected settings with the same examples"
             )

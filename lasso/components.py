@@ -114,7 +114,7 @@ def components_of(
     if k < 1:
         raise UserError(f"k is {k}, expected at least 1")
     n_train, targets = shape
-    block = np.random.default_rng(0).standard_normal((targets, min(targets, k + _EXTRA)))
+    block = np.random.default_rng(0).standard_normal((targets, min(targets, n_train, k + _EXTRA)))
     blocks = []
     for passes in range(_PASSES):
         block -= block.mean(axis=0)  # as good as weights that are centred

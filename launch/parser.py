@@ -69,7 +69,7 @@ def _parser(name: str, command: Command) -> Parser:
     if not command.places:
         parser.add_argument("--root", metavar="DIR", help="where the store lies; default runs/<name of CONFIG>")
     for place, help in command.places.items():
-        parser.add_argument(place.lower(), metavar=place, help=help)
+        parser.add_argument(place, help=help)
     for option, details in command.options:
         parser.add_argument(option, **details)
     if command.cluster:

@@ -105,7 +105,7 @@ def compare(request: Request) -> int:
     from datamodels.launch.report import write_comparison
 
     options = request.options
-    a, b = stores = [open_setting(options[side], root=options[f"root_{side}"]) for side in ("a", "b")]
+    a, b = stores = [open_setting(options[side], root=options[f"root_{side.lower()}"]) for side in "AB"]
     split = refuse_other_examples(a, b, options["split"], options["output"])
     one, other = fitted = [load(find(store, split)) for store in stores]
     for store, each in zip(stores, fitted, strict=True):

@@ -52,7 +52,7 @@ def import_(request: Request) -> int:
             raise UserError(f"--names is {options['names']!r}, expected NAME=FILE[,NAME=FILE], each name once")
         names[name] = file
     keys: dict[str, Any] = {key: options[key] for key in ("dataset", "alpha", "tag", "eval_models") if key in options}
-    source = expanded(options["source"], "SOURCE")
+    source = expanded(options["SOURCE"], "SOURCE")
     with Stages() as progress:
         layout, config = import_arrays(source, options["format"], request.root, keys, names, progress, notice)
     store = open_store(layout, read_setting(config), notice=notice)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodels.lasso import fit
-from datamodels.launch.report import write_report
+from datamodels.lasso import Datamodels, compare, fit, load
+from datamodels.launch.report import write_comparison, write_report
 from tests.launch.report.chromium import Browser, browser
 from tests.launch.report.conftest import images, page_in, published
 
@@ -18,13 +18,17 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield found
 
 
-@pytest.fixture(scope="module", params=["images", "numbers", "own"])
+@pytest.fixture(scope="module", params=["images", "numbers", "own", "compared"])
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, own_store: Path) -> Path:
-    """Of published files with or without images, and of a store of ours, whose page says most."""
+    """Of published files with or without images, of a store of ours, whose page says most, and of two settings."""
     if request.param == "own":
         return page_in(own_store)
     store = published(tmp_path_factory.mktemp("page"))
-    fit(store)
+    fitted = load(fit(store))
+    if request.param == "compared":
+        other = Datamodels(Path("other"), np.random.default_rng(0).normal(size=(24, 30)), np.zeros(30), {})
+        found = compare(fitted, other)
+        return write_comparison([store, store], "test", images(24, 30), [fitted, other], found)
     return write_report(store, "test", images(24, 30) if request.param == "images" else None)
 
 
@@ -47,7 +51,8 @@ def test_text_is_readable_in_either_scheme(chromium: Browser, page: Path) -> Non
         chromium.open(page, 1400, scheme=scheme)
         background = chromium.value("getComputedStyle(document.body).backgroundColor")
         assert (sum(_rgb(background)) > 384) == (scheme == "light")
-        for what in ("p", "h1", ".plot figcaption", ".plot svg text", "dt", "th", "summary"):
+        folded = () if page.name.startswith("compare") else ("summary",)
+        for what in ("p", "h1", ".plot figcaption", ".plot svg text", "dt", "th", *folded):
             style = f"getComputedStyle(document.querySelector('{what}'))"
             colour = chromium.value(f"{style}.{'fill' if 'svg' in what else 'color'}")
             assert _contrast(_rgb(colour), _rgb(background)) >= 4.5, (scheme, what)
