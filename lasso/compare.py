@@ -1,4 +1,4 @@
-"""Where two learning algorithms use the same examples differently (ModelDiff: Shah et al. 2022, arXiv 2211.12491)."""
+"""Where two learning algorithms use the same examples differently (ModelDiff: Shah et al. 2023, arXiv 2211.12491)."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,6 +1,6 @@
 """Principal components of weights: an embedding of targets, and the training examples that span it.
 
-Ilyas et al. 2022 use a target's weights as its embedding. As in Shah et al. 2022 (ModelDiff), each target's weights are
+Ilyas et al. 2022 use a target's weights as its embedding. As in Shah et al. 2023 (ModelDiff), each target's weights are
 scaled to unit length before the analysis, so that targets with large weights do not make the components alone, and
 centred over the targets.
 

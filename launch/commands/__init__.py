@@ -66,10 +66,10 @@ COMPARE = [
     OUTPUT,
     JSON,
     PER_TARGET,
-    option("--k", "components of each side; default 5", type=int, default=5),
+    option("--k", "components of each side", type=int, default=5),
     option("--root_a", "where the store of A lies, if A is a config; default runs/<name of A>", metavar="DIR"),
     option("--root_b", "the same of B", metavar="DIR"),
-    option("--data.root", "folder of the data set, for the images; default A's", metavar="DIR"),
+    option("--data.root", "folder of the data set, for the images", metavar="DIR", default=argparse.SUPPRESS),
     option("--out", "folder for the page; default below the root of A", metavar="DIR"),
 ]
 

@@ -113,7 +113,7 @@ def compare(request: Request) -> int:
             notice(f"{each.path} was fitted on other rows or with other options than today's: run `datamodels fit`")
     if options["out"]:  # of the page alone: datamodels of both would have the same name there
         a.derive_below(options["out"])
-    dataset = _images(a, options["data"]["root"])
+    dataset = _images(a, options.get("data", {}).get("root"))
     with Stages() as progress:
         found = compare_datamodels(one, other, k=options["k"], progress=progress)
     page = write_comparison(stores, split, dataset, fitted, found)
