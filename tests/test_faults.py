@@ -44,7 +44,17 @@ def test_bit_flips_anywhere() -> None:
 
 def test_two_processes_train_the_same_rows(tmp_path: Path) -> None:
     kills.train_together(tmp_path, processes=2, models=128)
+    merged = kills.merge_beside_training(tmp_path, models=128)
     print("2 `train` processes on 144 rows: every row once, byte-equal to one process alone")
+    print(f"a merge beside one of them: {merged} of 144 rows, every row once, byte-equal")
+    assert merged > 0
+
+
+def test_a_merge_that_is_killed_at_20_moments_goes_on(tmp_path: Path) -> None:
+    calls, brought = kills.kill_merge(tmp_path, kills=20)
+    print(f"20 kills of `merge` over its {calls} calls, {brought} rows brought by then: 0 wrong, byte-equal at the end")
+    assert calls >= 60
+    assert brought >= 20
 
 
 def test_twenty_processes_write_one_store(tmp_path: Path) -> None:

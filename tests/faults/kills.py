@@ -11,21 +11,24 @@ import os
 import random
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
+from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from datamodels.launch.cli import main
+from datamodels.train.exchange import merge
 from datamodels.train.npy_file import HEADER_BYTES
 from datamodels.train.store.journal import RECORD_BYTES
 from datamodels.train.store.layout import Layout
 from datamodels.train.store.store import Store
 from datamodels.train.store.verify import verify
 from tests.conftest import DIGITS
-from tests.faults.stores import fill, layout, setting, writing
+from tests.faults.stores import check, create, fill, first_salt, layout, result, setting, writing
 
 SMALL = [
     "--eval_models=16",
@@ -47,6 +50,7 @@ _SERVER.set_forkserver_preload(
         "datamodels.launch.local",
         "datamodels.train.trainer.trainer",
         "datamodels.train.run_rows",
+        "tests.faults.kills",
     ]
 )
 
@@ -171,6 +175,28 @@ def train_together(folder: Path, processes: int, models: int) -> None:
     _assert_once(store)
 
 
+def merge_beside_training(folder: Path, models: int) -> int:
+    """Merge the store of `train_together` into one that is being trained; returns how many of its rows came from there.
+
+    What is left out, because it is being trained, comes with the next merge, or from the training.
+    """
+    _init(folder / "beside", models)
+    training = start(command("train", folder / "beside", models, "--workers=1"))
+    while not os.listdir(_place(folder / "beside").journals):
+        training.join(0.001)
+    arguments = command("merge", folder / "beside", models)
+    arguments.insert(2, str(folder / "alone"))
+    with contextlib.redirect_stdout(io.StringIO()):  # here: a process would start too late
+        while (code := main(arguments)) == 75:
+            pass
+    assert (code, ended(training)) == (0, 0)
+    _assert_equal(folder / "beside", folder / "alone")
+    store = Store.open(_place(folder / "beside"))
+    assert verify(store).fine
+    _assert_once(store)
+    return sum("merged" in store.states.readers[journal].provenance for journal in store.states.journal)
+
+
 def _assert_once(store: Store) -> None:
     records = sum(reader.path.stat().st_size - HEADER_BYTES for reader in store.states.readers) // RECORD_BYTES
     assert records == store.rows, "rows were done twice"
@@ -197,3 +223,53 @@ def write_together(root: Path, processes: int) -> None:
     assert store.completed().all()
     assert len(store.states.readers) >= max(2, processes // 2), "most processes did nothing"
     _assert_once(store)
+
+
+def _merge_and_die(root: Path, sources: Sequence[Path], calls: "Synchronized[int]", last: int) -> None:
+    """Merge, and count the calls that change the disk; at the last one, if there are so many, the process is killed."""
+
+    def counting(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls.value += 1
+            if calls.value == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **options)
+
+        return call
+
+    for name in ("pwrite", "fdatasync", "fsync", "ftruncate", "link", "unlink"):
+        setattr(os, name, counting(getattr(os, name)))
+    merge(layout(root), setting(), sources, {}, lambda *told: None, lambda text: None)
+
+
+def kill_merge(folder: Path, kills: int) -> tuple[int, int]:
+    """Kill `merge` at moments spread over it, each time judging what is left and letting it go on.
+
+    Returns how many calls that change the disk a merge makes, and how many rows the killed ones had brought.
+    """
+    sources = [folder / "one", folder / "two"]
+    for root, groups in zip(sources, (range(3), range(1, 4)), strict=True):
+        store = create(root)
+        for group in groups:
+            with writing(store, group=group) as writer, writer.leased(group):
+                rows = range(4 * group, min(4 * group + 4, store.rows))
+                writer.commit([result(store, row, first_salt(row)) for row in rows])
+
+    def merged(root: Path, last: int) -> tuple[int, int]:
+        calls = _SERVER.Value("i", 0)
+        process = _SERVER.Process(target=_merge_and_die, args=(root, sources, calls, last))
+        process.start()
+        return ended(process), calls.value
+
+    code, calls = merged(folder / "calm", 0)
+    assert code == 0
+    brought = 0
+    for last in np.linspace(1, calls, kills).astype(int).tolist():
+        root = folder / f"killed-{last}"
+        assert merged(root, last)[0] == -9
+        brought += check(root)
+        merge(layout(root), setting(), sources, {}, lambda *told: None, lambda text: None)
+        assert check(root) == 14
+        for path in layout(folder / "calm").data.glob("*.npy"):
+            assert filecmp.cmp(path, layout(root).data / path.name, shallow=False), f"{path.name} differs"
+    return calls, brought

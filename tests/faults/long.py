@@ -50,10 +50,19 @@ def flip(folder: Path, count: int = 6000) -> str:
 def together(folder: Path, count: int = 20) -> str:
     """count: processes."""
     kills.train_together(folder, processes=count, models=400)
+    merged = kills.merge_beside_training(folder, models=400)
     create(folder / "made-up", setting(models=kills.WRITERS_ROWS))
     kills.write_together(folder / "made-up", processes=count)
-    trained = f"{count} `train` processes on 416 rows, {count} writers on 204"
+    trained = (
+        f"{count} `train` processes on 416 rows, {count} writers on 204, a merge beside a `train` ({merged} of 416)"
+    )
     return f"{trained}: every row once, byte-equal to one process alone"
+
+
+def merge(folder: Path, count: int = 200) -> str:
+    """count: kills."""
+    calls, brought = kills.kill_merge(folder, kills=count)
+    return f"{count} kills of `merge` (kill -9) over its {calls} calls, {brought} rows brought by then"
 
 
 FORMS: dict[str, Callable[..., str]] = {
@@ -62,6 +71,7 @@ FORMS: dict[str, Callable[..., str]] = {
     "power": power_loss,
     "flip": flip,
     "together": together,
+    "merge": merge,
 }
 
 
