@@ -55,7 +55,7 @@ def data(request: Request) -> int:
     dataset = load(request.setting, notice)
     train, test = dataset.train.images, dataset.test.images
     print(f"{request.setting.dataset}: {dataset.where}")
-    print(f"{len(train)} training and {len(test)} test images of {'x'.join(map(str, train.shape[1:]))}")
+    print(f"{len(train)} training and {len(test)} test images of {'x'.join(map(str, train.shape[1:]))}, {train.dtype}")
     print(f"sha256 {dataset.sha256()}")
     return 0
 

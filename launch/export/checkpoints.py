@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from datamodels.lasso import Progress
 from datamodels.launch.retrain import has_stored_bytes
 from datamodels.train import UserError, WorkError, expanded, function_of
-from datamodels.train.data import Dataset
+from datamodels.train.data import Dataset, Images
 from datamodels.train.store import BaseStore, Store
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def write_checkpoints(store: BaseStore, rows: NDArray[np.int64], folder: Path, p
                 )
                 raise WorkError(f"row {row}, trained again, differs from the stored row: {cause}")
             plain.load_state_dict(row_state(trained, plain.state_dict(), store.group, row))
-            _require_margins(store, row, plain, trainer)
+            _require_margins(store, row, plain, trainer, dataset.test.images)
             names.append(f"checkpoints/row_{row}.pt")
             torch.save({name: values.cpu() for name, values in plain.state_dict().items()}, folder / names[-1])
             progress("checkpoints", len(names), len(rows))
@@ -75,6 +75,7 @@ def _write_network(store: Store, dataset: Dataset, folder: Path) -> "Network":
         "network": "own" if recipe.custom_network else recipe.network,
         "width": recipe.width,
         "image": list(dataset.train.images.shape[1:]),
+        "dtype": str(dataset.train.images.dtype),
         "classes": len(dataset.classes),
         "mean": list(dataset.mean),
         "std": list(dataset.std),
@@ -111,7 +112,7 @@ def row_state(
     return state
 
 
-def _require_margins(store: Store, row: int, plain: "Network", trainer: "Trainer") -> None:
+def _require_margins(store: Store, row: int, plain: "Network", trainer: "Trainer", images: Images) -> None:
     """Raises WorkError unless the plain module gives the row's margins, but for rounding."""
     import torch
 
@@ -119,7 +120,8 @@ def _require_margins(store: Store, row: int, plain: "Network", trainer: "Trainer
 
     plain.to(trainer.device)
     with torch.inference_mode():
-        batches = trainer.shared.loaders["test"].in_order(store.setting.recipe.eval_batch)
+        size = store.setting.recipe.eval_batch
+        batches = (torch.from_numpy(images[at : at + size]).to(trainer.device) for at in range(0, len(images), size))
         logits = torch.cat([plain(batch.permute(0, 3, 1, 2)) for batch in batches])
         margins = margin(logits, trainer.shared.labels["test"]).cpu().numpy()
     stored = store.read("test_margins", row, row + 1)[0].astype(np.float32)

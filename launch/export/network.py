@@ -5,9 +5,10 @@ A copy of this file lies beside the checkpoints, with `network.json`, which desc
     model = load(folder)
     model.load_state_dict(torch.load(checkpoint, weights_only=True))
 
-A model maps images [B, C, H, W], uint8 or floats from 0 to 1, to logits [B, classes]. It normalises images by the data
-set's mean and standard deviation and averages logits over the test-time views, so the rows' margins come from these
-logits. The trainer's networks (train/trainer/models.py) have the same parameters, and kernels and groups of their own.
+A model maps images [B, C, H, W] as they are in the data set (in place of uint8, floats from 0 to 1 as well) to logits
+[B, classes]. It normalises images by the data set's mean and standard deviation and averages logits over the test-time
+views, so the rows' margins come from these logits. The trainer's networks (train/trainer/models.py) have the same
+parameters, and kernels and groups of their own.
 """
 
 import importlib.util
@@ -36,11 +37,12 @@ class Network(nn.Module):
         super().__init__()
         self.tta = about["tta"]
         """Views: `none` (the image), `mirror` (and its mirror image), `legacy_fliplr` (and its channels reversed)."""
+        self.bytes = about["dtype"] == "uint8"
         self.register_buffer("mean", torch.tensor(about["mean"])[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(about["std"])[:, None, None], persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        values = images * 255 if images.is_floating_point() else images.float()
+        values = images * 255 if self.bytes and images.is_floating_point() else images.float()
         view = (values - self.mean) / self.std
         if self.tta == "none":
             return self.logits(view)

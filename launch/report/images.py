@@ -67,7 +67,7 @@ def thumbnail(
         images = data.dataset.train if split == "train" else data.dataset.test
         image, name = images.images[number], data.dataset.classes[images.labels[number]]
         alt = f"{kind} image {number}, {name}"
-        url, soft = data_url(image), min(image.shape[:2]) > LARGEST_THUMBNAIL
+        url, soft = data_url(image, data.shades), min(image.shape[:2]) > LARGEST_THUMBNAIL
     if weight is None:
         return Thumbnail(url, alt, [name, *lines, f"#{number}"], soft)
     told, kind = signed(weight), "up" if weight > 0 else "down"
@@ -80,12 +80,17 @@ def signed(value: float) -> str:
     return f"{value:+#.3g}".replace("-", "−")
 
 
-def data_url(image: NDArray[np.uint8]) -> str:
+def data_url(image: NDArray, shades: NDArray[np.float64] | None = None) -> str:
     """An image [H, W, C] as a data URL: its own pixels as PNG, or if it is large a small JPEG.
 
-    Of 1 or 2 channels the first is shown as grey, of more the first 3 as red, green and blue.
+    Of 1 or 2 channels the first is shown as grey, of more the first 3 as red, green and blue. shades: values [2, C] of
+    black and of full brightness; None for 0 and 255.
     """
-    picture = Image.fromarray(image[..., 0] if image.shape[2] < 3 else np.ascontiguousarray(image[..., :3]))
+    pixels = image[..., : 1 if image.shape[2] < 3 else 3]
+    if shades is not None:
+        black, full = shades[:, : pixels.shape[2]]
+        pixels = np.round(255 * np.clip((pixels - black) / (full - black), 0, 1)).astype(np.uint8)
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))
     buffer = io.BytesIO()
     if max(picture.size) <= _LOSSLESS:
         kind = "png"

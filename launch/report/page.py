@@ -105,7 +105,7 @@ def write_report(
         title=f"{store.setting.dataset}, {store.setting.tag or f'alpha {store.setting.pct}%'}, {told(split)}",
         used=data.fitted.report.get("rows", {}).get("used"),
         notes=notes,
-        channels=data.dataset.train.images.shape[3] if data.dataset else None,
+        images=data.dataset.train.images if data.dataset else None,
         sections=_sections(data),
         fingerprint=fingerprint(store, split, data.fitted, dataset),
         other_reports=other_reports(store, split),

@@ -22,7 +22,7 @@ from datamodels.launch.report.cost import Work, work_of
 from datamodels.launch.report.fitted import Fitted
 from datamodels.launch.report.survey import Survey, survey
 from datamodels.train import UserError, WorkError
-from datamodels.train.data import Dataset
+from datamodels.train.data import Dataset, Images
 from datamodels.train.store import BaseStore, Store
 
 _SHOWN = 10
@@ -33,6 +33,8 @@ _COMPONENTS = 4
 """Principal components shown."""
 _FEWEST_TARGETS = 20
 """Targets from which components are shown."""
+_SAMPLED_IMAGES, _SAMPLED_SIDE = 100, 64
+"""Training images whose values say what is shown as black and as full brightness, and most pixels in each direction."""
 _CURVE_EXAMPLES = 2500
 """Training examples up to which an LDS curve takes a minute at most."""
 ROWS, COLUMNS = 256, 2000
@@ -106,6 +108,11 @@ class ReportData(Examples):
         return "training example" if self.store.groups is None else "group"
 
     @cached_property
+    def shades(self) -> NDArray[np.float64] | None:
+        """What `shades_of` gives for the training images."""
+        return shades_of(self.dataset.train.images) if self.dataset else None
+
+    @cached_property
     def work(self) -> Work | None:
         """What training took; None if that is not recorded."""
         return work_of(self.store)
@@ -155,6 +162,20 @@ def _has_own_weights(store: BaseStore, split: str) -> bool:
     """Whether the targets are the training examples, and so have weights for themselves."""
     is_train, width = split_and_output(split)[0] == "train", target_count(store, split)
     return is_train and store.groups is None and width == store.n_train
+
+
+def shades_of(images: Images) -> NDArray[np.float64] | None:
+    """Values [2, C] shown as black and as full brightness: each channel's 1st and 99th percentiles; None for uint8.
+
+    They are of pixels of some of the images. Where most are equal, it is the least value and the largest.
+    """
+    if images.dtype == np.uint8:
+        return None
+    rows, columns = (-(-side // _SAMPLED_SIDE) for side in images.shape[1:3])
+    pixels = np.stack([images[number][::rows, ::columns] for number in spread(len(images), _SAMPLED_IMAGES)])
+    least, low, high, most = np.percentile(pixels, [0, 1, 99, 100], axis=(0, 1, 2))
+    black, full = np.where(low < high, [low, high], [least, most])
+    return np.stack([black, np.where(black < full, full, black + 1)])
 
 
 def spread(total: int, count: int) -> NDArray[np.int64]:

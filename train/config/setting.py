@@ -37,10 +37,10 @@ class Data:
     """Order of the axes of your own images. `NHWC`: [N, height, width, channels]; `NCHW`: [N, channels, height, width],
     as in torch; `auto`: told from the shape, and a shape that may be either is refused."""
     mean: list[float] | None = None
-    """Mean of each channel in units of 0..255, subtracted from the images; null for the data set's usual one, and for
-    your own data that of the training images."""
+    """Mean of each channel in the images' units (0..255 for uint8), subtracted from the images; null for the data set's
+    usual one, and for your own data that of the training images."""
     std: list[float] | None = None
-    """Standard deviation of each channel in units of 0..255, which images are divided by; null as for `mean`."""
+    """Standard deviation of each channel in the same units, which images are divided by; null as for `mean`."""
     split_scheme: str = "official"
     """Splits of FMoW as in WILDS: `official`, `mixed-to-test`, or `time_after_Y`, which trains on the year Y-4."""
     form: Literal["auto", "original", "npy", "beton"] = "auto"
@@ -56,8 +56,7 @@ class Data:
     def __post_init__(self) -> None:
         for key, value in (("data.train", self.train), ("data.test", self.test), ("data.size", self.size)):
             require(value is None or value >= 1, key, value, "at least 1, or null for all")
-        in_range = all(0 <= mean <= 255 for mean in self.mean or [])
-        require(in_range, "data.mean", self.mean, "numbers from 0 to 255, or null")
+        require(all(map(math.isfinite, self.mean or [])), "data.mean", self.mean, "finite numbers, or null")
         require(all(0 < std < math.inf for std in self.std or []), "data.std", self.std, "positive numbers, or null")
 
 

@@ -1,10 +1,11 @@
-"""What every data set is read as: images [N, height, width, channels] in uint8, labels, and class names.
+"""What every data set is read as: images [N, height, width, channels] in uint8, uint16 or float32, labels, class names.
 
 Images are in memory, mapped from a file, or read when they are asked for.
 """
 
 import copy
 import hashlib
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from functools import cache, cached_property
 from typing import NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from datamodels.train.config import Outputs
 from datamodels.train.data.memory import free_host_memory
@@ -30,12 +31,12 @@ SHARED_BYTES = 1 << 22
 class LazyImages(ABC):
     """Images that are read or decoded when they are asked for, on all cores. Indexed like an array, along N alone."""
 
-    def __init__(self, shape: tuple[int, int, int, int]) -> None:
-        self.shape = shape
+    def __init__(self, shape: tuple[int, int, int, int], dtype: DTypeLike = np.uint8) -> None:
+        self.shape, self.dtype = shape, np.dtype(dtype)
         """[N, height, width, channels]"""
 
     @abstractmethod
-    def read_into(self, position: int, out: NDArray[np.uint8]) -> None:
+    def read_into(self, position: int, out: NDArray) -> None:
         """Write one image to `out` [height, width, channels]. Raises UserError."""
 
     @abstractmethod
@@ -45,13 +46,13 @@ class LazyImages(ABC):
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, pick: int | np.integer | slice | NDArray[np.int64]) -> NDArray[np.uint8]:
+    def __getitem__(self, pick: int | np.integer | slice | NDArray[np.int64]) -> NDArray:
         positions = np.arange(len(self))[pick]
-        out = np.empty((positions.size, *self.shape[1:]), np.uint8)
+        out = np.empty((positions.size, *self.shape[1:]), self.dtype)
         gather(self, positions.reshape(-1), out)
         return out if positions.ndim else out[0]
 
-    def read_many(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+    def read_many(self, positions: NDArray[np.int64], out: NDArray) -> None:
         """Write images to `out` [n, height, width, channels], in this thread. Raises UserError."""
         for place, position in enumerate(positions.tolist()):
             self.read_into(position, out[place])
@@ -63,7 +64,8 @@ class LazyImages(ABC):
         return shorter
 
 
-Images = NDArray[np.uint8] | LazyImages
+Images = NDArray | LazyImages
+"""In uint8, uint16 or float32."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,10 @@ class Dataset:
     test: Split
     classes: tuple[str, ...]
     mean: tuple[float, ...]
-    """[channels], in units of 0..255; its integer part fills the borders and holes of augmentation."""
+    """[channels], in the images' units; in their type (of integers, its whole part) it fills the borders and holes of
+    augmentation."""
     std: tuple[float, ...]
-    """[channels], in units of 0..255."""
+    """[channels], in the images' units."""
     where: str
     """Where it was read from, for people."""
 
@@ -145,7 +148,7 @@ class Dataset:
         return Declared(n_train, n_test, self.classes, outputs, self.sha256(), f"the data set in {self.where}")
 
 
-def gather(images: Images, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+def gather(images: Images, positions: NDArray[np.int64], out: NDArray) -> None:
     """Write the images at some positions to `out` [n, height, width, channels], all cores sharing the work.
 
     An array must be C-contiguous: NumPy would copy all of it otherwise.
@@ -164,7 +167,7 @@ def gather(images: Images, positions: NDArray[np.int64], out: NDArray[np.uint8])
     return None
 
 
-def chunks(images: Images) -> Iterator[NDArray[np.uint8]]:
+def chunks(images: Images) -> Iterator[NDArray]:
     """Yield all images in order, in pieces of bounded size."""
     step = max(1, CHUNK_BYTES // (nbytes(images) // len(images)))
     for start in range(0, len(images), step):
@@ -172,7 +175,7 @@ def chunks(images: Images) -> Iterator[NDArray[np.uint8]]:
 
 
 def nbytes(images: Images) -> int:
-    return int(np.prod(images.shape, dtype=np.int64))
+    return math.prod(images.shape) * images.dtype.itemsize
 
 
 def fits(size: int, free: int) -> bool:

@@ -23,12 +23,12 @@ MAPPED_BYTES = 1 << 28
 class ChannelsFirst(LazyImages):
     """The images of an array [N, channels, height, width] in a file."""
 
-    def __init__(self, array: NDArray[np.uint8], called: str) -> None:
+    def __init__(self, array: NDArray, called: str) -> None:
         n, channels, height, width = array.shape
-        super().__init__((n, height, width, channels))
+        super().__init__((n, height, width, channels), array.dtype)
         self.array, self.called = array, called
 
-    def read_into(self, position: int, out: NDArray[np.uint8]) -> None:
+    def read_into(self, position: int, out: NDArray) -> None:
         out[:] = self.array[position].transpose(1, 2, 0)
 
     def stamp(self) -> str:
@@ -48,11 +48,10 @@ def read(data: Data) -> Examples:
     folder = expanded(data.root, "data.root")
     if data.python is not None:
         arrays, classes = _from_function(data.python)
-        called = {name: f"{data.python}: {name}" for name in NAMES}
     else:
         arrays = {name: mapped(folder / f"{name}.npy") for name in NAMES}
         classes = _class_names(folder / CLASSES)
-        called = {name: str(folder / f"{name}.npy") for name in NAMES}
+    called = {name: place(data, name) for name in NAMES}
     splits, first = {}, []
     for name in ("train", "test"):
         images, labels = f"{name}_images", f"{name}_labels"
@@ -67,11 +66,9 @@ def read(data: Data) -> Examples:
             )
         splits[name] = split
     train, test = splits["train"], splits["test"]
-    if train.images.shape[1:] != test.images.shape[1:]:
-        raise UserError(
-            f"{called['test_images']} holds images {list(test.images.shape[1:])}, expected "
-            f"{list(train.images.shape[1:])} as in {called['train_images']}"
-        )
+    found, expected = (f"{each.images.dtype} images {list(each.images.shape[1:])}" for each in (test, train))
+    if found != expected:
+        raise UserError(f"{called['test_images']} holds {found}, expected {expected} as in {called['train_images']}")
     if classes is None:
         classes = _numbers(np.union1d(train.labels, test.labels), called["train_labels"])
     if len(classes) < 2:
@@ -89,21 +86,41 @@ def read(data: Data) -> Examples:
 
 
 def statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each channel of images [N, H, W, C], in units of 0..255.
+    """Return mean and standard deviation of each channel of images [N, H, W, C], in their units.
 
-    A constant channel has deviation 1. All is in whole numbers up to the last division and root, so that the result is
-    the same on every machine.
+    A constant channel has deviation 1. Of integers, all is in whole numbers up to the last division and root, so that
+    the result is the same on every machine; of float32, differences from the first pixel are summed in float64.
     """
-    n, channels = nbytes(images) // images.shape[3], range(images.shape[3])
+    n, channels = math.prod(images.shape[:3]), range(images.shape[3])
+    floats = images.dtype == np.float32
+    origin = images[:1][0, 0, 0] * np.float64(floats)
+    wide, squared = (np.float64, np.float64) if floats else (np.int64, f"u{2 * images.dtype.itemsize}")
     totals, squares = [0 for _ in channels], [0 for _ in channels]
     for chunk in chunks(images):
-        sums = chunk.sum((0, 1, 2), dtype=np.int64).tolist()
-        square_sums = np.square(chunk, dtype=np.uint16).sum((0, 1, 2), dtype=np.int64).tolist()
+        values = chunk - origin if floats else chunk
+        sums = values.sum((0, 1, 2), dtype=wide).tolist()
+        square_sums = np.square(values, dtype=squared).sum((0, 1, 2), dtype=wide).tolist()
         for channel in channels:
             totals[channel] += sums[channel]
             squares[channel] += square_sums[channel]
-    variances = [(n * square - total**2) / n**2 for total, square in zip(totals, squares, strict=True)]
-    return tuple(total / n for total in totals), tuple(math.sqrt(variance) or 1.0 for variance in variances)
+    variances = [max(0.0, (n * square - total**2) / n**2) for total, square in zip(totals, squares, strict=True)]
+    means = tuple(total / n + start for total, start in zip(totals, origin.tolist(), strict=True))
+    return means, tuple(math.sqrt(variance) or 1.0 for variance in variances)
+
+
+def refuse_not_finite(images: Images, called: str) -> None:
+    """Raises UserError naming the first image with a value that is not finite."""
+    first = 0
+    for chunk in chunks(images) if images.dtype == np.float32 else ():
+        bad = np.flatnonzero(~np.isfinite(chunk).all((1, 2, 3)))
+        if len(bad):
+            raise UserError(f"{called}: image {first + bad[0]} has a value that is not finite, expected none")
+        first += len(chunk)
+
+
+def place(data: Data, name: str) -> str:
+    """Return where one of the arrays of NAMES is read from, for people."""
+    return f"{data.python}: {name}" if data.python else str(expanded(data.root, "data.root") / f"{name}.npy")
 
 
 def _from_function(path: str) -> tuple[dict[str, NDArray], tuple[str, ...] | None]:
@@ -145,10 +162,15 @@ def _numbers(used: NDArray[np.int64], labels: str) -> tuple[str, ...]:
 
 def _check_images(array: NDArray, called: str) -> None:
     """Raises UserError unless an array can hold images."""
-    if array.dtype != np.uint8 or array.ndim not in (3, 4) or 0 in array.shape or not array.flags.c_contiguous:
+    if array.dtype not in (np.uint8, np.uint16, np.float32):
+        raise UserError(
+            f"{called} holds {array.dtype} {list(array.shape)}, expected uint8, uint16 or float32: "
+            "images.astype(np.float32), or np.uint8 or np.uint16 for whole numbers that fit there"
+        )
+    if array.ndim not in (3, 4) or 0 in array.shape or not array.flags.c_contiguous:
         order = "" if array.flags.c_contiguous else " in Fortran's order"
         raise UserError(
-            f"{called} holds {array.dtype} {list(array.shape)}{order}, expected uint8 [N, height, width], "
+            f"{called} holds {array.dtype} {list(array.shape)}{order}, expected [N, height, width], "
             "[N, height, width, channels] or [N, channels, height, width] in C's order (np.ascontiguousarray)"
         )
 
@@ -168,7 +190,7 @@ def _layout(shape: tuple[int, ...], stated: str, called: str) -> str:
     return "NCHW" if first_can_be else "NHWC"
 
 
-def _images(array: NDArray[np.uint8], layout: str, called: str) -> Images:
+def _images(array: NDArray, layout: str, called: str) -> Images:
     """Return images [N, height, width, channels]: large ones in their file, others in memory."""
     in_file = nbytes(array) >= MAPPED_BYTES and array.flags.writeable
     if array.ndim == 3:

@@ -7,6 +7,8 @@ in SOURCES; where its images may be packed, or come as an FFCV user's .beton fil
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from datamodels.train.config import INSTEAD, Data, Setting
 from datamodels.train.data import beton, cifar, digits, fmow, own
 from datamodels.train.data.images import Dataset, Examples, Split
@@ -21,11 +23,11 @@ class Source(Protocol):
 
     @property
     def MEAN(self) -> tuple[float, ...]:
-        """Mean of each channel, in units of 0..255."""
+        """Mean of each channel, in the images' units."""
 
     @property
     def STD(self) -> tuple[float, ...]:
-        """Standard deviation of each channel, in units of 0..255."""
+        """Standard deviation of each channel, in the images' units."""
 
     def read(self, data: Data) -> Examples:
         """Return all examples in the order of the published columns. Raises UserError naming the file at fault."""
@@ -65,16 +67,12 @@ def load(setting: Setting, notice: Notice = lambda text: None) -> Dataset:
         found = source.read(data) if source else own.read(data)
     train = found.train.first(data.train, "data.train").in_memory(data.resident)
     test = found.test.first(data.test, "data.test").in_memory(data.resident)
+    if not source:
+        for name, split in (("train_images", train), ("test_images", test)):
+            own.refuse_not_finite(split.images, own.place(data, name))
     mean, std = (source.MEAN, source.STD) if source else own.statistics(train.images)
-    for key, stated, usual in (("mean", data.mean, mean), ("std", data.std, std)):
-        if stated is not None and len(stated) != len(mean):
-            raise UserError(f"data.{key} is {stated}, expected {len(mean)} numbers, one a channel")
-        if stated and 0 < max(stated) <= 1 < max(usual):  # of images of zeros and ones, the usual ones are small too
-            scaled = [round(255 * value, 4) for value in stated]
-            raise UserError(
-                f"data.{key} is {stated}, which is in units of 0..1: expected units of 0..255, {scaled} "
-                f"(the usual ones here are {[round(value, 4) for value in usual]})"
-            )
+    _check_units("mean", data.mean, mean, std, train.images.dtype)
+    _check_units("std", data.std, std, std, train.images.dtype)
     if found.notice:
         notice(found.notice)
     return Dataset(train, test, found.classes, tuple(data.mean or mean), tuple(data.std or std), found.where)
@@ -123,6 +121,27 @@ def _check(setting: Setting) -> None:
                 raise UserError(f"data.{key} is {shown(getattr(data, key))}, but this key is for fmow only")
     if name in SOURCES and data.layout != "auto":
         raise UserError(f"data.layout is {data.layout!r}, but this key is for your own data only")
+
+
+def _check_units(
+    key: str, stated: list[float] | None, usual: tuple[float, ...], std: tuple[float, ...], dtype: np.dtype
+) -> None:
+    """Raises UserError unless `data.mean` or `data.std` can be in the units of the images, as the usual values are.
+
+    A factor of 16 is half way to units of 0..1 from those of 0..255. A mean of 0 is in any unit.
+    """
+    if stated is not None and len(stated) != len(usual):
+        raise UserError(f"data.{key} is {stated}, expected {len(usual)} numbers, one a channel")
+    for channel, (value, own_value, deviation) in enumerate(zip(stated or [], usual, std, strict=False)):
+        largest = 16 * max(abs(own_value), deviation)
+        low, high = (0, np.iinfo(dtype).max) if dtype.kind == "u" else (-largest, largest)
+        small = value != 0 and 16 * abs(value) < abs(own_value) and abs(own_value - value) > deviation / 4
+        if small or not low <= value <= high:
+            raise UserError(
+                f"data.{key} is {stated}: {value:g} is far from {own_value:.4g}, the usual one of channel {channel} of "
+                f"these {dtype} images; expected units of the images' own values, as in "
+                f"{[float(f'{each:.6g}') for each in usual]}"
+            )
 
 
 def _pack_paths(source: Packable, data: Data) -> list[Path]:

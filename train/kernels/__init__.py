@@ -5,10 +5,10 @@ norm_launch.py launches those of norm. pool.py is PyTorch alone. Triton is impor
 be used.
 """
 
-from datamodels.train.kernels.augment import Augment
+from datamodels.train.kernels.augment import Augment, as_tensor
 from datamodels.train.kernels.norm import activated, batch_norm_act
 from datamodels.train.kernels.pool import max_pool2d
 from datamodels.train.kernels.sgd import sgd_step
 from datamodels.train.kernels.tiling import usable
 
-__all__ = ["Augment", "activated", "batch_norm_act", "max_pool2d", "sgd_step", "usable"]
+__all__ = ["Augment", "activated", "as_tensor", "batch_norm_act", "max_pool2d", "sgd_step", "usable"]

@@ -1,9 +1,11 @@
 """Augmentation and normalisation of a batch, in the precision and with the channels that the first layer takes.
 
-Images are uint8, with a border around them for the translation, until they are normalised.
+Images keep their type, with a border around them for the translation, until they are normalised.
 """
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,7 +18,8 @@ class Augment:
     """Training images: mirror, translate, cutout (in this order), then normalise.
 
     One 64-bit draw an image: bits 0-15 mirror it, 16-31 choose the translation, 32-47 and 48-63 the cutout's place.
-    Triton and PyTorch give the same bits. A byte has 256 values, so that Triton looks up what each is normalised to.
+    Triton and PyTorch give the same bits. A byte has 256 values, so that Triton looks up what each is normalised to;
+    images of other types are left to PyTorch.
     """
 
     def __init__(
@@ -33,7 +36,7 @@ class Augment:
         self.channels = channels or own_channels
         std = torch.tensor(dataset.std, device=device)
         self.scale, self.shift = 1 / std, -torch.tensor(dataset.mean, device=device) / std
-        self.fill = torch.tensor([int(value) for value in dataset.mean], dtype=torch.uint8, device=device)
+        self.fill = as_tensor(np.array(dataset.mean).astype(dataset.train.images.dtype)).to(device)
         """The colour of borders and cutouts."""
         self.rows, self.columns = torch.arange(self.height, device=device), torch.arange(self.width, device=device)
         values = torch.arange(256, dtype=torch.uint8, device=device)[:, None].expand(256, own_channels)
@@ -42,9 +45,9 @@ class Augment:
     def __call__(self, bordered: Tensor, index_GB: Tensor, draws_GB: Tensor) -> Tensor:
         """Augmented and normalised images [G, B, H, W, channels] of those at `index_GB` in `bordered`.
 
-        bordered: uint8 [n, H + 2 translate, W + 2 translate, C], with a border of `fill`.
+        bordered: from `as_tensor` [n, H + 2 translate, W + 2 translate, C], with a border of `fill`.
         """
-        if not usable(bordered.device):
+        if bordered.dtype != torch.uint8 or not usable(bordered.device):
             return self.formatted(self.normalise(self.augmented(bordered, index_GB, draws_GB)))
         from datamodels.train.kernels import augment_triton
 
@@ -54,8 +57,9 @@ class Augment:
             )
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 images [..., C] to float32 with the data set's mean and standard deviation taken out."""
-        return torch.addcmul(self.shift, images.float(), self.scale)
+        """Images [..., C] to float32 with the data set's mean and standard deviation taken out."""
+        values = images.int() & 0xFFFF if images.dtype == torch.int16 else images
+        return torch.addcmul(self.shift, values.float(), self.scale)
 
     def formatted(self, images: Tensor) -> Tensor:
         """Normalised images [..., C] in the result's precision, with all of its channels."""
@@ -63,7 +67,7 @@ class Augment:
         return F.pad(images.to(self.dtype), (0, missing)) if missing else images.to(self.dtype)
 
     def augmented(self, bordered: Tensor, index_GB: Tensor, draws_GB: Tensor) -> Tensor:
-        """uint8 images [G, B, H, W, C]: mirrored, translated and cut out by PyTorch's operations."""
+        """Images [G, B, H, W, C] in their type: mirrored, translated and cut out by PyTorch's operations."""
         if self.recipe.translate:
             rows, columns = self.window(draws_GB)
             images = bordered[index_GB[..., None, None], rows[..., :, None], columns[..., None, :]]
@@ -87,13 +91,18 @@ class Augment:
         return rows, columns
 
     def hole(self, draws: Tensor) -> Tensor:
-        """Pixels [..., H, W] inside the cutout, a square that lies wholly in the image."""
+        """NDArray [..., H, W] inside the cutout, a square that lies wholly in the image."""
         side = self.recipe.cutout
         top = ((_field(draws, 2) * (self.height - side + 1)) >> 16)[..., None]
         left = ((_field(draws, 3) * (self.width - side + 1)) >> 16)[..., None]
         inside_rows = (self.rows >= top) & (self.rows < top + side)
         inside_columns = (self.columns >= left) & (self.columns < left + side)
         return inside_rows[..., :, None] & inside_columns[..., None, :]
+
+
+def as_tensor(images: NDArray) -> Tensor:
+    """An array of images; uint16 as int16 of the same bits, since torch has few operations for uint16."""
+    return torch.from_numpy(images.view(np.int16) if images.dtype == np.uint16 else images)
 
 
 def select(images: Tensor, index_GB: Tensor) -> Tensor:

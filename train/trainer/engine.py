@@ -66,7 +66,8 @@ class Engine:
         self._sent_order = torch.arange(group * batch, device=device).view(group, batch)
 
         # What the captured evaluation of a batch reads and writes.
-        self._eval_images = torch.zeros((recipe.eval_batch, *loader.images.shape[1:]), dtype=torch.uint8, device=device)
+        shape = recipe.eval_batch, *loader.images.shape[1:]
+        self._eval_images = torch.zeros(shape, dtype=loader.dtype, device=device)
         self._eval_logits = torch.zeros((group, recipe.eval_batch, shared.classes), device=device)
 
         self._train_graph: Callable[[], None] | None = None
@@ -160,7 +161,7 @@ class Engine:
         self._eval_logits.copy_(self._averaged_logits(self._eval_images))
 
     def _averaged_logits(self, images_BHWC: Tensor) -> Tensor:
-        """Logits [G, B, K] of uint8 images, averaged over the test-time views."""
+        """Logits [G, B, K] of images, averaged over the test-time views."""
         augment = self.shared.augment
         shown = views(augment.normalise(images_BHWC), self.setting.tta)
         return torch.stack([self._forward(augment.formatted(view[None])) for view in shown]).mean(0)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodels.train.data import Images, chunks, fits, gather
+from datamodels.train.kernels import as_tensor
 from datamodels.train.trainer.executor import Executor
 
 AHEAD = 3
@@ -21,7 +22,7 @@ AHEAD = 3
 
 
 class Loader:
-    """uint8 images of a split as tensors on a device, those for training with a border of `fill` around them.
+    """Images of a split as tensors on a device (`as_tensor`), those for training with a border of `fill` around them.
 
     resident: keep them in the device's memory, or do not, or (None) where they take at most half of what is free; on a
     CPU, an array that is mapped from a file is then read through the system's cache instead. The images are the same
@@ -35,15 +36,16 @@ class Loader:
         self.executor, self.border, self.fill = executor, border, fill
         self.resident: Tensor | None = None
         """All images [N, H + 2 border, W + 2 border, C], where they are kept on the device."""
+        self.dtype = as_tensor(np.empty(0, images.dtype)).dtype
         count, height, width, channels = self.images.shape
-        size = count * (height + 2 * border) * (width + 2 * border) * channels
+        size = count * (height + 2 * border) * (width + 2 * border) * channels * self.dtype.itemsize
         cached = executor.device.type == "cpu" and isinstance(images, np.memmap)
         if resident or (resident is None and not cached and fits(size, executor.free_memory())):
             self.resident = self._all_on_device()
 
     def batches(self, picks: Iterable[NDArray[np.int64]]) -> Iterator[Tensor]:
         """The images of each pick on the device, without their border, read ahead of their use."""
-        buffers = itertools.cycle([_Buffer(self.executor, self.images.shape[1:]) for _ in range(AHEAD + 2)])
+        buffers = itertools.cycle([_Buffer(self.executor, self.images.shape[1:], self.dtype) for _ in range(AHEAD + 2)])
         ahead: deque[tuple[_Buffer, Future[Tensor]]] = deque()
         with ThreadPoolExecutor(1) as reader:
             for pick in picks:
@@ -65,7 +67,7 @@ class Loader:
         """Memory for images with their border [count, H + 2 border, W + 2 border, C], filled where the border is."""
         height, width, channels = self.images.shape[1:]
         shape = (count, height + 2 * self.border, width + 2 * self.border, channels)
-        images = torch.empty(shape, dtype=torch.uint8, device=self.executor.device)
+        images = torch.empty(shape, dtype=self.dtype, device=self.executor.device)
         if self.border and self.fill is not None:
             images[:] = self.fill
         return images
@@ -78,16 +80,16 @@ class Loader:
 
     def _all_on_device(self) -> Tensor:
         if type(self.images) is np.ndarray and self.executor.device.type == "cpu" and not self.border:
-            return torch.from_numpy(self.images)
+            return as_tensor(self.images)
         images, start = self.empty(len(self.images)), 0
         for chunk in chunks(self.images):
-            self.without_border(images[start : start + len(chunk)]).copy_(torch.from_numpy(chunk))
+            self.without_border(images[start : start + len(chunk)]).copy_(as_tensor(chunk))
             start += len(chunk)
         return images
 
     def _read(self, pick: NDArray[np.int64], buffer: "_Buffer") -> Tensor:
         memory = buffer.memory(len(pick))
-        gather(self.images, pick, memory.numpy())
+        gather(self.images, pick, memory.numpy().view(self.images.dtype))
         return memory
 
 
@@ -98,8 +100,8 @@ class _Buffer:
     waits is asked for.
     """
 
-    def __init__(self, executor: Executor, shape: tuple[int, ...]) -> None:
-        self.executor, self.shape = executor, shape
+    def __init__(self, executor: Executor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.executor, self.shape, self.dtype = executor, shape, dtype
         self.sent = executor.event()
         self._memory: Tensor | None = None
 
@@ -108,7 +110,7 @@ class _Buffer:
         if self.sent is not None:
             self.sent.synchronize()
         if self._memory is None or len(self._memory) < count:
-            self._memory = self.executor.buffer((count, *self.shape))
+            self._memory = self.executor.buffer((count, *self.shape), self.dtype)
         return self._memory[:count]
 
 

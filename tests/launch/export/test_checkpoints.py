@@ -14,8 +14,8 @@ import torch
 
 from datamodels.launch.export import network
 from datamodels.launch.export.checkpoints import row_state
-from datamodels.train.data import load
-from datamodels.train.kernels import Augment
+from datamodels.train.data import Split, load
+from datamodels.train.kernels import Augment, as_tensor
 from datamodels.train.store import open as open_store
 from datamodels.train.trainer import margin
 from datamodels.train.trainer.engine import views
@@ -54,24 +54,37 @@ def test_checkpoints_give_the_stored_margins_without_this_package(
     assert np.abs(margins.numpy() - stored.repeat(2, axis=0)).max() < 2e-3
 
 
-@pytest.mark.parametrize(("name", "tta"), [("convnet", "legacy_fliplr"), ("resnet9", "mirror"), ("resnet18", "none")])
-def test_plain_networks_are_those_that_are_trained(name: str, tta: str) -> None:
-    dataset = replace(load(tiny()), mean=(100.0, 90.0, 80.0), std=(50.0, 60.0, 70.0))
+@pytest.mark.parametrize(
+    ("name", "tta", "dtype", "channels"),
+    [
+        ("convnet", "legacy_fliplr", "uint8", 3),
+        ("resnet9", "mirror", "uint16", 5),
+        ("resnet18", "none", "float32", 13),
+        ("convnet", "legacy_fliplr", "float32", 2),
+    ],
+)
+def test_plain_networks_are_those_that_are_trained(name: str, tta: str, dtype: str, channels: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, channels)).astype(dtype)
+    splits = {"train": Split(images, np.arange(5)), "test": Split(images, np.arange(5))}
+    dataset = replace(
+        load(tiny()), **splits, mean=(100.0,) * channels, std=tuple(50.0 + channel for channel in range(channels))
+    )
     recipe = replace(tiny().recipe, network=name, group=3 if name == "convnet" else 1)
-    trained = build(recipe, (32, 32, 3), 7).eval()
+    trained = build(recipe, (32, 32, channels), 7).eval()
     generator = torch.Generator().manual_seed(0)
     for values in trained.state_dict().values():
         if values.ndim:
             values.copy_(0.05 + 0.1 * torch.rand(values.shape, generator=generator))
-    about = {"network": name, "width": 4, "image": [32, 32, 3], "classes": 7, "tta": tta}
-    plain = network.build({**about, "mean": dataset.mean, "std": dataset.std})
-    images = torch.randint(0, 256, (5, 32, 32, 3), dtype=torch.uint8, generator=generator)
-    shown = views(Augment(dataset, recipe, torch.device("cpu")).normalise(images), tta)
+    about = {"network": name, "width": 4, "image": [32, 32, channels], "classes": 7, "tta": tta}
+    plain = network.build({**about, "dtype": dtype, "mean": dataset.mean, "std": dataset.std})
+    shown = views(Augment(dataset, recipe, torch.device("cpu")).normalise(as_tensor(images)), tta)
     with torch.inference_mode():
         wanted = torch.stack([trained(view[None]) for view in shown]).mean(0)
         for place in range(recipe.group):
             plain.load_state_dict(row_state(trained.state_dict(), plain.state_dict(), recipe.group, 30 + place))
-            torch.testing.assert_close(plain(images.permute(0, 3, 1, 2)), wanted[place], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                plain(torch.from_numpy(images).permute(0, 3, 1, 2)), wanted[place], rtol=1e-4, atol=1e-4
+            )
 
 
 def test_a_row_that_comes_out_different_is_not_exported(

@@ -21,6 +21,7 @@ from datamodels.launch.report.fitted import Fitted
 from datamodels.launch.report.images import LARGEST_THUMBNAIL, data_url
 from datamodels.launch.report.lambda_path import lambda_paths
 from datamodels.launch.report.page import prose
+from datamodels.launch.report.report_data import shades_of
 from datamodels.train.config import Fit
 from datamodels.train.data.sources import Dataset
 from datamodels.train.store.layout import Layout
@@ -346,6 +347,20 @@ def test_thumbnails_are_the_images_first_channel_as_grey_or_first_three_as_colou
     picture = Image.open(io.BytesIO(content))
     assert picture.mode == ("L" if shown == 1 else "RGB")
     np.testing.assert_array_equal(np.asarray(picture).reshape(8, 6, shown), image[..., :shown])
+
+
+def test_thumbnails_of_other_types_are_shown_between_two_percentiles() -> None:
+    random = np.random.default_rng(0)
+    images = np.concatenate([random.normal(280, 9, (20, 70, 65, 4)), np.full((20, 70, 65, 1), 7)], 3).astype(np.float32)
+    images[..., 1] = (images[..., 1] > 310) * 0.5  # nearly always 0
+    images = images[..., [4, 1, 0, 3]]
+    shades = shades_of(images)
+    assert shades is not None
+    np.testing.assert_allclose(shades[:, :2], [[7, 0], [8, 0.5]])
+    np.testing.assert_allclose(shades[:, 2], 280 + 9 * np.array([-2.326, 2.326]), atol=0.5)
+    content = base64.b64decode(data_url(images[0, :8, :6], shades).partition(",")[2])
+    wanted = np.round(255 * np.clip((images[0, :8, :6] - shades[0]) / (shades[1] - shades[0]), 0, 1))
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), wanted[..., :3])
 
 
 def test_bars_hold_every_value_and_tell_how_many() -> None:

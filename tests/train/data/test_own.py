@@ -1,5 +1,6 @@
 """A user's own data: read from .npy files, refused where they do not fit, and good for every command."""
 
+import math
 import re
 import shlex
 from pathlib import Path
@@ -127,13 +128,16 @@ def test_mean_and_deviation_are_those_of_the_training_images_in_use(tmp_path: Pa
 def test_statistics_do_not_depend_on_how_images_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     from datamodels.train.data import images
 
-    array = np.random.default_rng(1).integers(0, 256, (50, 4, 4, 2), dtype=np.uint8)
-    array[..., 1] = 9
-    whole = own.statistics(array)
-    monkeypatch.setattr(images, "CHUNK_BYTES", 100)
-    assert own.statistics(array) == whole
-    assert whole[0][1] == 9
-    assert whole[1][1] == 1
+    for dtype, offset in ((np.uint8, 0), (np.uint16, 65000), (np.float32, 1e5)):
+        array = (np.random.default_rng(1).integers(0, 256, (50, 4, 4, 2)) + offset).astype(dtype)
+        array[..., 1] = 9.3
+        monkeypatch.undo()
+        whole = own.statistics(array)
+        monkeypatch.setattr(images, "CHUNK_BYTES", 100)
+        np.testing.assert_allclose(own.statistics(array), whole, rtol=1e-14 if dtype == np.float32 else 0)
+        np.testing.assert_allclose(whole[0][0], array[..., 0].mean(dtype=np.float64), rtol=1e-14)
+        np.testing.assert_allclose(whole[1][0], array[..., 0].std(dtype=np.float64), rtol=1e-12)
+        assert (whole[0][1], whole[1][1]) == (array[0, 0, 0, 1], 1)
 
 
 def test_a_config_may_state_mean_and_deviation(folder: Path) -> None:
@@ -141,21 +145,57 @@ def test_a_config_may_state_mean_and_deviation(folder: Path) -> None:
     assert (load(stated).mean, load(stated).std) == ((100,), (50.0,))
     assert identity(stated.to_dict()) != identity(setting(folder).to_dict())
     assert refusal(setting(folder, mean=[1.0, 2.0])) == "data.mean is [1.0, 2.0], expected 1 numbers, one a channel"
-    for key, value in (("mean", [256.0]), ("std", [0.0])):
+    for key, value in (("mean", [math.inf]), ("std", [0.0])):
         with pytest.raises(UserError, match=f"data.{key} is"):
             Data(**{key: value})
 
 
-@pytest.mark.parametrize(("key", "value"), [("mean", 0.3), ("std", 0.25), ("std", 1.0)])
-def test_means_and_deviations_in_units_of_0_to_1_are_refused_with_those_of_0_to_255(
+@pytest.mark.parametrize(
+    ("key", "value"), [("mean", 0.3), ("std", 0.25), ("std", 1.0), ("mean", 256.0), ("mean", -90.0)]
+)
+def test_means_and_deviations_in_other_units_are_refused_with_the_images_own(
     folder: Path, key: str, value: float
 ) -> None:
-    said = f"data.{key} is [{value}], which is in units of 0..1: expected units of 0..255, [{255 * value}] (the usual"
+    own_value = getattr(load(setting(folder)), key)[0]
+    said = f"data.{key} is [{value}]: {value:g} is far from {own_value:.4g}, the usual one of channel 0 of these uint8"
     assert said in refusal(setting(folder, **{key: [value]}))
     assert load(setting(folder, mean=[0.0], std=[255.0])).mean == (0.0,), "as torchvision's ToTensor"
     for name in ("train_images", "test_images"):
         np.save(folder / f"{name}.npy", np.load(folder / f"{name}.npy") // 128)
-    load(setting(folder, **{key: [value]}))  # of images of zeros and ones
+    if 0 <= value <= 1:
+        load(setting(folder, **{key: [value]}))  # of images of zeros and ones
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "key", "stated", "bad"),
+    [
+        ("uint8", 1, "mean", (118, 0.5, 0.4), 0.5),
+        ("uint8", 1, "std", (60, 60, 0.2), 0.2),
+        ("uint16", 257, "mean", (118, 118, 118), 118),
+        ("uint16", 257, "mean", (30000, 25000, 66000), 66000),
+        ("uint16", 257, "std", (65535, 65535, 65535), None),
+        ("float32", 1 / 255, "mean", (0.485, 0.456, 0.406), None),
+        ("float32", 1 / 255, "mean", (0.485, 0.456, 123), 123),
+        ("float32", 1 / 255, "std", (58, 57, 57), 58),
+        ("float32", 1, "mean", (0, 0, 0), None),
+        ("float32", 1, "std", (58, 57, 0.2), 0.2),
+    ],
+)
+def test_each_number_has_to_be_in_the_units_of_the_images(
+    tmp_path: Path, dtype: str, scale: float, key: str, stated: tuple[float, ...], bad: float | None
+) -> None:
+    folder = write(tmp_path / "data", channels=3)
+    for name in ("train_images", "test_images"):
+        np.save(
+            folder / f"{name}.npy", np.multiply(np.load(folder / f"{name}.npy"), scale, dtype=np.float64).astype(dtype)
+        )
+    if bad is None:
+        assert getattr(load(setting(folder, **{key: list(stated)})), key) == stated
+    else:
+        channel = stated.index(bad)
+        own_value = getattr(load(setting(folder)), key)[channel]
+        said = f": {bad:g} is far from {own_value:.4g}, the usual one of channel {channel} of these {dtype} images"
+        assert said in refusal(setting(folder, **{key: list(stated)}))
 
 
 def test_large_images_stay_in_their_file_and_give_the_same_data_set(
@@ -175,11 +215,19 @@ LABELS = np.arange(40) % 3
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"train_images": np.zeros((40, 8, 8, 1))}, "train_images.npy holds float64 [40, 8, 8, 1], expected uint8 [N"),
-        ({"test_images": np.zeros((30, 64), np.uint8)}, "test_images.npy holds uint8 [30, 64], expected uint8 [N"),
+        (
+            {"train_images": np.zeros((40, 8, 8, 1))},
+            "holds float64 [40, 8, 8, 1], expected uint8, uint16 or float32: im",
+        ),
+        ({"test_images": np.zeros((30, 8, 8), ">u2")}, "test_images.npy holds >u2 [30, 8, 8], expected uint8, uint16"),
+        (
+            {"test_images": np.zeros((30, 8, 8), "f4")},
+            "holds float32 images [8, 8, 1], expected uint8 images [8, 8, 1]",
+        ),
+        ({"test_images": np.zeros((30, 64), np.uint8)}, "test_images.npy holds uint8 [30, 64], expected [N"),
         ({"test_images": np.zeros((0, 8, 8), np.uint8)}, "test_images.npy holds uint8 [0, 8, 8], expected"),
         ({"train_images": np.zeros((40, 8, 8), np.uint8, "F")}, "holds uint8 [40, 8, 8] in Fortran's order, expected"),
-        ({"test_images": np.zeros((30, 9, 8), np.uint8)}, "holds images [9, 8, 1], expected [8, 8, 1] as in"),
+        ({"test_images": np.zeros((30, 9, 8), np.uint8)}, "[9, 8, 1], expected uint8 images [8, 8, 1] as in"),
         ({"train_labels": LABELS + 0.5}, "train_labels.npy holds float64 [40], expected integers [N]"),
         ({"train_labels": LABELS[:, None]}, "train_labels.npy holds int64 [40, 1], expected integers [N]"),
         ({"train_labels": LABELS[:39]}, "train_labels.npy holds 39 labels, but"),
@@ -197,6 +245,20 @@ def test_arrays_that_do_not_fit_are_refused_by_name(tmp_path: Path, changes: dic
         assert said in refusal(setting(folder))
     else:
         load(setting(folder))
+
+
+@pytest.mark.parametrize(("name", "bad", "layout"), [("train", math.nan, "NHWC"), ("test", -math.inf, "NCHW")])
+def test_values_that_are_not_finite_are_refused_with_the_first_image(
+    tmp_path: Path, name: str, bad: float, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = {f"{split}_images": np.ones((40, 2, 6, 6), np.float32) for split in ("train", "test")}
+    images[f"{name}_images"][[23, 31], 1, 1, 1] = bad
+    folder = write(tmp_path / "data", **images, test_labels=LABELS)
+    for mapped_bytes in (1, 1 << 28):
+        monkeypatch.setattr(own, "MAPPED_BYTES", mapped_bytes)
+        said = f"{folder}/{name}_images.npy: image 23 has a value that is not finite, expected none"
+        assert refusal(setting(folder, layout=layout)) == said
+    load(setting(folder, layout=layout, **{name: 23}))
 
 
 def test_labels_beyond_the_class_names_are_refused(folder: Path) -> None:
@@ -226,17 +288,23 @@ def test_a_missing_file_names_all_four_and_the_built_in_data_sets(tmp_path: Path
     )
 
 
-def test_every_command_takes_own_data(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = tmp_path / "root"
+def test_every_command_takes_own_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, root = write(tmp_path / "data", channels=5), tmp_path / "root"
+    for name in ("train_images", "test_images"):
+        np.save(folder / f"{name}.npy", np.load(folder / f"{name}.npy").astype(np.uint16) * 257)
     options = [*TINY, "--dataset=mine", f"--data.root={folder}", "--data.test=null", "--fit.share=0.3", "--root", root]
 
     def called(name: str, *more: object) -> Outcome:
         return in_process(capsys, name, DIGITS, *options, *more)
 
-    assert f"mine: {folder}\n40 training and 30 test images of 8x8x1" in called("data").out
+    assert f"mine: {folder}\n40 training and 30 test images of 8x8x5, uint16" in called("data").out
     for name in ("init", "train", "fit", "report", "run"):
         assert called(name).code == 0, name
     assert "2 rows trained again byte-equal" in called("verify", "--retrain", 2).out
+    assert called("export", "--to", "quanda", "--checkpoints", "0:2").code == 0, "margins of the plain network agree"
+    page = (root / "mine" / "report_test_50pct.html").read_text()
+    assert "Of an image's 5 channels the first 3 are shown" in page
+    assert "Images are uint16; each channel is shown from the 1st percentile" in page
     assert "(it was there already)" in called("init").out
     np.save(folder / "test_labels.npy", (np.arange(30) + 1) % 3)
     assert f"the data set in {folder} has sha256" in called("init").error
@@ -275,7 +343,7 @@ def test_data_from_a_python_file_are_the_same_for_every_worker(
         (
             "import numpy as np\ndef dataset():\n    return dict.fromkeys(['train_images', 'train_labels', "
             "'test_images', 'test_labels'], np.zeros(3))",
-            ": train_images holds float64 [3], expected uint8 [N, height, width]",
+            ": train_images holds float64 [3], expected uint8, uint16 or float32",
         ),
         ("raise SystemExit(3)", ", line 1: SystemExit: 3"),
     ],

@@ -12,7 +12,7 @@ from datamodels.train.trainer.engine import views
 from datamodels.train.trainer.executor import Executor
 from datamodels.train.trainer.loader import Loader
 
-MEAN, STD, FILL = (125.307, 122.961, 113.8575), (51.5865, 50.847, 51.255), (125, 122, 113)
+MEAN, STD = (125.307, 122.961, 113.8575), (51.5865, 50.847, 51.255)
 RECIPES = [
     (Recipe(flip=True, translate=2, cutout=4), (6, 32, 32, 3), 8),
     (Recipe(flip=True, translate=2, cutout=4), (6, 32, 32, 3), 3),
@@ -23,10 +23,12 @@ RECIPES = [
 """With the images' shape and the channels of the result."""
 
 
-def dataset(shape: tuple[int, ...]) -> Dataset:
-    images = torch.randint(256, shape, dtype=torch.uint8).numpy()
+def dataset(shape: tuple[int, ...], dtype: str = "uint8") -> Dataset:
+    scale = {"uint8": 1, "uint16": 257, "float32": 1 / 255}[dtype]
+    images = (scale * torch.randint(256, shape).numpy()).astype(dtype)
     split = Split(images, np.arange(len(images)))
-    return Dataset(split, split, tuple(map(str, range(len(images)))), MEAN[: shape[3]], STD[: shape[3]], "here")
+    mean, std = (tuple(scale * value for value in values[: shape[3]]) for values in (MEAN, STD))
+    return Dataset(split, split, tuple(map(str, range(len(images)))), mean, std, "here")
 
 
 def batch(data: Dataset, augment: Augment, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,33 +39,35 @@ def batch(data: Dataset, augment: Augment, device: torch.device) -> tuple[Tensor
     return bordered, torch.randint(len(data.train.images), (2, 20), device=device), draws.to(device)
 
 
-def expected(image: np.ndarray, draw: int, recipe: Recipe) -> np.ndarray:
+def expected(image: np.ndarray, draw: int, recipe: Recipe, data: Dataset) -> np.ndarray:
     """The recipe's augmentation of one image, step by step."""
     height, width, channels = image.shape
+    fill = np.array(data.mean).astype(image.dtype)
     t, side = recipe.translate, recipe.cutout
     fields = [(draw >> shift) & 0xFFFF for shift in (0, 16, 32, 48)]
     if recipe.flip and fields[0] & 1:
         image = image[:, ::-1]
-    padded = np.full((height + 2 * t, width + 2 * t, channels), FILL[:channels], np.uint8)
+    padded = np.full((height + 2 * t, width + 2 * t, channels), fill)
     padded[t : t + height, t : t + width] = image
     y, x = divmod(fields[1] * (2 * t + 1) ** 2 >> 16, 2 * t + 1)
     image = padded[y : y + height, x : x + width].copy()
     if side:
         y, x = fields[2] * (height - side + 1) >> 16, fields[3] * (width - side + 1) >> 16
-        image[y : y + side, x : x + side] = FILL[:channels]
-    return (image.astype(np.float64) - MEAN[:channels]) / STD[:channels]
+        image[y : y + side, x : x + side] = fill
+    return (image.astype(np.float64) - data.mean) / data.std
 
 
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize(("recipe", "shape", "channels"), RECIPES)
 def test_batches_equal_a_plain_statement_of_the_recipe(
-    recipe: Recipe, shape: tuple[int, ...], channels: int, device: torch.device
+    recipe: Recipe, shape: tuple[int, ...], channels: int, kind: str, device: torch.device
 ) -> None:
-    data = dataset(shape)
+    data = dataset(shape, kind)
     augment = Augment(data, recipe, device, torch.float32, channels)
     bordered, index, draws = batch(data, augment, device)
     found = augment(bordered, index, draws).cpu().numpy()
     for g, b in np.ndindex(*index.shape):
-        image = expected(data.train.images[index[g, b]], int(draws[g, b]) % 2**64, recipe)
+        image = expected(data.train.images[index[g, b]], int(draws[g, b]) % 2**64, recipe, data)
         np.testing.assert_allclose(found[g, b, ..., : shape[3]], image, atol=2e-6)
 
 

@@ -121,9 +121,9 @@ class LateGpu(FakeGpu):
         self.uncopied: dict[Event, torch.Tensor] = {}
         self.copied: list[torch.Tensor] = []
 
-    def buffer(self, shape: Sequence[int]) -> torch.Tensor:
+    def buffer(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         self.allocated += 1
-        return super().buffer(shape)
+        return super().buffer(shape, dtype)
 
     def event(self) -> Event:
         gpu = self

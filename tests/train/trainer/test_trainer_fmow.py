@@ -81,7 +81,7 @@ class Read(LazyImages):
     """Images that are read one by one from an array."""
 
     def __init__(self, images: np.ndarray) -> None:
-        super().__init__(images.shape)
+        super().__init__(images.shape, images.dtype)
         self.images = images
 
     def read_into(self, position: int, out: np.ndarray) -> None:
@@ -129,6 +129,17 @@ def test_a_row_does_not_depend_on_where_its_images_are(dataset: Dataset, tmp_pat
             splits[name] = Split(make(split.images, tmp_path / form / name), split.labels)
         for resident in (None, True, False):
             assert row(replace(dataset, **splits), translate, resident) == expected, (form, resident)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_a_row_does_not_depend_on_the_type_of_its_images(dataset: Dataset, tmp_path: Path, dtype: type) -> None:
+    for translate, form, resident in ((0, "array", True), (2, "array", True), (0, "read", False), (2, "mapped", False)):
+        expected, splits = row(dataset, translate, True), {}
+        for name in ("train", "test"):
+            split, folder = getattr(dataset, name), tmp_path / form / name
+            folder.mkdir(parents=True, exist_ok=True)
+            splits[name] = Split(FORMS[form](split.images.astype(dtype), folder), split.labels)
+        assert row(replace(dataset, **splits), translate, resident) == expected, (translate, form)
 
 
 MEMORY = """
