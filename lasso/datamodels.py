@@ -179,6 +179,10 @@ class Datamodels(Summary):
 
             top = fitted.top_examples(3, k=5, sign="positive")
             print(top.indices, top.weights)
+
+        Of datamodels whose weights are of groups, indices are those of groups; `store.groups` [N_train] says who is in:
+
+            print([np.flatnonzero(store.groups == group) for group in top.indices])
         """
         _check_index(target, self.stored_weight.shape[1], "target")
         return _top(self.columns(np.array([target]))[0][:, 0], k, sign)
@@ -212,7 +216,8 @@ class Datamodels(Summary):
 
     def _summary(self) -> dict[str, str]:
         n_train, targets = self.stored_weight.shape
-        found = {"weight": f"{n_train:,} training examples x {targets:,} targets", "file": str(self.path)}
+        features = "groups" if "groups" in self.arrays else "training examples"
+        found = {"weight": f"{n_train:,} {features} x {targets:,} targets", "file": str(self.path)}
         if report := self.report:
             found["fitted to"] = f"{report['rows']['used']:,} models, {report['split']} split of {report['dataset']}"
             found["duality gap"] = f"at most {report['relative_gap']['max']:.2g} of the objective at 0"

@@ -116,9 +116,12 @@ def evaluation_rows(store: Store) -> NDArray[np.int64]:
         store.leave_out(store.models, store.rows)
     rows = store.evaluation_rows()
     if not len(rows):
+        instead = "run `datamodels train`, with eval_models above 0"
+        if isinstance(store, PublishedStore):
+            instead = "eval_models says how many of the last rows are for evaluation"
         raise UserError(
             f"none of {store.rows - store.models} evaluation rows of {store.setting.dataset} {store.setting.file_tag} "
-            "is completed, expected some: run `datamodels train`, with eval_models above 0"
+            f"is completed, expected some: {instead}"
         )
     return rows
 

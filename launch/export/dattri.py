@@ -23,13 +23,7 @@ _INSTEAD = "dattri takes subsets of one size; `--to trak` and `--to quanda` take
 
 
 def write(
-    store: BaseStore,
-    folder: Path,
-    progress: Progress,
-    *,
-    split: str = "test",
-    rows: Rows | None = None,
-    margin: str = "store",
+    store: BaseStore, folder: Path, progress: Progress, *, split: str = "test", rows: Rows = None, margin: str = "store"
 ) -> dict[str, Any]:
     """Raises UserError if masks differ in size, or if rows, logits or datamodels are missing; WorkError."""
     if store.setting.mask == "bernoulli":

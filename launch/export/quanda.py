@@ -18,7 +18,7 @@ from datamodels.train.store import BaseStore
 
 
 def write(
-    store: BaseStore, folder: Path, progress: Progress, *, rows: Rows | None = None, checkpoints: Rows | None = None
+    store: BaseStore, folder: Path, progress: Progress, *, rows: Rows = None, checkpoints: Rows = None
 ) -> dict[str, Any]:
     """Raises UserError if rows or what their training needs are missing, WorkError for damaged rows."""
     if checkpoints and rows:

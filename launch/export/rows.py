@@ -15,11 +15,11 @@ from datamodels.launch.progress import notice
 from datamodels.train import UserError
 from datamodels.train.store import BaseStore
 
-Rows = Sequence[int]
-"""Numbers of rows, ascending."""
+Rows = Sequence[int] | None
+"""Numbers of rows, ascending; None for the completed evaluation rows."""
 
 
-def choose(store: BaseStore, rows: Rows | None) -> NDArray[np.int64]:
+def choose(store: BaseStore, rows: Rows) -> NDArray[np.int64]:
     """Numbers of those rows that are completed, or else of the completed evaluation rows; a notice counts the others.
 
     Raises UserError if none is completed, WorkError for damaged files.
@@ -29,7 +29,7 @@ def choose(store: BaseStore, rows: Rows | None) -> NDArray[np.int64]:
     first, last = int(asked[0]), int(asked[-1])
     chosen = evaluation_rows(store) if rows is None else asked[store.completed(first, last + 1)[asked - first]]
     if not len(chosen):
-        raise UserError(f"none of the rows {first} to {last} is completed: run `datamodels train`")
+        raise UserError(f"none of the rows {first} to {last} is completed, expected some")
     if left_out := len(asked) - len(chosen):
         notice(f"{left_out} of the rows {first} to {last} are missing or failed and are left out")
     return chosen
@@ -41,7 +41,7 @@ class Subsets:
     block_values = 2**24
     """Values of one array in memory at a time."""
 
-    def __init__(self, store: BaseStore, rows: Rows | None, progress: Progress) -> None:
+    def __init__(self, store: BaseStore, rows: Rows, progress: Progress) -> None:
         """Raises UserError for too few masks, or for rows that do not share masks as runs_per_mask says; WorkError."""
         self.store, self.progress = store, progress
         self.rows = choose(store, rows)
@@ -54,7 +54,7 @@ class Subsets:
         if self.count < LEAST_MASKS:
             raise UserError(
                 f"the completed rows chosen have {self.count} masks, expected at least {LEAST_MASKS}: name more with "
-                "--rows, or run `datamodels train`"
+                "--rows"
             )
         refuse_unshared_masks(store, self.rows)
 

@@ -16,13 +16,7 @@ from datamodels.train.store import BaseStore
 
 
 def write(
-    store: BaseStore,
-    folder: Path,
-    progress: Progress,
-    *,
-    split: str = "test",
-    rows: Rows | None = None,
-    margin: str = "store",
+    store: BaseStore, folder: Path, progress: Progress, *, split: str = "test", rows: Rows = None, margin: str = "store"
 ) -> dict[str, Any]:
     """Raises UserError if rows or logits are missing, WorkError for damaged rows."""
     subsets = Subsets(store, rows, progress)

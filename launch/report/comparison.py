@@ -25,7 +25,7 @@ def write_comparison(
     stores, fitted: A's and B's. dataset: for the images; None leaves them out. Raises UserError, WorkError.
     """
     a, b = stores
-    data = Examples(a, split, None if a.groups is not None else dataset)
+    data = Examples(a, split, dataset)
     config, other = (dict(flatten(store.setting.to_dict())) for store in stores)
     mean = float(found.similarity.mean())
     similarity = {
@@ -67,5 +67,7 @@ def _least_similar(data: Examples, fitted: Sequence[Datamodels], found: Comparis
             if each.own is not None:
                 weight[target] = 0
         numbers = np.arange(len(weights[0]))
-        cases.append(Case(image, *(case_of(data, None, weight, "train", numbers).positive for weight in weights)))
+        cases.append(
+            Case(image, *(case_of(data, None, weight, data.feature_split, numbers).positive for weight in weights))
+        )
     return cases

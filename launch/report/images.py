@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datamodels.lasso import Components
+from datamodels.launch.progress import counted
 from datamodels.launch.report.report_data import Examples, ReportData
 
 _NEIGHBOURS = 6
@@ -57,22 +58,30 @@ def thumbnail(
 ) -> Thumbnail:
     """An image of a split over its class, its weight, `lines` and its number; the bar is |weight| / largest.
 
-    what: what the weight is called.
+    A group (split `group`) is shown by up to four of its images. what: what the weight is called.
     """
-    kind = "training" if split == "train" else "test"
+    kind = {"train": f"training {data.thing}", "test": f"test {data.thing}", "group": "group"}[split]
+    lines = [*lines, f"group {number}" if split == "group" else f"#{number}"]
     if data.dataset is None:
         name, url, soft = data.name(split, number), "", False
-        alt = f"{kind} example {number}, {name}"
     else:
-        images = data.dataset.train if split == "train" else data.dataset.test
-        image, name = images.images[number], data.dataset.classes[images.labels[number]]
-        alt = f"{kind} image {number}, {name}"
-        url, soft = data_url(image, data.shades), min(image.shape[:2]) > LARGEST_THUMBNAIL
+        images = data.dataset.test if split == "test" else data.dataset.train
+        numbers = np.array([number])
+        if split == "group":
+            numbers = data.members(number)
+            lines.append(counted(len(numbers), "image"))
+        shown = [images.images[each] for each in numbers[:4].tolist()]
+        if len(shown) > 1:
+            shown += [np.zeros_like(shown[0])] * (4 - len(shown))
+            shown = [np.concatenate([np.concatenate(shown[:2], axis=1), np.concatenate(shown[2:], axis=1)])]
+        name = ", ".join(dict.fromkeys(data.dataset.classes[label] for label in images.labels[numbers[:4]]))
+        url, soft = data_url(shown[0], data.shades), min(shown[0].shape[:2]) > LARGEST_THUMBNAIL
+    alt = f"{kind} {number}, {name}"
     if weight is None:
-        return Thumbnail(url, alt, [name, *lines, f"#{number}"], soft)
+        return Thumbnail(url, alt, [name, *lines], soft)
     told, kind = signed(weight), "up" if weight > 0 else "down"
     share = min(1.0, abs(weight) / largest)
-    return Thumbnail(url, f"{alt}, {what} {told}", [name, told, *lines, f"#{number}"], soft, kind, share)
+    return Thumbnail(url, f"{alt}, {what} {told}", [name, told, *lines], soft, kind, share)
 
 
 def signed(value: float) -> str:
@@ -113,7 +122,7 @@ def target_cases(data: ReportData) -> list[Case]:
         if data.survey.own is not None:
             lines.append(f"self {signed(float(data.survey.own[place]))}")
         image = thumbnail(data, data.side, target, lines)
-        cases.append(case_of(data, image, weight, "train", np.arange(len(weight))))
+        cases.append(case_of(data, image, weight, data.feature_split, np.arange(len(weight))))
     return cases
 
 
@@ -125,7 +134,7 @@ def influential_cases(data: ReportData) -> list[Case]:
     for example, weight in zip(order.tolist(), data.fitted.rows(order), strict=True):
         if data.survey.own is not None:
             weight[targets == example] = 0
-        image = thumbnail(data, "train", example, [f"mean {influence[example]:.3g}"])
+        image = thumbnail(data, data.feature_split, example, [f"mean {influence[example]:.3g}"])
         cases.append(case_of(data, image, weight, data.side, targets))
     return cases
 
@@ -134,7 +143,7 @@ def component_cases(data: Examples, found: Components, targets: NDArray[np.int64
     """For each component the training images at its ends, and those of the targets, whose numbers are `targets`."""
     every = np.arange(len(found.examples))
     return [
-        (case_of(data, None, along, "train", every), case_of(data, None, place, data.side, targets, "place"))
+        (case_of(data, None, along, data.feature_split, every), case_of(data, None, place, data.side, targets, "place"))
         for along, place in zip(found.examples.T, found.targets.T, strict=True)
     ]
 

@@ -132,15 +132,15 @@ def filled(template: str, **values: Any) -> Markup:
 def _sections(data: ReportData) -> list[tuple[str, str, Markup]]:
     """Name, heading and HTML of each section; a section's template has its name."""
     sections: list[tuple[str, str, dict[str, Any]]] = [("quality", "Quality", quality(data))]
-    if data.dataset or data.names["train"]:
-        things = "images" if data.dataset else "examples"
+    features = f"{data.feature.removeprefix('training ')}s"
+    if data.illustrated:
         sections += [
-            ("targets", "Largest weights", {"cases": target_cases(data), "things": things}),
-            ("influential", f"Most influential {things}", {"cases": influential_cases(data), "things": things}),
+            ("targets", "Largest weights", {"cases": target_cases(data)}),
+            ("influential", f"Most influential {features}", {"cases": influential_cases(data)}),
         ]
         if (found := data.components) and len(found.shares):
             cases = component_cases(data, found, data.fitted.targets)
-            sections.append(("components", "Components", {"found": found, "cases": cases, "things": things}))
+            sections.append(("components", "Components", {"found": found, "cases": cases}))
     if removed := counterfactual(data):
         sections.append(("counterfactual", "Counterfactuals", removed))
     run = {
@@ -151,7 +151,7 @@ def _sections(data: ReportData) -> list[tuple[str, str, Markup]]:
     if data.output == "margins":  # of other outputs, it is not known that more is better
         sections += [
             ("duplicates", "Suspected duplicates", duplicates(data)),
-            ("harmful", f"Harmful {'images' if data.dataset else 'examples'}", harmful(data)),
+            ("harmful", f"Harmful {features}", harmful(data)),
         ]
     sections += [
         ("fit", "Fit", fit(data)),

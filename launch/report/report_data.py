@@ -17,7 +17,7 @@ from datamodels.lasso import (
     target_count,
 )
 from datamodels.lasso.evaluation import EvaluationRows, Tile, curve, evaluate, read_curve, write_curve
-from datamodels.launch.progress import notice
+from datamodels.launch.progress import counted, notice
 from datamodels.launch.report.cost import Work, work_of
 from datamodels.launch.report.fitted import Fitted
 from datamodels.launch.report.survey import Survey, survey
@@ -27,6 +27,8 @@ from datamodels.train.store import BaseStore, Store
 
 _SHOWN = 10
 """Targets shown with their training images."""
+_NAMED = 3
+"""Examples of a group that are named."""
 _PLOTTED = 40
 """Targets whose predictions are plotted."""
 _COMPONENTS = 4
@@ -53,12 +55,21 @@ class Examples:
 
     @cached_property
     def names(self) -> dict[str, list[str] | None]:
-        """Names or texts of training and test examples, where there are any and weights are of examples."""
-        grouped = self.store.groups is not None
-        return {split: None if grouped and split == "train" else self.store.names(split) for split in ("train", "test")}
+        """Names or texts of training and test examples, where there are any."""
+        return {split: self.store.names(split) for split in ("train", "test")}
+
+    @property
+    def illustrated(self) -> bool:
+        """Whether more can be shown of what has weights than numbers."""
+        return bool(self.dataset or self.names["train"] or self.store.groups is not None)
 
     def name(self, split: str, number: int) -> str:
-        """An example's name or text, or its number."""
+        """An example's name or text, or its number; of a group (split `group`) those of its first examples."""
+        if split == "group":
+            members = self.members(number)
+            named = [self.name("train", example) for example in members[:_NAMED].tolist()]
+            more = ", ..." if len(members) > _NAMED else ""
+            return f"{', '.join(named)}{more} ({counted(len(members), self.thing)})"
         names = self.names[split]
         return f"#{number}" if names is None or number >= len(names) else names[number]
 
@@ -82,6 +93,30 @@ class Examples:
         """The same of one target, for people."""
         return self.output.removesuffix("s") if self.output == "margins" else self.output
 
+    @property
+    def thing(self) -> str:
+        """What an example is, for people."""
+        return "image" if self.dataset else "example"
+
+    @property
+    def feature(self) -> str:
+        """What the weights are of, for people."""
+        return f"training {self.thing}" if self.store.groups is None else "group"
+
+    @property
+    def feature_split(self) -> str:
+        """What the weights are of: `train`, or `group`."""
+        return "train" if self.store.groups is None else "group"
+
+    def members(self, group: int) -> NDArray[np.int64]:
+        """The training examples of a group."""
+        return np.flatnonzero(self.store.groups == group)
+
+    @cached_property
+    def shades(self) -> NDArray[np.float64] | None:
+        """What `shades_of` gives for the training images."""
+        return shades_of(self.dataset.train.images) if self.dataset else None
+
 
 @dataclass(frozen=True)
 class ReportData(Examples):
@@ -101,16 +136,6 @@ class ReportData(Examples):
     """Of the weights, without those of training examples for themselves; None if there are too few targets."""
     price: float | None
     """Of an hour of a GPU or of a CPU core."""
-
-    @property
-    def features(self) -> str:
-        """What the weights are of, for people."""
-        return "training example" if self.store.groups is None else "group"
-
-    @cached_property
-    def shades(self) -> NDArray[np.float64] | None:
-        """What `shades_of` gives for the training images."""
-        return shades_of(self.dataset.train.images) if self.dataset else None
 
     @cached_property
     def work(self) -> Work | None:
@@ -152,7 +177,6 @@ def gather(
     if shape[1] >= _FEWEST_TARGETS:
         found = principal_components(fitted.rows, shape, _COMPONENTS, fitted.targets if own else None, progress)
     lds_curve = _lds_curve(store, split, progress) if evaluation else ""
-    dataset = None if store.groups is not None else dataset  # no weight is that of an image
     return ReportData(
         store, split, dataset, fitted, evaluation, not_evaluated, lds_curve, plotted, shown, weights, found, price
     )

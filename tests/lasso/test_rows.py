@@ -83,3 +83,12 @@ def test_blocks_hold_every_row_once(store, monkeypatch):
     assert max(len(block.rows) for block in found) == 64
     np.testing.assert_array_equal(np.concatenate([block.rows for block in found]), chosen.rows)
     np.testing.assert_array_equal(np.concatenate([block.validation for block in found]), chosen.validation)
+
+
+def test_without_evaluation_rows_the_advice_is_of_what_can_be_done(tmp_path, data):
+    for made, advice in (
+        (created_store, "run `datamodels train`, with eval_models above 0"),
+        (published_store, "eval_models says"),
+    ):
+        with pytest.raises(UserError, match=f"none of 0 evaluation rows of .* is completed, expected some: {advice}"):
+            rows.evaluation_rows(made(tmp_path / made.__name__, *data))

@@ -23,6 +23,9 @@ n_train, outputs = 60, {"test_margins": (5,)}
 def train(mask, seed, device):
     groups = np.array([mask[group::6].any() for group in range(6)])
     return {"test_margins": groups @ np.arange(30.0).reshape(6, 5) / 30 + 0.01 * np.random.normal(size=5)}
+
+def names():
+    return {"train": [f"name {number}" for number in range(60)]}
 """
 CONFIG = "dataset: mine\ntrainer: t.py\nmodels: 40\neval_models: 12\nrecipe: {device: cpu, threads: 1}\n"
 
@@ -109,7 +112,11 @@ def test_groups_are_in_or_out_together_and_have_one_weight(folder: Path, capsys:
     fitted = dm.load(store)
     np.testing.assert_array_equal(fitted.predict(store.masks[:3]), fitted.predict(masks[:3, 0]))
     assert dm.evaluate(store).lds > 0.9
-    assert "it numbers groups" in Path("root/mine/report_test_50pct.html").read_text()
+    np.testing.assert_array_equal(store.groups, np.arange(60) % 6)
+    page = Path("root/mine/report_test_50pct.html").read_text()
+    assert "a group is shown by its number, its size and some of its examples" in page
+    assert "<span>name 5, name 11, name 17, ... (10 examples)</span>" in page
+    assert "The groups above the gap" in " ".join(page.split())
     given = [*options, "--groups=moved.npy"]
     assert call(capsys, "fit", *given).code == 0
     assert call(capsys, "export", *given, "--to=trak").code == 0

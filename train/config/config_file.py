@@ -69,7 +69,13 @@ _KINDS = {
 
 
 def _in_plain_words(message: str) -> str:
-    """Return what the parser says of a value of a wrong type as `models is x, expected a whole number`."""
+    """Return what the parser says of a value of a wrong type as `models is x, expected a whole number`.
+
+    Of keys below one that has none, such as `--models.x 5`, it says NestedArg.
+    """
+    if unreadable := re.match(r'Parser key "([\w.]+)": Unable to load config \'(.*?)\' Parser key', message):
+        return f"{unreadable[1]} is {unreadable[2]}, expected keys and values: --{unreadable[1]}.KEY VALUE gives one"
+    message = re.sub(r"NestedArg\(key='(.*?)', val=.*\)", r"given the key \1", message)
     keys = re.findall(r'Parser key "([\w.]+)":', message)
     types = re.search(r"Subtypes: \[(.*)\] Errors|Expected an? (.*?)\. Got", message)
     value = re.search(r".*(?:Got|Given) value: (.*)", message)

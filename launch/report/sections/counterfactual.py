@@ -30,12 +30,12 @@ def counterfactual(data: ReportData) -> dict[str, Any] | None:
     }
     cases = []
     removed = {one["target"]: one for one in found["subsets"] if one["by"] == "datamodel"}  # the largest size of each
-    if data.dataset or data.names["train"]:
+    if data.illustrated:
         for at in spread(len(removed), _SHOWN):
             target, largest = [*removed.items()][at]
             base = next(one["base"] for one in found["targets"] if one["target"] == target)
             image = thumbnail(data, data.side, target, [f"{data.outcome} {base:.3g}".replace("-", "−")])
-            examples = [thumbnail(data, "train", example) for example in largest["removed"][:_SHOWN]]
+            examples = [thumbnail(data, data.feature_split, example) for example in largest["removed"][:_SHOWN]]
             sizes = [one for one in found["subsets"] if (one["target"], one["by"]) == (target, "datamodel")]
             cases.append((image, examples, sizes, base))
     return {
@@ -45,5 +45,4 @@ def counterfactual(data: ReportData) -> dict[str, Any] | None:
         "curve_plot": plots.flips("flips", found["brittleness"]) if found["brittleness"] else None,
         "right": sum(one["base"] > 0 for one in found["targets"]),
         "cases": cases,
-        "things": "images" if data.dataset else "examples",
     }

@@ -86,9 +86,8 @@ def _column_sums(data: ReportData) -> dict[str, Any]:
     edges, expected = plots.whole_edges(counts), None
     if deviation:
         expected = len(counts) * np.diff(ndtr((edges - len(rows) * share) / deviation))
-    features = data.features
-    xlabel, what = f"masks that hold the {features}", f"{features}s"
-    plot = plots.histogram("columns", counts, xlabel, what, edges=edges, expected=expected)
+    xlabel = f"masks that hold the {data.feature}"
+    plot = plots.histogram("columns", counts, xlabel, f"{data.feature}s", edges=edges, expected=expected)
     return {
         "counts": counts,
         "masks": len(rows),

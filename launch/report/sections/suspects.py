@@ -32,7 +32,7 @@ class Pair:
     images: list[Thumbnail]
     """Of the target and of the examples; empty without images, as the next."""
     distances: list[float]
-    """Root mean square difference of pixel values between the target and each example."""
+    """Root mean square difference of pixel values between the target and each example; empty for groups."""
     usual_distance: float
     """The median of that to evenly spaced training images."""
 
@@ -72,6 +72,10 @@ def _pair(data: ReportData, place: int, examples: list[int]) -> Pair:
     if data.dataset is None:
         return Pair(target, examples, weights, next_weight, score, [], [], 0.0)
 
+    images = [thumbnail(data, data.side, target, [data.side])]
+    images += [thumbnail(data, data.feature_split, example, [data.feature_split]) for example in examples]
+    if data.store.groups is not None:
+        return Pair(target, examples, weights, next_weight, score, images, [], 0.0)
     training = data.dataset.train.images
     image = (training if data.side == "train" else data.dataset.test.images)[target].astype(np.float32)
 
@@ -79,8 +83,6 @@ def _pair(data: ReportData, place: int, examples: list[int]) -> Pair:
         return [float(np.sqrt(np.mean((image - training[number]) ** 2))) for number in numbers]
 
     usual = float(np.median(distances(spread(len(training), _TYPICAL))))
-    images = [thumbnail(data, data.side, target, [data.side])]
-    images += [thumbnail(data, "train", example, ["train"]) for example in examples]
     return Pair(target, examples, weights, next_weight, score, images, distances(examples), usual)
 
 
@@ -89,12 +91,12 @@ def harmful(data: ReportData) -> dict[str, Any]:
     effect = data.survey.effect
     examples = [example for example in np.argsort(effect, kind="stable")[:_SHOWN].tolist() if effect[example] < 0]
     images = [
-        thumbnail(data, "train", example, weight=effect[example], largest=-effect[examples[0]])
+        thumbnail(data, data.feature_split, example, weight=effect[example], largest=-effect[examples[0]])
         for example in examples
         if data.dataset
     ]
     return {
         "examples": examples,
         "images": images,
-        "effect_plot": plots.histogram("effect", effect, "mean weight, in units of margin", "training examples"),
+        "effect_plot": plots.histogram("effect", effect, "mean weight, in units of margin", f"{data.feature}s"),
     }
