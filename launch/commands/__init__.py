@@ -146,6 +146,18 @@ IMPORT = [
     ),
 ]
 
+FETCH = [
+    option(
+        "--what",
+        "some of masks, margins, logits, datamodels, or of one split alone, as test_margins",
+        default="masks,margins",
+        metavar="KIND[,KIND]",
+    ),
+    ROWS,
+    option("--yes", "download; without it bytes and price are printed", action="store_true"),
+    option("--price", "US dollars for a GB out of AWS, such as 0 from within its region; default 0.09", type=float),
+]
+
 COMMANDS = {
     "init": Command(store.init, "create the store of a setting"),
     "train": Command(train.train, "train the rows that are missing", [ROWS, DEVICES, WORKERS, RETRY]),
@@ -203,5 +215,6 @@ COMMANDS = {
         IMPORT,
         places={"SOURCE": "folder of the files"},
     ),
+    "fetch": Command(exchange.fetch, "download the published files of a setting, after telling bytes and price", FETCH),
     "data": Command(store.data, "fetch or check the data set, and say where it lies"),
 }

@@ -1,6 +1,7 @@
-"""Commands that bring rows in from elsewhere: merge, import."""
+"""Commands that bring rows in from elsewhere: merge, import, fetch."""
 
 import json
+import math
 import shlex
 from typing import Any
 
@@ -61,5 +62,31 @@ def import_(request: Request) -> int:
         f"{layout.data}: {store.models} + {store.eval_models} rows, {store.setting.described}, "
         f"{', '.join(store.arrays)}, {size / 1e9:.3g} GB"
     )
+    print(f"datamodels fit {shlex.quote(str(config))} --root {shlex.quote(str(request.root))}")
+    return 0
+
+
+def fetch(request: Request) -> int:
+    """Print bytes and price of the published files; with --yes, download them and print the command that fits them."""
+    from datamodels.train.exchange import BUCKET, PRICE, PRICE_SOURCE, fetch_published, published_files
+
+    setting, options = request.setting, request.options
+    price, rows = options["price"], request.ranges("rows", setting.rows)
+    if price is not None and not 0 <= price < math.inf:
+        raise UserError(f"--price is {price}, expected dollars for a GB, at least 0")
+    files = published_files(request.layout, setting, options["what"].split(","), rows)
+    for file in files:
+        held = ", is there already" if file.path.exists() else f", {file.left / 1e9:.3f} left" if file.parts else ""
+        print(f"{file.bytes / 1e9:9.3f} GB  s3://{BUCKET}/{file.key}{held}")
+    left = sum(file.left for file in files)
+    source = PRICE_SOURCE if price is None else "--price"
+    price = PRICE if price is None else price
+    cost = f"{left / 2**30 * price:,.2f} USD at {price:g} USD for 2^30 bytes out of AWS ({source})"
+    print(f"{left / 1e9:9.3f} GB to download to {request.layout.folder}: about {cost}", flush=True)
+    if not options["yes"]:
+        print("nothing was downloaded: --yes downloads")
+        return 0
+    with Stages() as progress:
+        config = fetch_published(request.layout, setting, files, rows, progress)
     print(f"datamodels fit {shlex.quote(str(config))} --root {shlex.quote(str(request.root))}")
     return 0

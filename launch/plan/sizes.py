@@ -4,12 +4,9 @@ from collections.abc import Sequence
 
 from datamodels.train import Masks, Setting, UserError, image_outputs
 from datamodels.train.data import load
+from datamodels.train.exchange import PUBLISHED_SIZES
 from datamodels.train.own import declared
 from datamodels.train.store import Array, Layout, Store
-
-_PUBLISHED = {"cifar": (50000, 10000, 10), "fmow": (21404, 3138, 62)}
-"""Training examples, test examples and classes of the published data sets (of FMoW, those of 2012), so that a plan
-does not need the images."""
 
 _PUBLISHED_SCHEMES = ("official", "time_after_2016")
 
@@ -36,9 +33,9 @@ def arrays_of(setting: Setting, notices: list[str]) -> Sequence[Array]:
         dataset = load(setting)
         sizes = len(dataset.train.labels), len(dataset.test.labels), len(dataset.classes)
     except UserError:
-        if setting.dataset not in _PUBLISHED or setting.data.split_scheme not in _PUBLISHED_SCHEMES:
+        if setting.dataset not in PUBLISHED_SIZES or setting.data.split_scheme not in _PUBLISHED_SCHEMES:
             raise
-        train, test, classes = _PUBLISHED[setting.dataset]
+        train, test, classes = PUBLISHED_SIZES[setting.dataset]
         sizes = min(setting.data.train or train, train), min(setting.data.test or test, test), classes
         notices.append(f"no {setting.dataset} data in {setting.data.root}: sizes are those of the published data set")
     Masks(setting, sizes[0])  # raises UserError for masks that do not fit

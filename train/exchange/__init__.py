@@ -1,9 +1,30 @@
 """Rows that come from elsewhere.
 
-`merge` brings in those of other stores of a setting, `import_arrays` copies arrays of other programs to a new root.
+`merge` brings in those of other stores of a setting, `import_arrays` copies arrays of other programs to a new root,
+`fetch_published` downloads published files.
 """
 
+from datamodels.train.exchange.fetch import (
+    BUCKET,
+    PRICE,
+    PRICE_SOURCE,
+    PUBLISHED_SIZES,
+    PublishedFile,
+    fetch_published,
+    published_files,
+)
 from datamodels.train.exchange.importer import import_arrays
 from datamodels.train.exchange.merge import Merged, merge
 
-__all__ = ["Merged", "import_arrays", "merge"]
+__all__ = [
+    "BUCKET",
+    "PRICE",
+    "PRICE_SOURCE",
+    "PUBLISHED_SIZES",
+    "Merged",
+    "PublishedFile",
+    "fetch_published",
+    "import_arrays",
+    "merge",
+    "published_files",
+]
