@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd  # type: ignore[import-untyped]
+import pandas as pd
 
 METADATA = "rgb_metadata.csv"
 COUNTRIES = "country_code_mapping.csv"

@@ -9,7 +9,7 @@ from datamodels.lasso.compare import Comparison, compare, refuse_other_examples
 from datamodels.lasso.components import Components, principal_components
 from datamodels.lasso.datamodels import Datamodels, Top, find, load, path_of, piece_of, places, read_report
 from datamodels.lasso.evaluation import Curve, Evaluation, Interval, curve, evaluate, evaluate_arrays
-from datamodels.lasso.files import VECTORS, fit_bytes, pieces, storages
+from datamodels.lasso.files import VECTORS, fit_bytes, pieces, storages, write_blocks
 from datamodels.lasso.fit import assemble, fit, is_current, is_fresh
 from datamodels.lasso.preflight import preflight_check
 from datamodels.lasso.rows import (
@@ -28,8 +28,10 @@ from datamodels.lasso.rows import (
     target_count,
 )
 from datamodels.lasso.scores_file import read_scores
+from datamodels.lasso.strongest import COLUMNS, strongest
 
 __all__ = [
+    "COLUMNS",
     "VECTORS",
     "Comparison",
     "Components",
@@ -72,8 +74,10 @@ __all__ = [
     "split_and_output",
     "split_name",
     "storages",
+    "strongest",
     "sync",
     "target_count",
     "temporary_beside",
+    "write_blocks",
     "writing",
 ]

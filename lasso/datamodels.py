@@ -5,7 +5,7 @@ import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,8 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 from datamodels.lasso.components import Components, principal_components
 from datamodels.lasso.design import Scale, divide, product_with
 from datamodels.lasso.rows import Progress, silent, split_and_output, split_name
+from datamodels.lasso.strongest import COLUMNS, strongest
 from datamodels.train import Summary, UserError
 from datamodels.train.store import BaseStore as Store
+
+if TYPE_CHECKING:
+    import pandas
 
 _TILE_VALUES = 2**23
 """Weights, and mask entries, that `predict` holds at a time: 64 MiB as float64."""
@@ -213,6 +217,29 @@ class Datamodels(Summary):
         UserError for weights that are not finite.
         """
         return principal_components(self.band, self.stored_weight.shape, k, self.own, progress)
+
+    def to_frame(self, targets: ArrayLike | None = None, k: int = 10) -> "pandas.DataFrame":
+        """The k strongest training examples of each sign for each target, as a table.
+
+        targets: their numbers; None for all. Columns: `target`; `sign`, 1 for examples that raise the margin, -1 for
+        those that lower it; `rank`, from 1; `train_index`; `weight`. Raises UserError for a target that does not exist.
+
+            table = fitted.to_frame([3, 7], k=5)
+        """
+        import pandas
+
+        n_train, count = self.stored_weight.shape
+        chosen = np.arange(count) if targets is None else np.atleast_1d(np.asarray(targets, np.int64))
+        for target in chosen.tolist():
+            _check_index(target, count, "target")
+        if k < 1:
+            raise UserError(f"k is {k}, expected at least 1")
+        width, tables = max(1, _TILE_VALUES // n_train), []
+        for first in range(0, max(1, len(chosen)), width):
+            tile = chosen[first : first + width]
+            tables.append(strongest(self.columns(tile)[0].astype(np.float32), k))
+            tables[-1]["target"] = tile[tables[-1]["target"]]
+        return pandas.DataFrame({name: np.concatenate([table[name] for table in tables]) for name in COLUMNS})
 
     def _summary(self) -> dict[str, str]:
         n_train, targets = self.stored_weight.shape

@@ -12,10 +12,10 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,15 +123,24 @@ def write(path: Path, draft: Draft, weight: NDArray[np.float32], report: dict[st
 
 
 def write_joined(path: Path, draft: Draft, parts: list[Path], widths: list[int], report: dict[str, Any]) -> Path:
-    """What `write` does with the weights of pieces, of each the first `width` targets; memory does not grow with them.
+    """What `write` does, with the weights of pieces, of each the first `width` targets; not all at once in memory."""
+    arrays = draft.arrays(report)
+    shape = len(draft.examples["mean"]), sum(widths)
+    write_blocks(path, shape, _bands(parts, widths, shape[0]), arrays)
+    _write_report(path, arrays["stamp"], report)
+    return path
 
-    torch lays out a file without the values, which are then written to their places, some training examples at a time.
+
+def write_blocks(
+    path: Path, shape: tuple[int, int], blocks: Iterable[NDArray[np.float32]], arrays: dict[str, NDArray[Any]]
+) -> None:
+    """Write a .pt alone, with weights [N_train, T] that come in blocks of rows. Raises WorkError.
+
+    torch lays out a file without the values, which are then written to their places.
     """
     import torch
 
-    arrays = draft.arrays(report)
-    n_train, total = len(draft.examples["mean"]), sum(widths)
-    tensors = {"weight": torch.empty((n_train, total), dtype=torch.float32)}  # memory that is never touched
+    tensors = {"weight": torch.empty(shape, dtype=torch.float32)}  # memory that is never touched
     tensors.update({name: torch.from_numpy(array) for name, array in arrays.items()})
     with replacing(path) as temporary:
         with torch.serialization.skip_data():
@@ -139,15 +148,15 @@ def write_joined(path: Path, draft: Draft, parts: list[Path], widths: list[int],
         weight_offset, *offsets = storages(temporary)
         with open(temporary, "r+b") as file:
             file.seek(weight_offset)
-            _write_bands(file, parts, widths, n_train)
+            for block in blocks:
+                file.write(np.ascontiguousarray(block).data)
             for offset, array in zip(offsets, arrays.values(), strict=True):
                 file.seek(offset)
                 file.write(np.ascontiguousarray(array).data)
-    _write_report(path, arrays["stamp"], report)
-    return path
 
 
-def _write_bands(file: BinaryIO, parts: list[Path], widths: list[int], n_train: int) -> None:
+def _bands(parts: list[Path], widths: list[int], n_train: int) -> Iterator[NDArray[np.float32]]:
+    """Yield the weights of pieces side by side, some training examples at a time."""
     offsets = [storages(part)[0] for part in parts]
     stored = [load(part).stored_weight.shape[1] for part in parts]
     height = max(1, _BAND_BYTES // (4 * sum(widths)))
@@ -157,7 +166,7 @@ def _write_bands(file: BinaryIO, parts: list[Path], widths: list[int], n_train: 
             np.fromfile(part, np.float32, rows * wide, offset=offset + 4 * start * wide).reshape(rows, wide)[:, :width]
             for part, offset, wide, width in zip(parts, offsets, stored, widths, strict=True)
         ]
-        file.write(np.concatenate(bands, axis=1).data)
+        yield np.concatenate(bands, axis=1)
 
 
 def storages(path: Path) -> list[int]:

@@ -66,6 +66,9 @@ def test_rows_and_records_are_those_of_the_store(root: Path) -> None:
     assert (records.seconds > 0).all()
     assert len(set(records.device)) == 1
     assert records.device[0]
+    table = records.to_frame()
+    assert (table.index.name, list(table.columns)) == ("row", ["accuracy", "seconds", "device"])
+    assert np.array_equal(table.accuracy, records.accuracy)
 
 
 def test_rows_that_are_not_done_have_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,6 +246,12 @@ def test_top_influences_are_the_largest_weights(linear: PublishedStore, units: s
     assert (np.diff(down.weights) >= 0).all()
     assert (down.weights < 0).all()
     assert len(up.weights) + len(down.weights) == np.count_nonzero(weight[:, 2])
+    table = fitted.to_frame([4, 2], k=3)
+    assert list(table.columns) == ["target", "sign", "rank", "train_index", "weight"]
+    of_2 = table[table.target == 2]
+    assert of_2.train_index.tolist() == [*up.indices[:3], *down.indices[:3]]
+    np.testing.assert_allclose(of_2.weight, [*up.weights[:3], *down.weights[:3]], rtol=1e-6)
+    assert fitted.to_frame(k=100)["weight"].size == np.count_nonzero(weight)
 
 
 def test_what_has_no_influences_is_refused(linear: PublishedStore) -> None:
@@ -251,6 +260,8 @@ def test_what_has_no_influences_is_refused(linear: PublishedStore) -> None:
     fitted = dm.load(dm.fit(linear))
     for ask, words in (
         (lambda: fitted.top_examples(6), "no target 6, expected one of 0 to 5"),
+        (lambda: fitted.to_frame([0, 6]), "no target 6, expected one of 0 to 5"),
+        (lambda: fitted.to_frame(0, k=0), "k is 0, expected at least 1"),
         (lambda: fitted.top_targets(-1), "no training example -1, expected one of 0 to 9"),
         (lambda: fitted.top_examples(0, 3, "up"), "sign is 'up', expected one of both, positive, negative"),
     ):

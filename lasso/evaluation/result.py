@@ -2,13 +2,16 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.lasso.evaluation.intervals import Interval
 from datamodels.train import UserError
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,18 @@ class Evaluation:
         if per_target:
             known["per_target"] = {name.removeprefix("target_"): values for name, values in lists.items()}
         return known | self.protocol
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """A table with a row a target and the columns `lds`, `lds_low`, `lds_high`, `pearson`, `mse`, `r2`, `ceiling`.
+
+        Bounds and ceiling only where there are any.
+        """
+        import pandas
+
+        names = [each.name for each in dataclasses.fields(self) if each.name.startswith("target_")]
+        columns = {name.removeprefix("target_"): getattr(self, name) for name in names}
+        known = {name: values for name, values in columns.items() if values is not None}
+        return pandas.DataFrame(known).rename_axis("target")
 
     def lds_difference(self, other: "Evaluation") -> Interval:
         """Interval of the difference of two LDS on the same rows, `self.lds - other.lds`.

@@ -74,7 +74,11 @@ COMPARE = [
 ]
 
 EXPORT = [
-    option("--to", "library or format to write for", choices=["trak", "dattri", "quanda", "sparse", "parquet"]),
+    option(
+        "--to",
+        "library or format to write for",
+        choices=["trak", "dattri", "quanda", "sparse", "parquet", "safetensors", "huggingface"],
+    ),
     option("--split", "which examples are the targets; default test", choices=["test", "train"]),
     OUTPUT,
     option("--rows", "trak, dattri, quanda: these rows; default the evaluation rows", metavar="A:B[,C:D]"),
@@ -82,6 +86,7 @@ EXPORT = [
     option("--checkpoints", "quanda: these rows, with their networks trained again", metavar="A:B[,C:D]"),
     option("--threshold", "sparse: leave out weights of at most this size; default 0", type=float),
     option("--k", "parquet: training examples of each sign for a target; default 50", type=int),
+    option("--license", "huggingface: licence of your data, as the Hub names it, such as cc-by-4.0", metavar="ID"),
     option("--out", "folder for the export, where the root is read-only", metavar="DIR"),
 ]
 
@@ -129,7 +134,7 @@ SUBMIT = [
 
 IMPORT = [
     option("--root", "where the store is to lie", metavar="DIR"),
-    option("--format", "what SOURCE is", choices=["madrylab", "arrays"], required=True),
+    option("--format", "what SOURCE is", choices=["madrylab", "arrays", "huggingface"], required=True),
     option(
         "--names",
         "take only these files of SOURCE: train_masks (default masks.npy), and outputs such as test_loss",

@@ -140,7 +140,7 @@ def export(request: Request) -> int:
     if options["to"] is None:
         raise UserError(f"--to is missing: expected one of {', '.join(TARGETS)}")
     store = request.store()
-    given = {key: options[key] for key in ("margin", "threshold", "k") if options[key] is not None}
+    given = {key: options[key] for key in ("margin", "threshold", "k", "license") if options[key] is not None}
     if options["split"] or options["output"] or "split" in options_of(options["to"]):
         given["split"] = request.split(store.arrays)
     for key in ("rows", "checkpoints"):

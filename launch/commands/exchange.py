@@ -43,7 +43,8 @@ def merge(request: Request) -> int:
 
 def import_(request: Request) -> int:
     """Copy the arrays of SOURCE to a new root, and print the command that fits them."""
-    from datamodels.train.exchange import import_arrays
+    from datamodels.launch.export import read_datamodels
+    from datamodels.train.exchange import import_arrays, import_huggingface
     from datamodels.train.store import open_store
 
     options, names = request.options, {}
@@ -54,14 +55,23 @@ def import_(request: Request) -> int:
         names[name] = file
     keys: dict[str, Any] = {key: options[key] for key in ("dataset", "alpha", "tag", "eval_models") if key in options}
     source = expanded(options["SOURCE"], "SOURCE")
+    whole = options["format"] == "huggingface"
+    if whole and (names or keys.keys() - {"dataset"}):
+        raise UserError("--format huggingface brings its own config, expected no option but --root")
     with Stages() as progress:
-        layout, config = import_arrays(source, options["format"], request.root, keys, names, progress, notice)
+        if whole:
+            layout, config = import_huggingface(source, request.root, progress)
+        else:
+            layout, config = import_arrays(source, options["format"], request.root, keys, names, progress, notice)
     store = open_store(layout, read_setting(config), notice=notice)
     size = sum(array.bytes for array in store.arrays.values())
     print(
         f"{layout.data}: {store.models} + {store.eval_models} rows, {store.setting.described}, "
         f"{', '.join(store.arrays)}, {size / 1e9:.3g} GB"
     )
+    if whole:
+        for path in read_datamodels(source, store):
+            print(path)
     print(f"datamodels fit {shlex.quote(str(config))} --root {shlex.quote(str(request.root))}")
     return 0
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from datamodels.lasso import Progress, target_count
-from datamodels.launch.export import dattri, parquet, quanda, sparse, trak
+from datamodels.launch.export import dattri, huggingface, parquet, quanda, safetensors, sparse, trak
 from datamodels.launch.export.folder import new_folder
+from datamodels.launch.export.huggingface import read_datamodels
 from datamodels.train import UserError
 from datamodels.train.store import BaseStore
 
-__all__ = ["TARGETS", "options_of", "write_export"]
+__all__ = ["TARGETS", "options_of", "read_datamodels", "write_export"]
 
 TARGETS: dict[str, Callable[..., dict[str, Any]]] = {
     "trak": trak.write,
@@ -26,6 +27,8 @@ TARGETS: dict[str, Callable[..., dict[str, Any]]] = {
     "quanda": quanda.write,
     "sparse": sparse.write,
     "parquet": parquet.write,
+    "safetensors": safetensors.write,
+    "huggingface": huggingface.write,
 }
 
 

@@ -9,15 +9,10 @@ the strongest of its sign. Rows are sorted by target, sign (1 first) and rank; w
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from datamodels.lasso import Progress
+from datamodels.lasso import COLUMNS, Progress, strongest
 from datamodels.launch.export.weights import Weights
 from datamodels.train import UserError
 from datamodels.train.store import BaseStore
-
-COLUMNS = {"target": "int32", "sign": "int8", "rank": "int32", "train_index": "int32", "weight": "float32"}
 
 
 def write(store: BaseStore, folder: Path, progress: Progress, *, split: str = "test", k: int = 50) -> dict[str, Any]:
@@ -38,31 +33,3 @@ def write(store: BaseStore, folder: Path, progress: Progress, *, split: str = "t
             writer.write_table(table)
             rows += table.num_rows
     return {"rows_of_table": rows}
-
-
-def strongest(weight: NDArray[np.float32], k: int) -> dict[str, NDArray[Any]]:
-    """The table's columns for weight [N, t], whose targets count from 0. Of equal weights the first example leads."""
-    n_train, targets = weight.shape
-    k = min(k, n_train)
-    index = np.stack([_smallest(-weight, k), _smallest(weight, k)])  # [2, k, t]
-    values = np.take_along_axis(np.broadcast_to(weight, (2, n_train, targets)), index, axis=1)
-    sign = np.array([1, -1])[:, None, None]
-    kept = (values * sign > 0).transpose(2, 0, 1)
-    columns = {
-        "target": np.arange(targets),
-        "sign": sign,
-        "rank": np.arange(1, k + 1)[:, None],
-        "train_index": index,
-        "weight": values,
-    }
-    return {
-        name: np.broadcast_to(column, (2, k, targets)).transpose(2, 0, 1)[kept].astype(COLUMNS[name])
-        for name, column in columns.items()
-    }
-
-
-def _smallest(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Places [k, t] of the k smallest values of each column, ascending; equal values by their place."""
-    places = np.sort(np.argpartition(values, k - 1, axis=0)[:k], axis=0)
-    order = np.argsort(np.take_along_axis(values, places, axis=0), axis=0, kind="stable")
-    return np.take_along_axis(places, order, axis=0)

@@ -1,7 +1,7 @@
 """Rows that come from elsewhere.
 
 `merge` brings in those of other stores of a setting, `import_arrays` copies arrays of other programs to a new root,
-`fetch_published` downloads published files.
+`import_huggingface` reads an export back, `fetch_published` downloads published files.
 """
 
 from datamodels.train.exchange.fetch import (
@@ -13,6 +13,7 @@ from datamodels.train.exchange.fetch import (
     fetch_published,
     published_files,
 )
+from datamodels.train.exchange.huggingface import import_huggingface
 from datamodels.train.exchange.importer import import_arrays
 from datamodels.train.exchange.merge import Merged, merge
 
@@ -25,6 +26,7 @@ __all__ = [
     "PublishedFile",
     "fetch_published",
     "import_arrays",
+    "import_huggingface",
     "merge",
     "published_files",
 ]

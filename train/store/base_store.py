@@ -21,6 +21,8 @@ from datamodels.train.summary import Summary
 from datamodels.train.values import expanded
 
 if TYPE_CHECKING:  # reads images of many kinds
+    import pandas
+
     from datamodels.train.data import Dataset
 
 
@@ -34,6 +36,12 @@ class Records:
     """[M]: seconds that training and evaluating the row took."""
     device: NDArray[np.str_]
     """[M]: name of the device that the row was trained on."""
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """The same as a table with a row a model."""
+        import pandas
+
+        return pandas.DataFrame(vars(self)).rename_axis("row")
 
 
 class BaseStore(Summary):

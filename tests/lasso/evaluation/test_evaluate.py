@@ -90,6 +90,9 @@ def test_values_per_target_come_on_request(store):
     lists = json.loads(json.dumps(found.to_json(per_target=True)))["per_target"]
     assert set(lists) == {"lds", "lds_low", "lds_high", "pearson", "mse", "r2"}
     assert np.mean(lists["lds"]) == pytest.approx(found.lds)
+    table = found.to_frame()
+    assert (table.index.name, list(table.columns)) == ("target", ["lds", "lds_low", "lds_high", "pearson", "mse", "r2"])
+    assert {name: values.tolist() for name, values in table.items()} == lists
 
 
 def test_intervals_of_targets_and_mean_contain_the_estimates(store):
