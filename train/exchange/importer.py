@@ -15,9 +15,11 @@ from datamodels.train.config import Setting
 from datamodels.train.errors import UserError
 from datamodels.train.npy_file import Notice, RowFile, mapped, new_file, sync_folder, write_file
 from datamodels.train.outputs import is_output
-from datamodels.train.store import Layout, check_space, read_flags
+from datamodels.train.store import Layout, LockFile, check_space, read_flags
 from datamodels.train.user_code import sha256_of
 
+_FOLDER, _LOCK, _CONFIG = ".importing", "lock", "import.yaml"
+"""The folder that is being made, a locked file in it that says of which source, and the config."""
 _BLOCK_BYTES = 2**25
 """Bytes that are read at a time."""
 
@@ -42,14 +44,11 @@ def import_arrays(
     are for evaluation. names: files of the source by the names of arrays here, such as `test_loss`; if empty, all whose
     own names say what they are.
 
-    Until all is copied, the root holds nothing that can be opened. Raises UserError, WorkError, OSError.
+    Until all is copied, the root holds nothing that can be opened. What a killed import of the same source left there
+    is removed. Raises UserError, WorkError, OSError.
     """
-    try:
-        found = next(root.iterdir(), None) if root.exists() else None
-    except OSError as error:
-        raise UserError(f"--root is {root}: {error.strerror}") from None
-    if found:
-        raise UserError(f"{found} exists, expected a new or empty folder for --root")
+    told = f"# {str(source)!r}, by `datamodels import`\n"
+    _refuse_other_files(root, told)
     arrays, left_out = _open_arrays(source, form, names)
     rows, flags = len(arrays["train_masks"]), source / "_completed.npy"
     completed = read_flags(flags, rows) if flags.exists() else np.ones(rows, bool)
@@ -65,17 +64,23 @@ def import_arrays(
     kinds = {name: _kind(name, values.dtype) for name, values in arrays.items()}
     row_bytes = sum(kinds[name].itemsize * values[0].size for name, values in arrays.items())
     check_space(root, row_bytes * len(done))
-    layout, config, data = Layout(root, setting.dataset, setting.file_tag), root / "import.yaml", root / ".importing"
-    data.mkdir(parents=True)
+    layout, config, data = Layout(root, setting.dataset, setting.file_tag), root / _CONFIG, root / _FOLDER
+    data.mkdir(parents=True, exist_ok=True)
+    lock = LockFile(data / _LOCK)
+    if not lock.acquire(0):
+        raise UserError(f"{data} is being written by another `datamodels import`")
+    _refuse_other_files(root, told)  # such as those of an import that has come to an end since
     try:
+        os.pwrite(lock.fd, told.encode(), 0)
+        for path in data.glob("*.npy"):
+            path.unlink()
         for name, values in arrays.items():
             _copy(values, completed, data / layout.array(name).name, kinds[name], progress)
         if setting.own_masks:
             keys["mask_sha256"] = sha256_of(str(data / layout.array("train_masks").name), "mask")
-        told = f"# {str(source)!r}, by `datamodels import`\n"
         write_file(config, (told + yaml.safe_dump(keys, sort_keys=False)).encode())
         sync_folder(data)
-        layout.folder.mkdir()
+        layout.folder.mkdir(exist_ok=True)
         data.rename(layout.data)
         sync_folder(layout.folder)
         sync_folder(root)
@@ -83,9 +88,33 @@ def import_arrays(
         shutil.rmtree(data, ignore_errors=True)
         config.unlink(missing_ok=True)
         raise
+    finally:
+        lock.close()
+    (layout.data / _LOCK).unlink()
     for path in left_out:
         notice(f"{path} is left out: --names test_OUTPUT={path.stem} would name it as an output")
     return layout, config
+
+
+def _refuse_other_files(root: Path, told: str) -> None:
+    """Raises UserError where the root holds other files than a killed import, whose config begins with `told`, left."""
+    try:
+        found = list(root.iterdir()) if root.exists() else []
+    except OSError as error:
+        raise UserError(f"--root is {root}: {error.strerror}") from None
+    folder = root / _FOLDER
+    for path in found:
+        try:
+            if path == folder:
+                own = {each.name for each in path.iterdir()} <= {_LOCK} or (path / _LOCK).read_text("utf-8") == told
+            elif path.name == _CONFIG:
+                own = folder in found and path.read_text("utf-8").startswith(told)
+            else:  # that of the data set
+                own = folder in found and path.is_dir() and not any(path.iterdir())
+        except (OSError, UnicodeDecodeError):
+            own = False
+        if not own:
+            raise UserError(f"{path} exists, expected a new or empty folder for --root")
 
 
 def _open_arrays(source: Path, form: str, names: Mapping[str, str]) -> tuple[dict[str, NDArray[Any]], list[Path]]:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,10 @@ def store(tmp_path: Path) -> Path:
         array.flush()
     np.lib.format.open_memmap(folder / "margins.npy", "r+")[7] = np.nan  # where a worker was stopped
     return folder
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def imported(capsys: Any, source: Path, root: Path, *options: str) -> Outcome:
@@ -169,15 +174,31 @@ def test_a_root_that_is_not_empty_is_left_alone(
     assert "--root is missing" in in_process(capsys, "import", store, "--format=madrylab").error
 
 
-def test_until_all_is_copied_nothing_can_be_opened(store: Path, tmp_path: Path) -> None:
+def test_until_all_is_copied_nothing_can_be_opened_and_a_killed_import_begins_again(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def stopped(name: str, done: int, total: int) -> None:
         if name.startswith("_completed"):
-            assert (root / ".importing" / "test_margins_50pct.npy").exists(), "what a killed import leaves"
+            shutil.copytree(root, killed)
             with pytest.raises(UserError, match="holds no setting"):
                 dm.open(root)
+            assert "is being written by another" in imported(capsys, store, root, "--format=madrylab").error
             raise KeyboardInterrupt
 
-    root = tmp_path / "root"
+    root, killed = tmp_path / "root", tmp_path / "killed"
     with pytest.raises(KeyboardInterrupt):
         import_arrays(store, "madrylab", root, {"dataset": "x"}, {}, stopped, lambda text: None)
     assert not list(root.iterdir())
+
+    assert (killed / ".importing" / "test_margins_50pct.npy").exists()
+    other = shutil.copytree(store, tmp_path / "other")
+    before = files(killed)
+    assert "killed/.importing exists" in imported(capsys, other, killed, "--format=madrylab").error
+    (killed / "import.yaml").write_text("dataset: x\n")
+    assert "killed/import.yaml exists" in imported(capsys, store, killed, "--format=madrylab").error
+    (killed / "import.yaml").unlink()
+    (killed / "x").mkdir()
+    assert files(killed) == before
+    for target in (killed, root):
+        assert imported(capsys, store, target, "--format=madrylab", "--dataset=x").code == 0
+    assert files(killed) == files(root)
