@@ -16,12 +16,14 @@ from datamodels.train.data import beton
 from datamodels.train.data.images import Images, LazyImages, Split
 from datamodels.train.data.sources import Dataset, load
 from datamodels.train.store.writer import RowResult
+from datamodels.train.trainer.executor import Executor
 from datamodels.train.trainer.models import build, normal
 from datamodels.train.trainer.optimizer import FlatParameters
 from datamodels.train.trainer.trainer import Trainer
 from fmow import torchvision
 from tests.conftest import PROJECT
 from tests.train.data.test_packing import write_raw
+from tests.train.trainer.fake_gpu import FakeGpu
 
 CPU = torch.device("cpu")
 
@@ -109,11 +111,11 @@ FORMS: dict[str, Callable[[np.ndarray, Path], Images]] = {
 }
 
 
-def row(dataset: Dataset, translate: int, resident: bool | None) -> bytes:
+def row(dataset: Dataset, translate: int, resident: bool | None, device: torch.device | Executor = CPU) -> bytes:
     recipe = Recipe(width=4, translate=translate, cutout=2 * translate)
     recipe = replace(recipe, epochs=2, peak_epoch=1, batch=5, lr=0.01, eval_batch=7, device="cpu", threads=1)
     setting = Setting(alpha=0.5, models=4, eval_models=0, recipe=recipe, data=Data(resident=resident))
-    result = Trainer(setting, dataset, CPU)(1)[0]
+    result = Trainer(setting, dataset, device)(1)[0]
     assert isinstance(result, RowResult)
     return b"".join(array.tobytes() for array in result.arrays.values())
 
@@ -133,13 +135,14 @@ def test_a_row_does_not_depend_on_where_its_images_are(dataset: Dataset, tmp_pat
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
 def test_a_row_does_not_depend_on_the_type_of_its_images(dataset: Dataset, tmp_path: Path, dtype: type) -> None:
-    for translate, form, resident in ((0, "array", True), (2, "array", True), (0, "read", False), (2, "mapped", False)):
+    for translate, form, resident in ((0, "read", False), (2, "mapped", False), (2, "array", True)):
         expected, splits = row(dataset, translate, True), {}
         for name in ("train", "test"):
             split, folder = getattr(dataset, name), tmp_path / form / name
             folder.mkdir(parents=True, exist_ok=True)
             splits[name] = Split(FORMS[form](split.images.astype(dtype), folder), split.labels)
-        assert row(replace(dataset, **splits), translate, resident) == expected, (translate, form)
+        for device in (CPU, FakeGpu()):
+            assert row(replace(dataset, **splits), translate, resident, device) == expected, (translate, form, device)
 
 
 MEMORY = """
