@@ -132,7 +132,8 @@ class _Submission:
         queue = Queue(jobs, self.store.manifest.id, self.split)
         work = next_work(self.store, self.split, self.cluster, queue)
         if work is None:
-            self._results.append(f"nothing to submit: all is done, see {report_path(self.store, self.split)}")
+            report = report_path(self.store, self.split)
+            self._results.append(f"nothing to submit: all is done{f', see {report}' if report.exists() else ''}")
             return None
         if queue.held:
             self._notices.append(queue.describe_held())

@@ -11,7 +11,7 @@ from datamodels.launch.slurm.queue import Queue
 from datamodels.launch.slurm.script import eval_path
 from datamodels.launch.slurm.tasks import Range, alignment, pieces, ranges
 from datamodels.launch.status import refuse_failures, report_path
-from datamodels.train import Setting
+from datamodels.train import Setting, UserError
 from datamodels.train.store import Array, Store
 
 DEFAULT_ROWS = 256
@@ -73,14 +73,18 @@ class Work:
 
 
 def next_work(store: Store, split: str, cluster: Slurm, queue: Queue) -> Work | None:
-    """None where all is done. Raises WorkError where too many rows failed for good."""
-    from datamodels.lasso import assemble, is_current, target_count
+    """None where all is done that can be. Raises WorkError where too many rows failed for good."""
+    from datamodels.lasso import assemble, is_current, preflight_check, target_count
 
     rows = Rows.of(store)
     if len(rows.missing):
         left = f"{len(rows.missing)} of {store.rows} rows missing"
         return Work("train", rows.tasks(cluster, queue.tasks("train")), left, len(rows.missing))
     refuse_failures(store, "submit")
+    try:
+        preflight_check(store.setting, store.eras)
+    except UserError:
+        return None  # nothing can be fitted to these rows: `submit` has said so
 
     width = target_count(store, split)
     if not is_current(store, split):

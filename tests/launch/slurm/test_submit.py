@@ -142,6 +142,15 @@ def test_all_of_a_setting_stays_on_the_cluster_that_was_named(
     assert submit("--cancel").out == "cancelled: jobs 3;b, 6;b, 4;b, 5;b\n"
 
 
+def test_rows_that_cannot_be_fitted_are_trained_alone(
+    submit: Submit, gate: Submit, slurm: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["--models=1", "--eval_models=31"]
+    assert "the rows will be trained, but not fitted or evaluated" in submit(*sizes).err
+    assert in_process(capsys, "train", DIGITS, "--root", tmp_path, *TINY, *sizes, "--workers=1").code == 0
+    assert gate().out == "nothing to submit: all is done\n"
+
+
 def test_rounds_count_only_without_progress(
     submit: Submit, gate: Submit, tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
