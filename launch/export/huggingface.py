@@ -7,7 +7,6 @@ datamodels/S_targets.parquet  a row a target: target, bias, lam, gap and so on
 store/                        what `datamodels import` needs besides: manifest, journals, and all else that a fit wrote
 """
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,7 +201,7 @@ def _card(store: BaseStore, completed: int, fits: list[str], license: str, progr
         models=store.models,
         arrays=arrays,
         quality="\n".join(quality) or "| none fitted | | |",
-        config=yaml.safe_dump(json.loads(json.dumps(store.setting.to_dict())), sort_keys=False),
+        config=yaml.safe_dump(store.setting.to_dict(), sort_keys=False),
     )
 
 

@@ -59,7 +59,7 @@ def import_huggingface(source: Path, root: Path, progress: Progress) -> tuple[La
         if setting.groups:
             keys["groups"] = str(layout.groups.absolute())
         told = f"# {str(source)!r}, by `datamodels import`\n"
-        write_file(config, (told + yaml.safe_dump(json.loads(json.dumps(keys)), sort_keys=False)).encode())
+        write_file(config, (told + yaml.safe_dump(keys, sort_keys=False)).encode())
         sync_folder(staged.data)
         staged.folder.rename(layout.folder)
         staged.root.rmdir()
