@@ -55,7 +55,8 @@ def recipe_and_images(options: argparse.Namespace) -> tuple[Setting, Dataset]:
 def phase(options: argparse.Namespace, results: Results) -> None:
     """Our steps, bare steps in the same precision, and matrix products that take about as long."""
     setting, dataset = recipe_and_images(options)
-    trainer, dtype = Trainer(setting, dataset, CPU), precision(setting.recipe, CPU)
+    trainer = Trainer(setting, dataset, CPU)
+    dtype = precision(setting.recipe, trainer.executor)
     product, _ = best_matmul(trainer.executor, dtype, options.tiny)
     step_flops = flops.per_image(setting.recipe, dataset.train.images.shape[1:], 10)[0] * trainer.batch
     times = max(1, round(step_flops / product.flops))

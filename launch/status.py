@@ -90,7 +90,7 @@ def done_by(
 def _environment(made: dict[str, Any]) -> str:
     """Device, precision, threads, package versions and the version of the trainer's arithmetic."""
     threads = counted(int(made.get("threads", 0)), "thread")
-    found = [str(made.get("device")), *([made["precision"]] if "precision" in made else []), threads]
+    found = [str(made.get("device")), *(made[key] for key in ("precision", "kernels") if key in made), threads]
     found += [f"arithmetic {made['arithmetic']}"] if "arithmetic" in made else []
     return ", ".join([*found, *(f"{name} {version}" for name, version in made.get("versions", {}).items())])
 

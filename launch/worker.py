@@ -45,8 +45,9 @@ def work(task: Task, stop: Stop, finished: Callable[[int], None] = lambda rows: 
             with closing(Writer(store, made_by)) as writer, stop:
                 train_rows(store, writer, trainer, range(*task.rows), stop, lambda results: finished(len(results)))
     except (RuntimeError, MemoryError) as error:  # what torch raises, as for a network that cannot take the images
-        first = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise WorkError(f"training on {task.device} failed: {first}") from error
+        from datamodels.train.trainer import explain
+
+        raise WorkError(f"training on {task.device} failed: {explain(error)}") from error
 
 
 def whereabouts() -> dict[str, Any]:

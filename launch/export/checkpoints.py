@@ -37,13 +37,14 @@ def write_checkpoints(store: BaseStore, rows: NDArray[np.int64], folder: Path, p
     """
     import torch
 
-    from datamodels.train.trainer import Trainer, environment, pick_device
+    from datamodels.launch.open_trainer import open_trainer
+    from datamodels.train.trainer import Trainer
 
     if not isinstance(store, Store):
         raise UserError(f"{store.layout.manifest} does not exist: rows of published files cannot be trained again")
-    dataset = store.dataset()
-    trainer = Trainer(store.setting, dataset, pick_device(store.setting.recipe), store.eras)
-    here = environment(store.setting.recipe, trainer.device)
+    dataset, trainer = store.dataset(), open_trainer(store)
+    assert isinstance(trainer, Trainer), "a trainer of one's own has no checkpoints"
+    here = trainer.environment()
     plain = _write_network(store, dataset, folder)
     (folder / "checkpoints").mkdir()
     names = list[str]()

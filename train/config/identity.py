@@ -14,10 +14,11 @@ from datamodels.train.errors import UserError
 from datamodels.train.values import shown
 
 _FREE = {
-    *("models", "recipe.device", "outputs.preallocate"),
+    *("models", "recipe.device", "recipe.kernels", "outputs.preallocate"),
     *("data.root", "data.python", "data.layout", "data.form", "data.packed", "data.resident"),
 }
-"""Keys that may differ between a store and the config it is reopened with (`models` has its own rule)."""
+"""Keys that may differ between a store and the config it is reopened with (`models` and `recipe.kernels` have rules of
+their own)."""
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:

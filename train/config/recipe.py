@@ -45,7 +45,12 @@ class Recipe:
     cutout: int = 4
     """Side in pixels of a square of mean colour drawn at a random place in each training image; 0 for none."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of convolutions; `auto` is bfloat16 if the device computes it natively, else float32."""
+    """Precision of convolutions; `auto` is bfloat16 if the device computes it natively, else float16 on a GPU (below
+    compute capability 8.0) and float32 on a CPU."""
+    kernels: Literal["auto", "triton", "torch"] = "auto"
+    """What computes batch norm, augmentation and SGD on a GPU. `triton`: Triton's kernels; `torch`: PyTorch's
+    operations; `auto`: Triton's where they start, else PyTorch's with a notice. All rows of a store that a GPU trains
+    have what its first one had. On a CPU it is `torch`."""
     device: Literal["cuda", "cpu"] = "cuda"
     """`cuda` uses GPUs if there are any, else the CPU with a notice; `cpu` never uses a GPU."""
     threads: int = 2

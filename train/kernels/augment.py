@@ -11,15 +11,12 @@ from torch.nn import functional as F
 
 from datamodels.train.config import Recipe
 from datamodels.train.data import Dataset
-from datamodels.train.kernels.tiling import usable
 
 
 class Augment:
     """Training images: mirror, translate, cutout (in this order), then normalise.
 
     One 64-bit draw an image: bits 0-15 mirror it, 16-31 choose the translation, 32-47 and 48-63 the cutout's place.
-    Triton and PyTorch give the same bits. A byte has 256 values, so that Triton looks up what each is normalised to;
-    images of other types are left to PyTorch.
     """
 
     def __init__(
@@ -39,22 +36,13 @@ class Augment:
         self.fill = as_tensor(np.array(dataset.mean).astype(dataset.train.images.dtype)).to(device)
         """The colour of borders and cutouts."""
         self.rows, self.columns = torch.arange(self.height, device=device), torch.arange(self.width, device=device)
-        values = torch.arange(256, dtype=torch.uint8, device=device)[:, None].expand(256, own_channels)
-        self.table = self.normalise(values).to(dtype).contiguous()
 
     def __call__(self, bordered: Tensor, index_GB: Tensor, draws_GB: Tensor) -> Tensor:
         """Augmented and normalised images [G, B, H, W, channels] of those at `index_GB` in `bordered`.
 
         bordered: from `as_tensor` [n, H + 2 translate, W + 2 translate, C], with a border of `fill`.
         """
-        if bordered.dtype != torch.uint8 or not usable(bordered.device):
-            return self.formatted(self.normalise(self.augmented(bordered, index_GB, draws_GB)))
-        from datamodels.train.kernels import augment_triton
-
-        with torch.cuda.device_of(bordered):
-            return augment_triton.launch(
-                bordered, index_GB, draws_GB, self.table, self.fill, self.recipe, self.channels
-            )
+        return self.formatted(self.normalise(self.augmented(bordered, index_GB, draws_GB)))
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images [..., C] to float32 with the data set's mean and standard deviation taken out."""

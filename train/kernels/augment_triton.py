@@ -1,11 +1,14 @@
 """Triton: a training batch from the split's bytes, each of which is read once."""
 
+import math
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from datamodels.train.config import Recipe
+from datamodels.train.kernels.augment import Augment
 from datamodels.train.kernels.tiling import OPTIONS, ceil_div
 
 BLOCK = 2048
@@ -62,16 +65,26 @@ def augment(
     tl.store(y + image.to(tl.int64) * (H * W * OUT) + at, value, mask=inside)
 
 
-def launch(
-    bordered: Tensor, index_GB: Tensor, draws_GB: Tensor, table: Tensor, fill: Tensor, recipe: Recipe, channels: int
-) -> Tensor:
-    """What kernels.augment.Augment does; table [256, C], from which each byte's value is taken; fill [C]."""
-    t = recipe.translate
-    height, width = bordered.shape[1] - 2 * t, bordered.shape[2] - 2 * t
-    images = torch.empty((*index_GB.shape, height, width, channels), dtype=table.dtype, device=bordered.device)
-    tensors = (bordered, index_GB.contiguous(), draws_GB.contiguous(), table, fill, images)
-    sizes = {"H": height, "W": width, "C": len(fill), "OUT": channels}
-    changes = {"T": t, "FLIP": recipe.flip, "SIDE": recipe.cutout}
-    grid = (index_GB.numel(), ceil_div(height * width * channels, BLOCK))
-    augment[grid](*tensors, **sizes, **changes, BLOCK=BLOCK, **OPTIONS)
-    return images
+class TritonAugment(Augment):
+    """Augment by Triton, which gives the same bits; images of other types than uint8 are left to PyTorch.
+
+    A byte has 256 values: what each is normalised to is looked up.
+    """
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        values = torch.arange(256, dtype=torch.uint8, device=self.fill.device)[:, None].expand(256, len(self.fill))
+        self.table = self.normalise(values).to(self.dtype).contiguous()
+
+    def __call__(self, bordered: Tensor, index_GB: Tensor, draws_GB: Tensor) -> Tensor:
+        if bordered.dtype != torch.uint8:
+            return super().__call__(bordered, index_GB, draws_GB)
+        recipe, shape = self.recipe, (self.height, self.width, self.channels)
+        images = torch.empty((*index_GB.shape, *shape), dtype=self.dtype, device=bordered.device)
+        tensors = (bordered, index_GB.contiguous(), draws_GB.contiguous(), self.table, self.fill, images)
+        sizes = {"H": self.height, "W": self.width, "C": len(self.fill), "OUT": self.channels}
+        changes = {"T": recipe.translate, "FLIP": recipe.flip, "SIDE": recipe.cutout}
+        grid = (index_GB.numel(), ceil_div(math.prod(shape), BLOCK))
+        with torch.cuda.device_of(bordered):
+            augment[grid](*tensors, **sizes, **changes, BLOCK=BLOCK, **OPTIONS)
+        return images

@@ -1,4 +1,10 @@
-"""Launches of Triton's batch norm, for activations [B, C, H, W] in channels_last order, and its gradient."""
+"""Launches of Triton's batch norm, for activations [B, C, H, W] in channels_last order, and its gradient.
+
+It takes four passes over the activation in training. Forward: one for the statistics, one that writes the result, which
+is the only one in evaluation. Backward: one for the two sums that the gradient needs, one that writes it; the ReLU's
+mask is computed again from the input. Arithmetic is float32, activations are stored in their own precision, and the
+same input gives the same bytes.
+"""
 
 from typing import Any
 
@@ -7,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from datamodels.train.kernels import norm_triton as kernels
-from datamodels.train.kernels.tiling import OPTIONS, Tiling, ceil_div, power_of_two, tiling
+from datamodels.train.kernels.tiling import OPTIONS, Tiling, ceil_div, power_of_two, require_indices, tiling
 
 FEW_CHANNELS = 8
 """Channels of a program that combines what the programs of a pass have found: 32 bytes of float32."""
@@ -17,19 +23,27 @@ Moments = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def batch_norm_act(
-    x: Tensor, norm: nn.BatchNorm2d, relu: bool, before: Tensor | None = None, after: Tensor | None = None
+    x: Tensor, norm: nn.BatchNorm2d, *, relu: bool = True, before: Tensor | None = None, after: Tensor | None = None
 ) -> Tensor:
-    """kernels.norm.batch_norm_act by Triton; at most one of `before` and `after` is a tensor."""
+    """kernels.norm.batch_norm_act by Triton, in evaluation without a gradient. Copies x unless it is channels_last.
+
+    Against float64 on the same x, in the norm of the difference over the norm, activations and their gradients are
+    within 1e-6 in float32, 5e-4 in float16 and 4e-3 in bfloat16, which is how they are stored; statistics and the
+    parameters' gradients within 1e-6 of the norm of what they sum. A mean of r standard deviations adds 1e-7 r.
+    Raises UserError where x has more numbers than the kernels index.
+    """
+    require_indices(x)
     place, residual = (kernels.AFTER.value, after) if before is None else (kernels.BEFORE.value, before)
     if residual is None:
         place = 0
-    if norm.training:
-        return BatchNormAct.apply(x, norm.weight, norm.bias, residual, norm, relu, place)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    moments = norm.running_mean, norm.running_var, norm.weight, norm.bias
-    residual = None if residual is None else _channels_last(residual)
-    return _normalised(_channels_last(x), moments, residual, relu, place, eps=norm.eps)
+    with torch.cuda.device_of(x):
+        if norm.training:
+            return BatchNormAct.apply(x, norm.weight, norm.bias, residual, norm, relu, place)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        moments = norm.running_mean, norm.running_var, norm.weight, norm.bias
+        residual = None if residual is None else _channels_last(residual)
+        return _normalised(_channels_last(x), moments, residual, relu, place, eps=norm.eps)
 
 
 class BatchNormAct(torch.autograd.Function):

@@ -1,15 +1,14 @@
-"""Where Triton kernels run, and how their work is divided among programs.
+"""How the work of Triton kernels is divided among programs.
 
 Everything depends on shapes alone: a kernel is compiled at its first call with a shape, and no variant is timed, so
 that calls after the first one can be captured in a CUDA graph and a row's bytes follow from nothing else.
 """
 
-import os
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
 
 import torch
+
+from datamodels.train.errors import UserError
 
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
 """How every kernel is compiled; named in full since Triton's defaults change between versions."""
@@ -21,15 +20,13 @@ PROGRAMS = 512
 """Programs of a pass that reduces, nearly 4 for each of a Hopper GPU's 132 multiprocessors."""
 
 
-def usable(device: torch.device) -> bool:
-    """Whether Triton kernels can run on the device: a GPU, or a CPU where TRITON_INTERPRET=1, as in the tests."""
-    return installed() and (device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
-
-
-@cache
-def installed() -> bool:
-    """Whether Triton is; tests replace this to have plain PyTorch everywhere."""
-    return find_spec("triton") is not None
+def require_indices(values: torch.Tensor) -> None:
+    """Raises UserError where a tensor has more numbers than the kernels index, 2**31 - 1."""
+    if values.numel() >= 2**31:
+        raise UserError(
+            f"a step has a tensor {list(values.shape)} of {values.numel():,} numbers, expected fewer than 2**31 for "
+            "recipe.kernels: triton; make recipe.batch, recipe.eval_batch or recipe.group smaller, or use torch"
+        )
 
 
 def power_of_two(number: int) -> int:

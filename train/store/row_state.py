@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,6 +125,11 @@ class RowStates:
     def is_foreign(self, reader: JournalReader) -> bool:
         """Return whether a journal belongs to another store."""
         return reader.provenance.get("store", self.store_id) != self.store_id
+
+    def made_with(self, key: str) -> set[Any]:
+        """Return the values of a key in the provenance of the rows that are done, where it is there."""
+        done = [self.readers[index].provenance for index in np.unique(self.journal[self.state == RowState.DONE])]
+        return {made[key] for made in done if key in made}
 
     def refuse_foreign(self, manifest: Path) -> None:
         """Raises UserError where there are journals, but none of this store: then the manifest is not theirs."""

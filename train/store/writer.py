@@ -58,8 +58,11 @@ class Writer:
     """One attempt at writing rows of a store. Raises UserError where the store cannot be written."""
 
     def __init__(self, store: Store, provenance: dict[str, Any]) -> None:
-        """provenance: what the attempt's rows are made with (device, versions, threads), kept in its journal."""
-        self.store = store
+        """provenance: what the attempt's rows are made with (device, versions, threads), kept in its journal.
+
+        Its `kernels`, if given, have to be those of all rows that have any.
+        """
+        self.store, self._kernels = store, provenance.get("kernels")
         layout = store.layout
         try:
             self._files = {
@@ -127,6 +130,11 @@ class Writer:
             generation_of |= enumerate(self._leased[group].tolist(), group * size)
         self.store.refresh()
         states = self.store.states
+        if self._kernels and (others := states.made_with("kernels") - {self._kernels}):
+            raise WorkError(
+                f"another process has trained rows with the kernels {others.pop()} meanwhile, these had "
+                f"{self._kernels}: nothing was written; the same command goes on with the others'"
+            )
 
         def wanted(row: int, state: RowState) -> bool:
             return states.generation[row] == generation_of[row] and states.state[row] == state

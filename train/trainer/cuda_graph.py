@@ -2,12 +2,16 @@
 
 import contextlib
 import gc
+import sys
 from collections.abc import Callable, Iterator
 
 import torch
 
 WARM_UP = 3
 """Calls before the capture: libraries choose their kernels and reserve their memory in the first ones."""
+
+
+Step = Callable[[], None]
 
 
 class CudaGraph:
@@ -17,10 +21,8 @@ class CudaGraph:
     graph to the garbage collector.
     """
 
-    def __init__(self, function: Callable[[], None], device: torch.device) -> None:
-        """Capture the function on the current stream."""
-        for _ in range(WARM_UP):
-            function()
+    def __init__(self, function: Step, device: torch.device) -> None:
+        """Capture the function on the current stream. It has been called before."""
         stream, self._graph = torch.cuda.current_stream(device), torch.cuda.CUDAGraph()
         stream.synchronize()
         with _nothing_collected(), torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
@@ -28,6 +30,25 @@ class CudaGraph:
 
     def __call__(self) -> None:
         self._graph.replay()
+
+
+def captured(function: Step, device: torch.device, capture: Callable[[Step, torch.device], Step] = CudaGraph) -> Step:
+    """The function as a graph, or itself where it cannot be captured, which is slower and gives the same; tells so.
+
+    What the function raises by itself is raised here, and so is a lack of memory.
+    """
+    for _ in range(WARM_UP):
+        function()
+    try:
+        return capture(function, device)
+    except RuntimeError as error:
+        cause = error.__context__ or error  # what ended the capture, before torch found that it had ended
+        if isinstance(cause, torch.OutOfMemoryError):
+            raise cause from None
+        first = str(cause).strip().partition("\n")[0]
+        told = f"a step cannot be captured on {device}, and is launched operation by operation: {first}"
+        print(told, file=sys.stderr, flush=True)
+        return function
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import torch
 from datamodels.train.config import Recipe
 from datamodels.train.cpu import cpu_features, cpu_name
 from datamodels.train.store import versions
+from datamodels.train.trainer.executor import Executor
 from datamodels.train.trainer.models import has_units
 
 ARITHMETIC = 2
@@ -27,11 +28,13 @@ def on_gpu(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def precision(recipe: Recipe, device: torch.device) -> torch.dtype:
+def precision(recipe: Recipe, executor: Executor) -> torch.dtype:
     """The precision of convolutions; `auto` is bfloat16 where the device has instructions for it."""
     if recipe.precision != "auto":
         return getattr(torch, recipe.precision)
-    return torch.bfloat16 if on_gpu(device) or "bf16" in cpu_features() else torch.float32
+    if executor.capability is not None:
+        return torch.bfloat16 if executor.capability >= (8, 0) else torch.float16
+    return torch.bfloat16 if "bf16" in cpu_features() else torch.float32
 
 
 def device_name(device: torch.device) -> str:
@@ -41,13 +44,24 @@ def device_name(device: torch.device) -> str:
     return cpu_name()
 
 
-def environment(recipe: Recipe, device: torch.device) -> dict[str, Any]:
-    """What byte equality depends on: rows made with equal environments are equal."""
-    changed = has_units(recipe) and (on_gpu(device) or precision(recipe, device) != torch.float32)
-    return {
+def describe(recipe: Recipe, executor: Executor, kernels: str) -> str:
+    """What a GPU trains with, for people."""
+    major, minor = executor.capability or (0, 0)
+    name = f"{executor.device}: {device_name(executor.device)}, compute capability {major}.{minor}"
+    return f"{name}, {precision(recipe, executor)}, kernels {kernels}".replace("torch.", "")
+
+
+def environment(recipe: Recipe, executor: Executor, kernels: str) -> dict[str, Any]:
+    """What byte equality depends on: rows made with equal environments are equal.
+
+    kernels: what recipe.kernels came to on a GPU.
+    """
+    device = executor.device
+    changed = has_units(recipe) and (on_gpu(device) or precision(recipe, executor) != torch.float32)
+    return ({} if executor.capability is None else {"kernels": kernels}) | {
         "arithmetic": UNITS_ARITHMETIC if changed else ARITHMETIC,
         "device": device_name(device),
-        "precision": str(precision(recipe, device)).removeprefix("torch."),
+        "precision": str(precision(recipe, executor)).removeprefix("torch."),
         "threads": recipe.threads,
         "versions": versions() | ({"cudnn": str(torch.backends.cudnn.version())} if on_gpu(device) else {}),
     }

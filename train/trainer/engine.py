@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datamodels.train.config import Setting
-from datamodels.train.errors import Interrupted
-from datamodels.train.kernels import Augment
+from datamodels.train.errors import Interrupted, WorkError
+from datamodels.train.kernels import Augment, Kernels
 from datamodels.train.masks import batch_size, largest_subset
 from datamodels.train.trainer.cuda_graph import WARM_UP
 from datamodels.train.trainer.device import precision
@@ -36,6 +36,7 @@ class Shared:
 
     setting: Setting
     executor: Executor
+    kernels: Kernels
     augment: Augment
     loaders: dict[str, Loader]
     labels: dict[str, Tensor]
@@ -49,9 +50,9 @@ class Engine:
         setting, recipe = shared.setting, shared.setting.recipe
         self.shared, self.setting, self.recipe, self.executor = shared, setting, recipe, shared.executor
         device, loader = shared.executor.device, shared.loaders["train"]
-        self.precision = precision(recipe, device)
-        self.network = build(recipe, loader.images.shape[1:], shared.classes).to(device)
-        self.parameters = FlatParameters(self.network, recipe.group, device, self.precision)
+        self.precision = precision(recipe, shared.executor)
+        self.network = build(recipe, loader.images.shape[1:], shared.classes, shared.kernels).to(device)
+        self.parameters = FlatParameters(self.network, recipe.group, device, self.precision, shared.kernels)
 
         # What a step reads: the schedule of the group, and which of its steps comes next.
         group, batch = recipe.group, batch_size(setting, len(loader.images))
@@ -74,13 +75,47 @@ class Engine:
         self._eval_graph: Callable[[], None] | None = None
 
     def capture(self) -> None:
-        """Have a GPU capture what it will replay, on the current stream: no custom network, whose code may branch."""
+        """Have a GPU capture what it will replay, on the current stream: no custom network, whose code may branch.
+
+        Raises WorkError where a replay does not do what was captured.
+        """
         if self.recipe.custom_network:
             return
         self.network.train()
         self._train_graph = self.executor.capture(self._train_step)
         self.network.eval()
         self._eval_graph = self.executor.capture(self._evaluate_batch)
+        if self._train_graph != self._train_step:
+            self._check_replay(self._train_graph, self._eval_graph)
+
+    def _check_replay(self, train_graph: Callable[[], None], eval_graph: Callable[[], None]) -> None:
+        """Raises WorkError unless three replayed steps and an evaluation are the launched ones, bit for bit."""
+        random, found = torch.Generator(self.executor.device).manual_seed(0), []
+        self._order.random_(len(self.shared.labels["train"]), generator=random)
+        self._draws.random_(generator=random)
+        self._lr.fill_(1e-3)
+        self._weight.fill_(1 / self._weight.shape[1])
+        if (loader := self.shared.loaders["train"]).resident is None:
+            loader.without_border(self._images).random_(256, generator=random)
+        self._eval_images.random_(256, generator=random)
+        start = self.executor.send(self.parameters.initial_values(self.setting.seed, range(self.recipe.group)))
+        for step, evaluate in ((self._train_step, self._evaluate_batch), (train_graph, eval_graph)):
+            self.parameters.reset(self.setting.seed, range(self.recipe.group), start)
+            reset_statistics(self.network)
+            self._next_step.zero_()
+            self.network.train()
+            for _ in range(3):
+                step()
+            self.network.eval()
+            evaluate()
+            state = {"parameters": self.parameters.value, "momentum": self.parameters.momentum}
+            state |= {**dict(self.network.named_buffers()), "logits of an evaluation": self._eval_logits}
+            found.append({name: value.clone() for name, value in state.items()})
+        if differing := [name for name, value in found[0].items() if not torch.equal(value, found[1][name])]:
+            raise WorkError(
+                f"after three replayed steps on {self.executor.device} {differing[0]} is not what three launched steps "
+                "give: nothing is trained; please report it with the versions of torch and the driver"
+            )
 
     def begin(self, schedule: Schedule, rows: range, start: Tensor | None = None) -> None:
         """Put the rows' initial state and schedule in place.

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils import deterministic
 
 from datamodels.train.data import free_host_memory
-from datamodels.train.trainer.cuda_graph import CudaGraph
+from datamodels.train.trainer.cuda_graph import captured
 
 Moment = Any
 """What Executor.moment returns: seconds of the host's clock, or an event of a GPU."""
@@ -29,6 +29,8 @@ class Executor:
 
     overlaps = False
     """Whether work is queued in streams, and runs beside the host's."""
+    capability: tuple[int, int] | None = None
+    """A GPU's compute capability, such as (8, 0); None of a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -79,6 +81,10 @@ class Executor:
         """Bytes."""
         return free_host_memory()
 
+    def refused_memory(self) -> int:
+        """How often memory was asked for and there was none, which cuDNN takes as a reason for another algorithm."""
+        return 0
+
 
 class CudaExecutor(Executor):
     """A GPU, whose libraries are asked for deterministic algorithms."""
@@ -87,7 +93,8 @@ class CudaExecutor(Executor):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        self.capability = torch.cuda.get_device_capability(device)
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # bytes depend on it; cuBLAS reads it at its first product
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
         keep_float32()
@@ -132,10 +139,13 @@ class CudaExecutor(Executor):
         torch.cuda.synchronize(self.device)
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
-        return CudaGraph(function, self.device)
+        return captured(function, self.device)
 
     def free_memory(self) -> int:
         return torch.cuda.mem_get_info(self.device)[0]
+
+    def refused_memory(self) -> int:
+        return torch.cuda.memory_stats(self.device).get("num_ooms", 0)
 
 
 def executor_of(device: torch.device) -> Executor:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from datamodels.train.config import Recipe
 from datamodels.train.errors import UserError
-from datamodels.train.kernels import activated, batch_norm_act, max_pool2d, usable
+from datamodels.train.kernels import TORCH, Kernels, activated, max_pool2d
 from datamodels.train.trainer.custom_model import CustomNetwork
 from fmow import torchvision
 
@@ -31,17 +31,17 @@ class Unit:
     Owns nothing: the two modules belong to a network.
     """
 
-    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
-        self.conv, self.bn = conv, bn
+    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, kernels: Kernels) -> None:
+        self.conv, self.bn, self.kernels = conv, bn, kernels
 
     def __call__(
         self, x: Tensor, *, relu: bool = True, before: Tensor | None = None, after: Tensor | None = None
     ) -> Tensor:
         """[B, C, H, W] to the same. x may have further channels, of zeros."""
         conv = self.conv
-        if conv.training or usable(x.device):
+        if conv.training or self.kernels.name == "triton":
             y = F.conv2d(x, _padded(conv.weight, x), None, conv.stride, conv.padding)
-            return batch_norm_act(y, self.bn, relu=relu, before=before, after=after)
+            return self.kernels.batch_norm_act(y, self.bn, relu=relu, before=before, after=after)
         return activated(self._folded(x), relu=relu, before=before, after=after)
 
     def _folded(self, x: Tensor) -> Tensor:
@@ -64,14 +64,14 @@ def _padded(weight_OIHW: Tensor, x: Tensor) -> Tensor:
 class ResNet9(nn.Module):
     """The network of the published CIFAR-10 data (KakaoBrain's torchskeleton; FFCV's CIFAR-10 example)."""
 
-    def __init__(self, width: int, channels: int, classes: int) -> None:
+    def __init__(self, width: int, channels: int, classes: int, kernels: Kernels) -> None:
         super().__init__()
         w = width
         sizes = [channels, w, 2 * w, 2 * w, 2 * w, 4 * w, 4 * w, 4 * w, 2 * w]
         shapes = [(3, 1, 1), (5, 2, 2), *[(3, 1, 1)] * 5, (3, 1, 0)]
         """Kernel, stride and padding."""
         self.units = [
-            Unit(nn.Conv2d(inputs, outputs, *shape, bias=False), nn.BatchNorm2d(outputs))
+            Unit(nn.Conv2d(inputs, outputs, *shape, bias=False), nn.BatchNorm2d(outputs), kernels)
             for inputs, outputs, shape in zip(sizes[:-1], sizes[1:], shapes, strict=True)
         ]
         self.convs = nn.ModuleList(unit.conv for unit in self.units)
@@ -91,16 +91,16 @@ class ResNet9(nn.Module):
 class ResNet18(nn.Module):
     """torchvision's ResNet-18 (He et al. 2016), the network of the published FMoW data."""
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels: int, classes: int, kernels: Kernels) -> None:
         super().__init__()
         self.body = torchvision().models.resnet18(num_classes=classes)
         if channels != 3:
             self.body.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
         self.head = self.body.fc
         self.body.fc = nn.Identity()
-        self.stem = Unit(self.body.conv1, self.body.bn1)
+        self.stem = Unit(self.body.conv1, self.body.bn1, kernels)
         layers = (self.body.layer1, self.body.layer2, self.body.layer3, self.body.layer4)
-        self.blocks = [_Block(block) for layer in layers for block in layer]
+        self.blocks = [_Block(block, kernels) for layer in layers for block in layer]
         self.units = [self.stem, *(unit for block in self.blocks for unit in block.units)]
 
     def forward(self, images_GBHWC: Tensor) -> Tensor:
@@ -113,9 +113,9 @@ class ResNet18(nn.Module):
 class _Block:
     """A basic block of torchvision's, computed by units."""
 
-    def __init__(self, block: Any) -> None:
-        self.first, self.second = Unit(block.conv1, block.bn1), Unit(block.conv2, block.bn2)
-        self.shortcut = Unit(*block.downsample) if block.downsample else None
+    def __init__(self, block: Any, kernels: Kernels) -> None:
+        self.first, self.second = Unit(block.conv1, block.bn1, kernels), Unit(block.conv2, block.bn2, kernels)
+        self.shortcut = Unit(block.downsample[0], block.downsample[1], kernels) if block.downsample else None
         self.units = [self.first, self.second, *([self.shortcut] if self.shortcut else [])]
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -145,14 +145,14 @@ class ConvNet(nn.Module):
         return torch.baddbmm(self.bias, x.float(), self.weight)
 
 
-def build(recipe: Recipe, shape: tuple[int, ...], classes: int) -> nn.Module:
+def build(recipe: Recipe, shape: tuple[int, ...], classes: int, kernels: Kernels = TORCH) -> nn.Module:
     """The network of a recipe for images [H, W, C], with undefined parameters."""
     if recipe.custom_network:
         return CustomNetwork(recipe, shape, classes)
     if recipe.network == "resnet9":
-        return ResNet9(recipe.width, shape[2], classes)
+        return ResNet9(recipe.width, shape[2], classes, kernels)
     if recipe.network == "resnet18":
-        return ResNet18(shape[2], classes)
+        return ResNet18(shape[2], classes, kernels)
     return ConvNet(recipe.group, recipe.width, shape, classes)
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from datamodels.train.errors import UserError
-from datamodels.train.kernels import sgd_step
+from datamodels.train.kernels import TORCH, Kernels
 from datamodels.train.rng import Stream, stream_row, uniform
 from datamodels.train.trainer.custom_model import CustomNetwork
 from datamodels.train.trainer.models import initialiser
@@ -37,9 +37,14 @@ class FlatParameters:
     """
 
     def __init__(
-        self, network: nn.Module, group: int, device: torch.device, precision: torch.dtype = torch.float32
+        self,
+        network: nn.Module,
+        group: int,
+        device: torch.device,
+        precision: torch.dtype = torch.float32,
+        kernels: Kernels = TORCH,
     ) -> None:
-        self.network, self.group = network, group
+        self.network, self.group, self.kernels = network, group, kernels
         self.sections = _sections(network, group)
         sizes = [section.stop - section.start for section in self.sections]
         self.per_row = sum(sizes)
@@ -119,7 +124,8 @@ class FlatParameters:
         scale: what the loss was multiplied by before its gradient was taken.
         """
         state = self.value, self.grad, self.momentum, lr
-        sgd_step(*state, keep=momentum, decay=weight_decay, scale=1 / scale, row=self.row, copy=self.copy)
+        others = {"keep": momentum, "decay": weight_decay, "scale": 1 / scale, "row": self.row, "copy": self.copy}
+        self.kernels.sgd_step(*state, **others)
 
 
 def _channels_last_view(flat: Tensor, shape: torch.Size) -> Tensor:

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from datamodels.train.config import Setting
 from datamodels.train.data import Dataset
-from datamodels.train.errors import UserError
-from datamodels.train.kernels import Augment
+from datamodels.train.errors import UserError, WorkError
+from datamodels.train.kernels import Kernels
 from datamodels.train.masks import Era, Masks, batch_size
 from datamodels.train.store import RowFailure, RowResult
 from datamodels.train.trainer.device import environment, precision
 from datamodels.train.trainer.engine import Engine, Shared, Stop
 from datamodels.train.trainer.executor import Executor, Moment, executor_of
+from datamodels.train.trainer.gpu_setup import MEMORY, choose_kernels, explain
 from datamodels.train.trainer.loader import Loader
 from datamodels.train.trainer.models import has_units
 from datamodels.train.trainer.schedule import Schedule, draw_schedule
@@ -48,7 +49,9 @@ class Trainer:
         device: torch.device | Executor,
         eras: tuple[Era, ...] | None = None,
         concurrent_groups: int = 1,
+        kernels: Kernels | None = None,
     ) -> None:
+        """kernels: what `choose_kernels` gave, if already called. Raises UserError, WorkError."""
         recipe = setting.recipe
         if concurrent_groups > 1 and recipe.custom_network:
             # it draws from torch's generators, of which a process has one set
@@ -58,18 +61,28 @@ class Trainer:
         torch.set_num_threads(recipe.threads)
         self.executor = device if isinstance(device, Executor) else executor_of(device)
         self.setting, self.recipe, self.device = setting, recipe, self.executor.device
+        self.kernels = kernels or choose_kernels(recipe, self.executor)
         self.masks = Masks(setting, len(dataset.train.labels), list(eras) if eras else None)
         self.batch = batch_size(setting, len(dataset.train.labels))
-        self.shared = _shared(setting, dataset, self.executor)
-        self.engines = [Engine(self.shared) for _ in range(concurrent_groups)]
+        self._refused_memory = self.executor.refused_memory()
+        try:
+            self.shared = _shared(setting, dataset, self.executor, self.kernels)
+            self.engines = [Engine(self.shared) for _ in range(concurrent_groups)]
+            self._queues = [_Queue(engine, self.executor) for engine in self.engines] if self.executor.overlaps else []
+        except (UserError, WorkError):
+            raise
+        except Exception as error:
+            if self.executor.capability is None:
+                raise
+            raise WorkError(f"{self.device} cannot be set up: {explain(error)}") from error
+        self._refuse_other_algorithms()
         self.ahead = concurrent_groups
         """Groups to have under way (on a CPU: in their commit) while the next one is started."""
-        self._queues = [_Queue(engine, self.executor) for engine in self.engines] if self.executor.overlaps else []
         self._started = 0
 
     def environment(self) -> dict[str, Any]:
         """What byte equality depends on: rows made with equal environments are equal."""
-        return environment(self.recipe, self.device)
+        return environment(self.recipe, self.executor, self.kernels.name)
 
     def close(self) -> None:
         """Nothing needs to be given up."""
@@ -133,7 +146,17 @@ class Trainer:
         kept = {kind: executor.fetch(value) for kind, value in values.items()}
         largest = {kind: executor.fetch(value) for kind, value in largest.items()}
         moments = began, ready, executor.moment()
+        self._refuse_other_algorithms()
         return Outcome(rows, drawn.masks, kept, largest, moments, executor, at_once=len(self.engines))
+
+    def _refuse_other_algorithms(self) -> None:
+        """Raises WorkError where cuDNN may have taken an algorithm that needs less memory and rounds otherwise."""
+        if self.executor.refused_memory() > self._refused_memory:
+            free = self.executor.free_memory()
+            raise WorkError(
+                f"{self.device} ran out of memory ({free / 1e9:.3g} GB are free now), after which convolutions may be "
+                f"computed in another way and rows come out with other bytes: {MEMORY}"
+            )
 
 
 def margin(logits_GNK: Tensor, labels_N: Tensor) -> Tensor:
@@ -150,21 +173,21 @@ def loss(logits_GNK: Tensor, labels_N: Tensor) -> Tensor:
     return logits_GNK.logsumexp(-1) - logits_GNK.gather(-1, index)[..., 0]
 
 
-def _shared(setting: Setting, dataset: Dataset, executor: Executor) -> Shared:
+def _shared(setting: Setting, dataset: Dataset, executor: Executor, kernels: Kernels) -> Shared:
     """Put the data set on the device, or get ready to read it batch by batch."""
     recipe, device, resident = setting.recipe, executor.device, setting.data.resident
-    dtype = precision(recipe, device) if has_units(recipe) else torch.float32
+    dtype = precision(recipe, executor) if has_units(recipe) else torch.float32
     channels = dataset.train.images.shape[3]
     if executor.overlaps and dtype != torch.float32:
         channels = max(channels, CHANNELS)
-    augment = Augment(dataset, recipe, device, dtype, channels)
+    augment = kernels.augment(dataset, recipe, device, dtype, channels)
     loaders = {
         "train": Loader(dataset.train.images, executor, resident, recipe.translate, augment.fill),
         "test": Loader(dataset.test.images, executor, resident),
     }
     splits = {"train": dataset.train, "test": dataset.test}
     labels = {name: torch.from_numpy(split.labels).to(device) for name, split in splits.items()}
-    return Shared(setting, executor, augment, loaders, labels, len(dataset.classes))
+    return Shared(setting, executor, kernels, augment, loaders, labels, len(dataset.classes))
 
 
 class _Queue:

@@ -8,6 +8,8 @@ import os
 import pytest
 import torch
 
+from datamodels.train.kernels import TORCH, Kernels, triton_kernels
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if INTERPRETED:
     collect_ignore_glob = ["test_plain.py", "test_compiled.py"]
@@ -18,6 +20,11 @@ elif not torch.cuda.is_available():
 @pytest.fixture
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
+
+
+@pytest.fixture
+def kernels(device: torch.device) -> Kernels:
+    return triton_kernels() if INTERPRETED or device.type == "cuda" else TORCH
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from datamodels.train.config import Recipe
 from datamodels.train.data.sources import Dataset, Split
-from datamodels.train.kernels import Augment
+from datamodels.train.kernels import Augment, Kernels
 from datamodels.train.trainer.engine import views
 from datamodels.train.trainer.executor import Executor
 from datamodels.train.trainer.loader import Loader
@@ -60,10 +60,10 @@ def expected(image: np.ndarray, draw: int, recipe: Recipe, data: Dataset) -> np.
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize(("recipe", "shape", "channels"), RECIPES)
 def test_batches_equal_a_plain_statement_of_the_recipe(
-    recipe: Recipe, shape: tuple[int, ...], channels: int, kind: str, device: torch.device
+    recipe: Recipe, shape: tuple[int, ...], channels: int, kind: str, device: torch.device, kernels: Kernels
 ) -> None:
     data = dataset(shape, kind)
-    augment = Augment(data, recipe, device, torch.float32, channels)
+    augment = kernels.augment(data, recipe, device, torch.float32, channels)
     bordered, index, draws = batch(data, augment, device)
     found = augment(bordered, index, draws).cpu().numpy()
     for g, b in np.ndindex(*index.shape):
@@ -74,10 +74,10 @@ def test_batches_equal_a_plain_statement_of_the_recipe(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("recipe", "shape", "channels"), RECIPES)
 def test_every_bit_is_that_of_pytorchs_operations(
-    recipe: Recipe, shape: tuple[int, ...], channels: int, dtype: torch.dtype, device: torch.device
+    recipe: Recipe, shape: tuple[int, ...], channels: int, dtype: torch.dtype, device: torch.device, kernels: Kernels
 ) -> None:
     data = dataset(shape)
-    augment = Augment(data, recipe, device, dtype, channels)
+    augment = kernels.augment(data, recipe, device, dtype, channels)
     given = batch(data, augment, device)
     found, plain = augment(*given), augment.normalise(augment.augmented(*given)).to(dtype)
     assert found.shape == (*plain.shape[:-1], channels)
@@ -108,9 +108,9 @@ def test_views_are_mirror_or_channel_reversal() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_cuda_graph_takes_new_draws(device: torch.device) -> None:
+def test_a_cuda_graph_takes_new_draws(device: torch.device, kernels: Kernels) -> None:
     data = dataset((20, 32, 32, 3))
-    augment = Augment(data, Recipe(), device, torch.float16, 8)
+    augment = kernels.augment(data, Recipe(), device, torch.float16, 8)
     bordered, index, draws = batch(data, augment, device)
     augment(bordered, index, draws)
     graph = torch.cuda.CUDAGraph()

@@ -3,11 +3,13 @@
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from datamodels.train.config import Recipe
+from datamodels.train.data import Dataset, Split
 
 if find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -39,7 +41,7 @@ def test_batch_norm_compiles_well(network: str, dtype: torch.dtype) -> None:
         for shape, relu, place in BLOCKS[network]:
             x = torch.empty(shape, device="meta", dtype=dtype, requires_grad=True)
             residual = {place: x.detach()} if place else {}
-            y = norm_launch.batch_norm_act(x, nn.BatchNorm2d(shape[1], device="meta"), relu, **residual)
+            y = norm_launch.batch_norm_act(x, nn.BatchNorm2d(shape[1], device="meta"), relu=relu, **residual)
             y.backward(torch.empty_like(y))
     assert {binary.name for binary in binaries} == {"statistics", "finalise", "normalise", "backward", "total"}
     for binary in binaries:
@@ -56,7 +58,7 @@ def test_evaluation_is_one_kernel_of_16_bytes_at_a_time(network: str, dtype: tor
     for shape, relu, place in BLOCKS[network]:
         x, norm = torch.empty(shape, device="meta", dtype=dtype), nn.BatchNorm2d(shape[1], device="meta").eval()
         with recorded() as binaries, torch.inference_mode():
-            norm_launch.batch_norm_act(x, norm, relu, **({place: x} if place else {}))
+            norm_launch.batch_norm_act(x, norm, relu=relu, **({place: x} if place else {}))
         (binary,) = binaries
         assert binary.widths("ld") == {16}
         assert nothing_spilled(binary)
@@ -68,7 +70,8 @@ def test_the_optimisers_step_compiles_well(group: int, precision: torch.dtype | 
     row = None if group == 1 else torch.empty(2_274_880, device="meta", dtype=torch.int64)
     copy = None if precision is None else torch.empty_like(value, dtype=precision)
     with recorded() as binaries:
-        sgd_triton.launch(value, grad, momentum, copy, torch.empty(group, device="meta"), row, 0.9, 5e-4, 1.0)
+        lr = torch.empty(group, device="meta")
+        sgd_triton.sgd_step(value, grad, momentum, lr, keep=0.9, decay=5e-4, row=row, copy=copy)
     (binary,) = binaries
     assert binary.widths("st") == {16}
     assert nothing_spilled(binary)
@@ -76,11 +79,13 @@ def test_the_optimisers_step_compiles_well(group: int, precision: torch.dtype | 
 
 @pytest.mark.parametrize(("dtype", "channels"), [(torch.float16, 8), (torch.bfloat16, 8), (torch.float32, 3)], ids=str)
 def test_augmentation_compiles_well(dtype: torch.dtype, channels: int) -> None:
-    bordered = torch.empty((50_000, 36, 36, 3), device="meta", dtype=torch.uint8)
-    index, draws = torch.empty((2, 1, 512), device="meta", dtype=torch.int64)
-    table, fill = torch.empty((256, 3), dtype=dtype, device="meta"), torch.empty(3, dtype=torch.uint8, device="meta")
+    meta, split = torch.device("meta"), Split(np.zeros((10, 32, 32, 3), np.uint8), np.arange(10))
+    dataset = Dataset(split, split, tuple("abcdefghij"), (125.0,) * 3, (50.0,) * 3, "here")
+    augment = augment_triton.TritonAugment(dataset, Recipe(), meta, dtype, channels)
+    bordered = torch.empty((50_000, 36, 36, 3), device=meta, dtype=torch.uint8)
+    index, draws = torch.empty((2, 1, 512), device=meta, dtype=torch.int64)
     with recorded() as binaries:
-        augment_triton.launch(bordered, index, draws, table, fill, Recipe(), channels)
+        augment(bordered, index, draws)
     (binary,) = binaries
     assert binary.widths("st") == {16}
     assert nothing_spilled(binary)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from datamodels.train.kernels import batch_norm_act, max_pool2d
+from datamodels.train.kernels import TORCH, max_pool2d
 from datamodels.train.kernels.pool import MaxPool2d
 from tests.conftest import PROJECT
 
@@ -28,28 +28,16 @@ def test_the_kernels_are_right_in_the_interpreter() -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
-def test_without_triton_there_are_pytorchs_operations() -> None:
-    code = "import sys; sys.modules['triton'] = None; from datamodels.train import kernels; "
-    code += "import torch; assert not kernels.usable(torch.device('cuda'))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0
-
-
 @pytest.mark.parametrize("place", [None, "before", "after"])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_cpu_has_pytorchs_operations(place: str | None, training: bool) -> None:
+def test_the_reference_is_pytorchs_operations(place: str | None, training: bool) -> None:
     x, residual = torch.randn(2, 4, 3, 6, 6)
     ours, theirs = nn.BatchNorm2d(3).train(training), nn.BatchNorm2d(3).train(training)
-    y = batch_norm_act(x, ours, **({place: residual} if place else {}))
+    y = TORCH.batch_norm_act(x, ours, **({place: residual} if place else {}))
     expected = theirs(x)
     expected = F.relu(expected + residual) if place == "before" else F.relu(expected)
     assert torch.equal(y, expected + residual if place == "after" else expected)
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
-
-
-def test_one_residual_at_most_is_taken() -> None:
-    x = torch.zeros(2, 3, 4, 4)
-    with pytest.raises(ValueError, match="expected at most one of them"):
-        batch_norm_act(x, nn.BatchNorm2d(3), before=x, after=x)
 
 
 @pytest.mark.parametrize("values", ["distinct", "tied"])

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from datamodels.train.kernels import sgd_step
+from datamodels.train.kernels import Kernels
 
 SIZE = 5000
 
 
 @pytest.mark.parametrize("copied", [None, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("group", [1, 3])
-def test_steps_equal_torchs_sgd(group: int, copied: torch.dtype | None, device: torch.device) -> None:
+def test_steps_equal_torchs_sgd(group: int, copied: torch.dtype | None, device: torch.device, kernels: Kernels) -> None:
     start, lr = torch.randn(SIZE, device=device), torch.rand(group, device=device)
     row = torch.randint(group, (SIZE,), device=device) if group > 1 else None
     ours = [start.clone(), torch.zeros_like(start)]
@@ -19,7 +19,8 @@ def test_steps_equal_torchs_sgd(group: int, copied: torch.dtype | None, device: 
     optimizers = [torch.optim.SGD([p], rate.item(), 0.9, weight_decay=5e-4) for p, rate in zip(theirs, lr, strict=True)]
     for _ in range(3):
         grad = torch.randn(SIZE, device=device)
-        sgd_step(ours[0], 1024 * grad, ours[1], lr, keep=0.9, decay=5e-4, scale=1 / 1024, row=row, copy=copy)
+        constants = {"keep": 0.9, "decay": 5e-4, "scale": 1 / 1024}
+        kernels.sgd_step(ours[0], 1024 * grad, ours[1], lr, row=row, copy=copy, **constants)
         for parameter, optimizer in zip(theirs, optimizers, strict=True):
             parameter.grad = grad.clone()
             optimizer.step()
@@ -30,8 +31,8 @@ def test_steps_equal_torchs_sgd(group: int, copied: torch.dtype | None, device: 
         torch.testing.assert_close(copy, ours[0].to(copy.dtype), rtol=torch.finfo(copy.dtype).eps, atol=0)
 
 
-def test_a_learning_rate_of_zero_leaves_values_as_they_are(device: torch.device) -> None:
+def test_a_learning_rate_of_zero_leaves_values_as_they_are(device: torch.device, kernels: Kernels) -> None:
     value, grad, momentum = torch.randn(3, SIZE, device=device)
     before = value.clone()
-    sgd_step(value, grad, momentum, torch.zeros(1, device=device), keep=0.9, decay=5e-4)
+    kernels.sgd_step(value, grad, momentum, torch.zeros(1, device=device), keep=0.9, decay=5e-4)
     assert torch.equal(value, before)

@@ -31,8 +31,10 @@ class FakeGpu(Executor):
 
     overlaps = True
 
-    def __init__(self, device: torch.device | None = None) -> None:
+    def __init__(self, device: torch.device | None = None, capability: tuple[int, int] | None = None) -> None:
         super().__init__(device or torch.device("cpu"))
+        self.capability = capability
+        self.refused = 0
         self.threads: set[int] = set()
         """Those that put work into streams."""
 
@@ -65,6 +67,9 @@ class FakeGpu(Executor):
 
     def free_memory(self) -> int:
         return 1 << 30
+
+    def refused_memory(self) -> int:
+        return self.refused
 
 
 class Eager(CudaExecutor):

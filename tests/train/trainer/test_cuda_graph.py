@@ -3,14 +3,14 @@
 import contextlib
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 
-from datamodels.train.trainer.cuda_graph import WARM_UP, CudaGraph
+from datamodels.train.trainer.cuda_graph import WARM_UP, captured
 
 
 class Graph:
@@ -28,7 +28,7 @@ class Owner:
 
     def __init__(self) -> None:
         self.calls: list[bool] = []
-        self.step = CudaGraph(self.one_step, torch.device("cuda"))
+        self.step = captured(self.one_step, torch.device("cuda"))
 
     def one_step(self) -> None:
         self.calls.append(gc.isenabled())
@@ -73,3 +73,37 @@ def test_a_graph_dies_with_its_owner(graphs: list[Graph]) -> None:
         assert graph() is None
     finally:
         gc.enable()
+
+
+def refused(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """A capture that an operation of the step ends, after which torch finds that it has ended."""
+    try:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+    finally:
+        raise RuntimeError("capture_end: the capture was invalidated")
+
+
+def test_what_cannot_be_captured_is_called_and_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[int] = []
+    step = captured(lambda: calls.append(1), torch.device("cuda", 1), refused)
+    assert len(calls) == WARM_UP
+    step()
+    assert len(calls) == WARM_UP + 1
+    told = "a step cannot be captured on cuda:1, and is launched operation by operation: operation not permitted when "
+    assert capsys.readouterr().err == told + "stream is capturing\n"
+
+
+def test_a_lack_of_memory_and_a_steps_own_errors_are_raised() -> None:
+    def lacking(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        finally:
+            raise RuntimeError("capture_end: the capture was invalidated")
+
+    def wrong() -> None:
+        raise RuntimeError("no such image")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        captured(lambda: None, torch.device("cuda"), lacking)
+    with pytest.raises(RuntimeError, match="no such image"):
+        captured(wrong, torch.device("cuda"))

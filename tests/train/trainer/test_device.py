@@ -6,22 +6,42 @@ import pytest
 import torch
 
 from datamodels.train.config import Recipe
-from datamodels.train.trainer.device import environment
-from datamodels.train.trainer.executor import keep_float32
+from datamodels.train.trainer.device import describe, environment, precision
+from datamodels.train.trainer.executor import Executor, keep_float32
+from tests.train.trainer.fake_gpu import FakeGpu
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+CPU, GPU = Executor(torch.device("cpu")), FakeGpu(torch.device("cuda", 0), (9, 0))
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 def test_bytes_depend_on_the_kernels_compiler() -> None:
-    assert environment(Recipe(), CPU)["versions"]["triton"] == version("triton")
+    assert environment(Recipe(), CPU, "torch")["versions"]["triton"] == version("triton")
 
 
 def test_bytes_of_a_gpu_depend_on_cudnn_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
-    assert environment(Recipe(), GPU)["versions"]["cudnn"] == "91002"
-    assert "cudnn" not in environment(Recipe(), CPU)["versions"]
+    assert environment(Recipe(), GPU, "triton")["versions"]["cudnn"] == "91002"
+    assert "cudnn" not in environment(Recipe(), CPU, "torch")["versions"]
+
+
+def test_a_gpu_records_its_kernels_and_a_cpu_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    assert environment(Recipe(), GPU, "triton")["kernels"] == "triton"
+    assert "kernels" not in environment(Recipe(), CPU, "torch"), "rows of a CPU keep the environment that they had"
+
+
+@pytest.mark.parametrize(("capability", "chosen"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
+def test_half_precision_goes_by_compute_capability(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], chosen: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    executor = FakeGpu(torch.device("cuda", 0), capability)
+    assert precision(Recipe(), executor) == chosen
+    assert precision(Recipe(precision="float32"), executor) == torch.float32
+    name = str(chosen).removeprefix("torch.")
+    told = f"cuda:0: a GPU, compute capability {capability[0]}.{capability[1]}, {name}, kernels torch"
+    assert describe(Recipe(), executor, "torch") == told
 
 
 def test_asking_for_float32_warns_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,8 +66,8 @@ def test_asking_for_float32_warns_nobody(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_rows_whose_bytes_did_not_change_keep_their_arithmetic(
-    monkeypatch: pytest.MonkeyPatch, recipe: Recipe, device: torch.device, arithmetic: int
+    monkeypatch: pytest.MonkeyPatch, recipe: Recipe, device: Executor, arithmetic: int
 ) -> None:
     """So that `verify --retrain` still compares them byte for byte."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
-    assert environment(recipe, device)["arithmetic"] == arithmetic
+    assert environment(recipe, device, "torch")["arithmetic"] == arithmetic
