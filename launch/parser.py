@@ -36,15 +36,16 @@ def run(arguments: list[str]) -> int:
         if not (root := options.pop("root", ".")):
             raise UserError("--root is missing: expected a new or empty folder")
         return COMMANDS[name].run(Request(Setting(), expanded(root, "--root"), options, explicit_models=False))
-    config, others = _split_config(others)
+    config, others = _split_config(others, COMMANDS[name].bare)
     setting, options = parser.parse(config, _files_first(others), "source" if COMMANDS[name].sources else "")
-    root = options.pop("root")
+    root, options["config"] = options.pop("root"), config
     if root == "":
         raise UserError("--root is '', expected a folder")
-    if root is None and (config.is_relative_to("/dev") or not config.is_file()):
+    if root is None and config and (config.is_relative_to("/dev") or not config.is_file()):
         raise UserError(f"--root is missing: {config} has no name to call a folder by, expected --root DIR")
     explicit_models = any(argument.split("=")[0] == "--models" for argument in others)
-    request = Request(setting, expanded(root or f"runs/{config.stem}", "--root"), options, explicit_models)
+    folder = expanded(root or (f"runs/{config.stem}" if config else "runs"), "--root")
+    request = Request(setting, folder, options, explicit_models)
     return COMMANDS[name].run(request)
 
 
@@ -63,7 +64,8 @@ CONFIG is a YAML file; any of its keys can be overridden, as in --alpha 0.35 --m
 
 
 def _parser(name: str, command: Command) -> Parser:
-    keys = f"CONFIG{' SOURCE...' * command.sources} [--root DIR] [options] [--KEY VALUE ...]"
+    config = "[CONFIG]" if command.bare else "CONFIG"
+    keys = f"{config}{' SOURCE...' * command.sources} [--root DIR] [options] [--KEY VALUE ...]"
     usage = f"datamodels {name} {' '.join(command.places) + ' [options]' if command.places else keys}"
     parser = Parser(prog=f"datamodels {name}", usage=usage, description=command.help, allow_abbrev=False)
     if not command.places:
@@ -79,12 +81,17 @@ def _parser(name: str, command: Command) -> Parser:
     return parser
 
 
-def _split_config(arguments: list[str]) -> tuple[Path, list[str]]:
-    """The CONFIG argument and the others; it comes first, or is the one that ends in .yaml or .yml."""
+def _split_config(arguments: list[str], bare: bool) -> tuple[Path | None, list[str]]:
+    """The CONFIG argument and the others; it comes first, or is the one that ends in .yaml or .yml.
+
+    bare: whether it may be left out.
+    """
     for index, argument in enumerate(arguments):
         is_option = argument.startswith("-") or (index > 0 and arguments[index - 1] == "--slurm")
         if not is_option and (index == 0 or argument.endswith((".yaml", ".yml"))):
             return Path(argument), arguments[:index] + arguments[index + 1 :]
+    if bare:
+        return None, arguments
     raise UserError("CONFIG is missing: expected `datamodels COMMAND CONFIG`, CONFIG being a YAML file")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from datamodels.launch.commands import counterfactual, datamodels, exchange, plan, run, store, submit, train
+from datamodels.launch.commands import counterfactual, datamodels, doctor, exchange, plan, run, store, submit, train
 from datamodels.launch.request import Request
 
 __all__ = ["COMMANDS", "Command"]
@@ -35,6 +35,8 @@ class Command:
     """What it takes in place of CONFIG, with its help; then no keys of a config but those among its options."""
     sources: bool = False
     """Whether it takes one SOURCE or more beside CONFIG."""
+    bare: bool = False
+    """Whether CONFIG may be left out."""
 
 
 ROWS = option("--rows", "only rows A to B-1, or several such ranges", metavar="A:B[,C:D]")
@@ -222,4 +224,5 @@ COMMANDS = {
     ),
     "fetch": Command(exchange.fetch, "download the published files of a setting, after telling bytes and price", FETCH),
     "data": Command(store.data, "fetch or check the data set, and say where it lies"),
+    "doctor": Command(doctor.doctor, "check this machine: devices, kernels, disk, SLURM", [JSON], bare=True),
 }

@@ -1,6 +1,7 @@
 """Settings as SLURM array jobs. `script` has the sbatch scripts, `submission` what is submitted when."""
 
 from datamodels.launch.slurm.cancel import cancel
+from datamodels.launch.slurm.client import version
 from datamodels.launch.slurm.config import TEXT_KEYS, Slurm, slurm_from
 from datamodels.launch.slurm.dry_run import dry_run
 from datamodels.launch.slurm.status import describe_jobs, job_summary
@@ -17,4 +18,5 @@ __all__ = [
     "run_gate",
     "slurm_from",
     "submit",
+    "version",
 ]

@@ -8,6 +8,7 @@ import functools
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -153,6 +154,18 @@ def _limit(key: str, default: int, cluster: str | None) -> int:
         return default
     match = re.search(rf"^{key}\s*=\s*(\d+)", config, re.MULTILINE)
     return int(match[1]) if match else default
+
+
+def version(patience: float = 20.0) -> dict[str, str] | None:
+    """SLURM's version, the cluster and two of its limits, as its controller says; None where its commands are not here.
+
+    Raises UserError where it does not answer.
+    """
+    if not shutil.which("scontrol"):
+        return None
+    config = _ask("scontrol", "show", "config", patience=patience)
+    keys = ("SLURM_VERSION", "ClusterName", "MaxArraySize", "MaxJobCount")
+    return dict(re.findall(rf"^({'|'.join(keys)})\s*=\s*(\S+)", config, re.MULTILINE))
 
 
 def sbatch(script: Path, after: Sequence[str] = (), delay: int = 0, cluster: str | None = None) -> str:

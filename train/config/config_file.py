@@ -40,15 +40,17 @@ class Parser(jsonargparse.ArgumentParser):
         self.add_argument("--config", action="config", help=argparse.SUPPRESS)
         self.add_class_arguments(Setting, as_group=True)
 
-    def parse(self, config: Path, options: list[str], positional: str = "") -> tuple[Setting, dict[str, Any]]:
-        """Return the setting of a config file and options, and the options that are no keys of a setting.
+    def parse(self, config: Path | None, options: list[str], positional: str = "") -> tuple[Setting, dict[str, Any]]:
+        """Return the setting of a config file, if any, and options, and the options that are no keys of a setting.
 
         The file is read once, so that it may be a pipe. positional: name of arguments that stand without one, if there
         have to be any.
         """
-        text = read_yaml(config)
-        check_config(config, text)
-        of_file = self.parse_string(text)
+        of_file = None
+        if config:
+            text = read_yaml(config)
+            check_config(config, text)
+            of_file = self.parse_string(text)
         if positional:  # not before, or the file would have to give them
             self.add_argument(positional, nargs="+", metavar=positional.upper())
         values = self.parse_args(options, of_file).as_dict()

@@ -6,7 +6,7 @@ SGD); executor.py is how work gets to a CPU or GPU, gpu_setup.py what a GPU trai
 what a store misses.
 """
 
-from datamodels.train.trainer.device import describe, device_name, on_gpu, pick_device
+from datamodels.train.trainer.device import describe, device_name, on_gpu, pick_device, precision
 from datamodels.train.trainer.executor import Executor, executor_of
 from datamodels.train.trainer.gpu_setup import choose_kernels, explain
 from datamodels.train.trainer.models import check
@@ -24,4 +24,5 @@ __all__ = [
     "margin",
     "on_gpu",
     "pick_device",
+    "precision",
 ]

@@ -18,6 +18,7 @@ def choose_kernels(
     executor: Executor,
     stored: Collection[str] = (),
     triton: Callable[[], Kernels] = triton_kernels,
+    tell: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> Kernels:
     """The kernels of a recipe on a device; Triton's are checked first, and told of where they do not start.
 
@@ -50,7 +51,7 @@ def choose_kernels(
             raise WorkError(f"{told}; rows of this store were trained with them") from error
         if wanted == "triton":
             raise WorkError(f"{told}; or use recipe.kernels: torch") from error
-        print(f"{told}; PyTorch's operations train all rows of this store", file=sys.stderr, flush=True)
+        tell(f"{told}; PyTorch's operations train all rows of this store")
         return TORCH
 
 
