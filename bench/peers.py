@@ -10,6 +10,7 @@ in evaluation. Weights have no float32 master copy: what is compared is speed al
 """
 
 import statistics
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +25,7 @@ from bench.timing import wall
 from datamodels.launch.export.network import ResNet9
 from datamodels.train.config import Setting
 from datamodels.train.data import Dataset
+from datamodels.train.kernels import TORCH, Kernels
 from datamodels.train.masks import subset_size
 from datamodels.train.trainer.device import on_gpu
 from datamodels.train.trainer.executor import Executor
@@ -126,6 +128,22 @@ def compiled(images: plain.Images, setting: Setting, mode: str) -> Loop:
     recipe = setting.recipe
     backend = "inductor" if on_gpu(images.train.device) else "aot_eager"  # a CPU's would need a C++ compiler
     return CompiledLoop(images, recipe.width, recipe.epochs, recipe.batch, backend, mode)
+
+
+def compiled_kernels(executor: Executor) -> Kernels:
+    """PyTorch's batch norm with what follows it, and its SGD, each compiled to as few kernels as the compiler can.
+
+    They run within our CUDA graph; nothing is chosen by timing, so that rows have the same bytes every time.
+    """
+    import torch._dynamo.config
+    import torch._inductor.config
+
+    torch._inductor.config.deterministic = True
+    torch._dynamo.config.recompile_limit = 64  # a function is compiled for every layer
+    backend = "inductor" if on_gpu(executor.device) else "aot_eager"  # a CPU's would need a C++ compiler
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")  # the compiler's own look
+    compiled = partial(torch.compile, backend=backend, fullgraph=True, dynamic=False)
+    return Kernels("compiled", compiled(TORCH.batch_norm_act), compiled(TORCH.sgd_step), TORCH.augment)
 
 
 Maker = Callable[[plain.Images, Setting], Loop]

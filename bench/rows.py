@@ -19,6 +19,7 @@ from bench import flops
 from bench.timing import wall
 from datamodels.train.config import Setting
 from datamodels.train.data import Dataset
+from datamodels.train.kernels import Kernels
 from datamodels.train.run_rows import Results, train_rows
 from datamodels.train.store import Layout, RowFailure, RowResult, Writer, create_store
 from datamodels.train.trainer.executor import Executor, Moment
@@ -65,9 +66,11 @@ class WatchedWriter(Writer):
 class Rows:
     """A trainer and a store of one setting, which rows can be asked of again and again; a context, which closes it."""
 
-    def __init__(self, setting: Setting, dataset: Dataset, executor: Executor, streams: int, root: Path) -> None:
+    def __init__(
+        self, setting: Setting, dataset: Dataset, executor: Executor, streams: int, root: Path, kernels: Kernels
+    ) -> None:
         self.setting, self.executor, self.group = setting, executor, setting.recipe.group
-        self.trainer = WatchedTrainer(setting, dataset, executor, concurrent_groups=streams)
+        self.trainer = WatchedTrainer(setting, dataset, executor, concurrent_groups=streams, kernels=kernels)
         layout = Layout(root, setting.dataset, setting.file_tag)
         self.store = create_store(layout, setting, dataset.declared(setting.outputs), lambda text: None)
         self.writer = WatchedWriter(self.store, {})

@@ -18,6 +18,7 @@ from bench import plain
 from datamodels.train.config import Setting
 from datamodels.train.data import Dataset
 from datamodels.train.errors import Interrupted
+from datamodels.train.kernels import Kernels
 from datamodels.train.trainer.executor import Executor
 from datamodels.train.trainer.trainer import Trainer
 
@@ -87,9 +88,12 @@ def in_turn(trainer: Trainer, others: Sequence[Callable[[], None]], count: int) 
     return found
 
 
-def profiled(setting: Setting, dataset: Dataset, executor: Executor, steps: int) -> list[dict[str, Any]]:
+def profiled(
+    setting: Setting, dataset: Dataset, executor: Executor, steps: int, kernels: Kernels | None = None
+) -> list[dict[str, Any]]:
     """Kernels of a GPU or operators of a CPU: name, microseconds and calls a step of each, the slowest first."""
-    trainer, rows, gpu = Trainer(setting, dataset, executor), range(setting.recipe.group), executor.overlaps
+    trainer = Trainer(setting, dataset, executor, kernels=kernels)
+    rows, gpu = range(setting.recipe.group), executor.overlaps
     trainer.engines[0].begin(trainer.draw(rows).schedule, rows)
     profiler = profile(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU])
     at = -1

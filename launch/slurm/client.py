@@ -157,13 +157,18 @@ def _limit(key: str, default: int, cluster: str | None) -> int:
 
 
 def version(patience: float = 20.0) -> dict[str, str] | None:
-    """SLURM's version, the cluster and two of its limits, as its controller says; None where its commands are not here.
+    """SLURM's version, the cluster and two of its limits, as its controller says; None where there is none set up.
 
     Raises UserError where it does not answer.
     """
     if not shutil.which("scontrol"):
         return None
-    config = _ask("scontrol", "show", "config", patience=patience)
+    try:
+        config = _ask("scontrol", "show", "config", patience=patience)
+    except UserError as error:
+        if "configuration source" in str(error):  # its commands are installed, and no cluster is configured
+            return None
+        raise
     keys = ("SLURM_VERSION", "ClusterName", "MaxArraySize", "MaxJobCount")
     return dict(re.findall(rf"^({'|'.join(keys)})\s*=\s*(\S+)", config, re.MULTILINE))
 

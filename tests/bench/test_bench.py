@@ -63,7 +63,7 @@ def gpu_bench(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any],
 def test_the_gpu_bench_measures_rows_against_the_matmul(gpu_bench: tuple[dict[str, Any], str]) -> None:
     content, _ = gpu_bench
     networks = [(row["dataset"], row["network"]) for row in content["rows"]]
-    assert networks.count(("cifar", "resnet9")) == 2
+    assert networks.count(("cifar", "resnet9")) == 3
     assert networks.count(("fmow", "resnet18")) == 1
     assert networks.count(("digits", "convnet")) == 2
     assert content["failed"] == []
@@ -85,12 +85,33 @@ def test_the_gpu_bench_measures_peers_kernels_and_whether_rows_repeat(gpu_bench:
         assert peer["rows"] == 1
     assert [name for name in content["peers"] if "reduce-overhead" in name]
     assert len(content["peers"]) == 2
-    assert any("convolution" in kernel["name"] for kernel in content["profile"])
+    assert any("convolution" in kernel["name"] for kernel in content["profile"]["torch"])
+    assert content["check"]["kernels"] == "torch"
+    assert list(content["keep"]["seconds_per_row"]) == ["torch", "compiled"]
+    assert list(content["section_seconds"]) == list(gpu.SECTIONS)
     assert [each["network"] for each in content["repeat"]] == ["resnet9", "resnet18", "convnet"]
     assert all(each["differing_again"] == each["differing_beside_another"] == 0 for each in content["repeat"])
     assert [each["steps"] for each in content["repeat"]] == [12, 2, 12]
     last = printed[printed.rindex(content["device"]) :]
-    assert all(word in last for word in ("matmul", "copy", "cifar", "fmow", "digits", "upstream", "airbench"))
+    words = ("tests: exit code 0", "matmul", "copy", "cifar", "fmow", "digits", "upstream", "airbench", "section keep")
+    assert all(word in last for word in words)
+
+
+def test_triton_stays_where_it_is_ahead_of_both_others_by_enough(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = gpu.Bench(Namespace(seconds=1e3, tiny=True, out=tmp_path), torch.device("cpu"))
+    monkeypatch.setattr(gpu.Bench, "kernels", replace(gpu.TORCH, name="triton"))
+    for seconds, verdict in (({"triton": 2.7, "torch": 3.0, "compiled": 3.0}, "stay"), ({"triton": 2.8}, "go")):
+        taken = {"torch": 3.2, "compiled": 3.0, **seconds}
+        monkeypatch.setattr(
+            gpu.Bench,
+            "rows",
+            lambda bench, setting, budget, kernels: {"kernels": kernels.name, "seconds_per_row": taken[kernels.name]},  # noqa: B023
+        )
+        bench.section("keep")
+        assert f"Triton's kernels {verdict}: a row takes" in capsys.readouterr().out
+    assert bench.results.content["keep"]["triton_ahead"] == pytest.approx(1 - 2.8 / 3.0)
 
 
 def gpu_in_process(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> tuple[int, dict[str, Any]]:
@@ -118,7 +139,7 @@ def test_what_raises_an_error_ends_alone_and_is_recorded(
     assert {row["dataset"] for row in content["rows"]} == {"digits"}
     assert [each["what"] for each in content["failed"]] == [
         "profile",
-        *(f"cifar 50 %, resnet9, {streams} at once" for streams in (1, 2)),
+        *(f"cifar 50 %, resnet9, kernels torch, {streams} at once" for streams in (1, 2)),
     ]
     assert content["failed"][1]["why"] == "RuntimeError: no luck"
     assert "profile FAILED: ZeroDivisionError" in capsys.readouterr().out
@@ -130,7 +151,7 @@ def test_what_there_is_no_time_for_is_recorded(tmp_path: Path, capsys: pytest.Ca
     for name in ("repeat", "profile"):
         bench.section(name)
     found = content_of(tmp_path)
-    assert found["left_out"] == ["repeat cifar", "repeat fmow", "repeat digits", "profile"]
+    assert found["left_out"] == ["repeat cifar", "repeat fmow", "repeat digits", "profile, kernels torch"]
     assert found["failed"] == []
     assert capsys.readouterr().out.count("left out, ") == 4
 

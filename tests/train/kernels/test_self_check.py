@@ -8,15 +8,31 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from datamodels.train.config import Recipe
 from datamodels.train.errors import UserError, WorkError
-from datamodels.train.kernels import Augment, Kernels, check_kernels
+from datamodels.train.kernels import TORCH, Augment, Kernels, check_kernels
 from datamodels.train.kernels.tiling import require_indices
+from datamodels.train.trainer import choose_kernels
+from tests.train.trainer.fake_gpu import FakeGpu
 
 HALF = torch.float16
 
 
-def test_right_kernels_pass(device: torch.device, kernels: Kernels) -> None:
-    check_kernels(kernels, device, HALF)
+def test_right_kernels_pass_and_are_chosen(device: torch.device, kernels: Kernels) -> None:
+    executor = FakeGpu(device, (8, 0))
+    assert choose_kernels(Recipe(precision="float16"), executor, triton=lambda: kernels) is kernels
+
+
+def test_kernels_that_raise_are_done_without(
+    device: torch.device, kernels: Kernels, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def raising(*_: object, **__: object) -> None:
+        raise RuntimeError("PassManager::run failed\nat line 3")
+
+    broken = replace(kernels, batch_norm_act=raising)
+    assert choose_kernels(Recipe(), FakeGpu(device, (8, 0)), triton=lambda: broken) is TORCH
+    told = f"Triton's kernels do not start on {device}: PassManager::run failed; PyTorch's operations train "
+    assert capsys.readouterr().err == f"{told}all rows of this store\n"
 
 
 def wrong_batch_norm(kernels: Kernels, change: Callable[[Tensor], Tensor], when: Callable[..., bool]) -> Kernels:
