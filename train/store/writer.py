@@ -132,8 +132,8 @@ class Writer:
         states = self.store.states
         if self._kernels and (others := states.made_with("kernels") - {self._kernels}):
             raise WorkError(
-                f"another process has trained rows with the kernels {others.pop()} meanwhile, these had "
-                f"{self._kernels}: nothing was written; the same command goes on with the others'"
+                f"rows of {self.store.layout.data} were trained with the kernels {others.pop()}, these with "
+                f"{self._kernels} (recipe.kernels): nothing was written"
             )
 
         def wanted(row: int, state: RowState) -> bool:

@@ -8,6 +8,7 @@ a split, K classes.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -91,13 +92,16 @@ class Engine:
     def _check_replay(self, train_graph: Callable[[], None], eval_graph: Callable[[], None]) -> None:
         """Raises WorkError unless three replayed steps and an evaluation are the launched ones, bit for bit."""
         random, found = torch.Generator(self.executor.device).manual_seed(0), []
-        self._order.random_(len(self.shared.labels["train"]), generator=random)
+        loaders, count = self.shared.loaders, len(self.shared.labels["train"])
+        self._order.random_(count, generator=random)
         self._draws.random_(generator=random)
         self._lr.fill_(1e-3)
         self._weight.fill_(1 / self._weight.shape[1])
-        if (loader := self.shared.loaders["train"]).resident is None:
-            loader.without_border(self._images).random_(256, generator=random)
-        self._eval_images.random_(256, generator=random)
+        if loaders["train"].resident is None:
+            (images,) = loaders["train"].batches([np.arange(len(self._images)) % count])
+            loaders["train"].without_border(self._images).copy_(images)
+        images = next(loaders["test"].in_order(self.recipe.eval_batch))
+        self._eval_images[: len(images)] = images
         start = self.executor.send(self.parameters.initial_values(self.setting.seed, range(self.recipe.group)))
         for step, evaluate in ((self._train_step, self._evaluate_batch), (train_graph, eval_graph)):
             self.parameters.reset(self.setting.seed, range(self.recipe.group), start)

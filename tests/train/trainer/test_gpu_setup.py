@@ -158,12 +158,12 @@ def test_rows_with_other_kernels_than_the_first_are_not_written(tmp_path: Path) 
     trained = on_gpu(FakeGpu(capability=(8, 0)))
     for group, writer in enumerate(writers):
         assert writer.lease(group)
-    writers[0].commit(0, trained(0))
-    with pytest.raises(WorkError, match="another process has trained rows with the kernels triton meanwhile"):
-        writers[1].commit(1, trained(1))
+    writers[0].commit(trained(0))
+    with pytest.raises(WorkError, match="were trained with the kernels triton, these with torch"):
+        writers[1].commit(trained(1))
     plain = Writer(stores[2], {})  # a CPU's
     assert plain.lease(2)
-    plain.commit(2, trained(2))
+    plain.commit(trained(2))
     stores[2].refresh()
     assert stores[2].states.made_with("kernels") == {"triton"}
     assert np.flatnonzero(stores[2].completed()).tolist() == [*range(8), *range(16, 24)]
