@@ -1,5 +1,6 @@
 """Copy the arrays of MadryLab/datamodels, or any .npy files, to a root of published files: docs/format.md, "Import"."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -64,16 +65,8 @@ def import_arrays(
     kinds = {name: _kind(name, values.dtype) for name, values in arrays.items()}
     row_bytes = sum(kinds[name].itemsize * values[0].size for name, values in arrays.items())
     check_space(root, row_bytes * len(done))
-    layout, config, data = Layout(root, setting.dataset, setting.file_tag), root / _CONFIG, root / _FOLDER
-    data.mkdir(parents=True, exist_ok=True)
-    lock = LockFile(data / _LOCK)
-    if not lock.acquire(0):
-        raise UserError(f"{data} is being written by another `datamodels import`")
-    _refuse_other_files(root, told)  # such as those of an import that has come to an end since
-    try:
-        os.pwrite(lock.fd, told.encode(), 0)
-        for path in data.glob("*.npy"):
-            path.unlink()
+    layout, config = Layout(root, setting.dataset, setting.file_tag), root / _CONFIG
+    with _new_folder(root, told) as data:
         for name, values in arrays.items():
             _copy(values, completed, data / layout.array(name).name, kinds[name], progress)
         if setting.own_masks:
@@ -84,16 +77,35 @@ def import_arrays(
         data.rename(layout.data)
         sync_folder(layout.folder)
         sync_folder(root)
-    except BaseException:
-        shutil.rmtree(data, ignore_errors=True)
-        config.unlink(missing_ok=True)
-        raise
-    finally:
-        lock.close()
     (layout.data / _LOCK).unlink()
     for path in left_out:
         notice(f"{path} is left out: --names test_OUTPUT={path.stem} would name it as an output")
     return layout, config
+
+
+@contextlib.contextmanager
+def _new_folder(root: Path, told: str) -> Iterator[Path]:
+    """Yield a folder in the root for the arrays, which no other import writes to; it goes where copying them fails.
+
+    Raises UserError.
+    """
+    folder = root / _FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = LockFile(folder / _LOCK)
+    if not lock.acquire(0):
+        raise UserError(f"{folder} is being written by another `datamodels import`")
+    _refuse_other_files(root, told)  # such as those of an import that has come to an end since
+    try:
+        os.pwrite(lock.fd, told.encode(), 0)
+        for path in folder.glob("*.npy"):
+            path.unlink()
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        (root / _CONFIG).unlink(missing_ok=True)
+        raise
+    finally:
+        lock.close()
 
 
 def _refuse_other_files(root: Path, told: str) -> None:
