@@ -111,7 +111,7 @@ def compare(
         found = f"{one.path} has weights of shape {shape}, {other.path} of {other.stored_weight.shape}"
         raise UserError(f"{found}: expected those of the same training examples and targets")
 
-    left, right = (unit_weights(each.band, shape, each.own, progress) for each in (one, other))
+    left, right = (unit_weights(each.band, shape, each.own, progress, each.path) for each in (one, other))
     similarity = np.zeros(shape[1])
     for place in bands(shape):
         similarity += np.einsum("ij,ij->j", left.rows(place), right.rows(place))

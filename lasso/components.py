@@ -72,11 +72,13 @@ def bands(shape: tuple[int, int]) -> Iterator[slice]:
         yield slice(first, min(first + step, shape[0]))
 
 
-def unit_weights(rows: Rows, shape: tuple[int, int], own: NDArray[np.int64] | None, progress: Progress) -> Weights:
+def unit_weights(
+    rows: Rows, shape: tuple[int, int], own: NDArray[np.int64] | None, progress: Progress, name: object
+) -> Weights:
     """Weights scaled so that each target's have length 1; those of a target without weights stay 0.
 
     own: [T] numbers of the training examples that the targets are, whose weights for themselves are left out; None
-    where they are others. Raises UserError for weights that are not finite.
+    where they are others. Raises UserError, which calls the weights `name`, for some that are not finite.
     """
 
     def others(place: slice) -> NDArray[np.float32]:
@@ -92,15 +94,15 @@ def unit_weights(rows: Rows, shape: tuple[int, int], own: NDArray[np.int64] | No
         squares += np.einsum("ij,ij->j", band, band)
         progress("lengths of weights", place.stop, shape[0])
     if not np.isfinite(squares).all():
-        raise UserError("the datamodels hold weights that are not finite")
+        raise UserError(f"{name} holds weights that are not finite: run `datamodels fit`")
     return Weights(others, np.where(squares > 0, 1 / np.sqrt(np.where(squares > 0, squares, 1)), 0))
 
 
 def principal_components(
-    rows: Rows, shape: tuple[int, int], k: int, own: NDArray[np.int64] | None, progress: Progress
+    rows: Rows, shape: tuple[int, int], k: int, own: NDArray[np.int64] | None, progress: Progress, name: object
 ) -> Components:
     """The first k components of weights [N_train, T], scaled as `unit_weights` does. Raises UserError."""
-    weights = unit_weights(rows, shape, own, progress)
+    weights = unit_weights(rows, shape, own, progress, name)
     return components_of([weights], shape, k, float(np.count_nonzero(weights.scale)), progress)
 
 

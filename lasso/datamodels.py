@@ -216,7 +216,7 @@ class Datamodels(Summary):
         targets) and centred. Exact to what a few passes over the weights give; the same at every call. Raises
         UserError for weights that are not finite.
         """
-        return principal_components(self.band, self.stored_weight.shape, k, self.own, progress)
+        return principal_components(self.band, self.stored_weight.shape, k, self.own, progress, self.path)
 
     def to_frame(self, targets: ArrayLike | None = None, k: int = 10) -> "pandas.DataFrame":
         """The k strongest training examples of each sign for each target, as a table.

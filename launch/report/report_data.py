@@ -175,7 +175,8 @@ def gather(
     weights = survey(fitted, np.concatenate([plotted, shown]), own, progress)
     found, shape = None, (fitted.n_train, len(fitted.targets))
     if shape[1] >= _FEWEST_TARGETS:
-        found = principal_components(fitted.rows, shape, _COMPONENTS, fitted.targets if own else None, progress)
+        themselves, path = fitted.targets if own else None, fitted.parts[0].datamodels.path
+        found = principal_components(fitted.rows, shape, _COMPONENTS, themselves, progress, path)
     lds_curve = _lds_curve(store, split, progress) if evaluation else ""
     return ReportData(
         store, split, dataset, fitted, evaluation, not_evaluated, lds_curve, plotted, shown, weights, found, price
