@@ -71,7 +71,7 @@ def explain(error: BaseException) -> str:
         said = " ".join(str(error.stderr or "").split())[-200:]
         return f"the C compiler ended with exit code {error.returncode}{': ' + said if said else ''}; {COMPILER}"
     if "compiler" in text.lower() or isinstance(error, FileNotFoundError):
-        return f"{text}; {COMPILER}"
+        return f"{text.rstrip('.')}; {COMPILER}"
     if type(error).__name__ == "OutOfResources":
         return f"{text}: this GPU is too small for a kernel"
     first = str(error).strip().partition("\n")[0]

@@ -59,7 +59,7 @@ def test_gradients_of_resnet18_by_kernels_are_those_by_pytorch(device: torch.dev
         return parameters.grad
 
     labels, found = torch.arange(4, device=device), []
-    for row in range(3):
+    for row in range(2):
         images = torch.randn(1, 4, 36, 36, 3, device=device)
         ours, plain = (gradient(used, row) for used in (kernels, TORCH))
         found.append(float((ours - plain).norm() / plain.norm()))
