@@ -56,7 +56,7 @@ def import_(request: Request) -> int:
     keys: dict[str, Any] = {key: options[key] for key in ("dataset", "alpha", "tag", "eval_models") if key in options}
     source = expanded(options["SOURCE"], "SOURCE")
     whole = options["format"] == "huggingface"
-    if whole and (names or keys.keys() - {"dataset"}):
+    if whole and (names or keys != {"dataset": "imported"}):
         raise UserError("--format huggingface brings its own config, expected no option but --root")
     with Stages() as progress:
         if whole:

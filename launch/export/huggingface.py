@@ -26,6 +26,7 @@ from datamodels.lasso import (
     read_rows,
     split_and_output,
     split_name,
+    target_count,
     write_blocks,
 )
 from datamodels.launch.export.weights import Weights
@@ -61,7 +62,7 @@ def write(store: BaseStore, folder: Path, progress: Progress, *, license: str = 
     if not len(rows):
         raise UserError(f"no row of {layout.data} is completed: run `datamodels train`")
     _write_rows(store, rows, folder / "rows", progress)
-    fits = fitted_splits(store)
+    fits = [split for split in _splits(store) if any(path.exists() for path in places(store, split))]
     for split in fits:
         _write_datamodels(Weights(store, split, progress), split, folder)
     (folder / "README.md").write_text(_card(store, len(rows), fits, license, progress), "utf-8")
@@ -70,11 +71,10 @@ def write(store: BaseStore, folder: Path, progress: Progress, *, license: str = 
     return {"config": store.setting.to_dict(), "arrays": kinds, "completed": len(rows), "license": license}
 
 
-def fitted_splits(store: BaseStore) -> list[str]:
-    """The splits, with an output's name, that have datamodels."""
+def _splits(store: BaseStore) -> list[str]:
+    """What may have datamodels, named as `split_name` does."""
     outputs = [name for name, array in store.arrays.items() if name != "train_masks" and len(array.shape) == 2]
-    splits = [split_name(store.arrays, *name.split("_", 1)) for name in outputs]
-    return [split for split in splits if any(path.exists() for path in places(store, split))]
+    return [split_name(store.arrays, *name.split("_", 1)) for name in outputs]
 
 
 def _write_rows(store: BaseStore, rows: NDArray[np.int64], folder: Path, progress: Progress) -> None:
@@ -139,32 +139,35 @@ def _write_datamodels(weights: Weights, split: str, folder: Path) -> None:
 def read_datamodels(source: Path, store: BaseStore) -> list[Path]:
     """Write the datamodels of an export to an imported root; returns their paths. Raises UserError, WorkError."""
     from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
 
     written = []
-    for name in [name for name, array in store.arrays.items() if name != "train_masks" and len(array.shape) == 2]:
-        split = split_name(store.arrays, *name.split("_", 1))
+    for split in _splits(store):
         path, table = path_of(store, split), source / "datamodels" / f"{split}_weights.parquet"
         if not table.exists():
             continue
-        shape = store.n_features, store.arrays[name].shape[1]
-
-        def blocks(table: Path = table, targets: int = shape[1]) -> Iterator[NDArray[np.float32]]:
-            with ParquetFile(table, page_checksum_verification=True) as file:
-                for group in range(file.num_row_groups):
-                    column = file.read_row_group(group, ["weight"])["weight"].combine_chunks()
-                    yield column.flatten().to_numpy().reshape(-1, targets)
-
+        shape = store.n_features, target_count(store, split)
         path.parent.mkdir(exist_ok=True)
         try:
             with np.load(source / "store" / f"{split}.npz") as arrays:
-                write_blocks(path, shape, blocks(), dict(arrays))
+                write_blocks(path, shape, _stored_weights(table, *shape), dict(arrays))
             if (report := source / "store" / f"{split}.json").exists():
                 write_file(path.with_suffix(".json"), report.read_bytes())
-        except (ArrowException, OSError, ValueError) as error:
-            raise UserError(f"{table} cannot be read: {error}") from None
+        except (ArrowException, OSError, ValueError, KeyError) as error:
+            raise UserError(f"{table} cannot be read: {' '.join(str(error).split())}") from None
         written.append(path)
     return written
+
+
+def _stored_weights(table: Path, n_train: int, targets: int) -> Iterator[NDArray[np.float32]]:
+    """Yield weight [n, T] for one range of training examples after the other. Raises ValueError for another shape."""
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(table, page_checksum_verification=True) as file:
+        if file.metadata.num_rows != n_train:
+            raise ValueError(f"it has {file.metadata.num_rows} rows, expected {n_train}")
+        for group in range(file.num_row_groups):
+            column = file.read_row_group(group, ["weight"])["weight"].combine_chunks()
+            yield column.flatten().to_numpy().reshape(-1, targets)
 
 
 def _card(store: BaseStore, completed: int, fits: list[str], license: str, progress: Progress) -> str:

@@ -87,6 +87,13 @@ def test_a_store_comes_back_byte_for_byte(root: Path, exported: Path, tmp_path: 
         assert all(torch.equal(one[key], other[key]) for key in one)
         assert (back / f"{name}.json").read_bytes() == (root / f"{name}.json").read_bytes()
     assert "fitted" not in in_process(capsys, "export", *options, "--to=sparse").err  # on other rows: they are fresh
+    refused = in_process(capsys, "import", exported, "--format=huggingface", "--root", tmp_path / "x", "--alpha=0.5")
+    assert "brings its own config" in refused.error
+    shutil.copytree(exported, tmp_path / "fewer")
+    table = tmp_path / "fewer" / "datamodels" / "test_weights.parquet"
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(table)[:-1], table)
+    with pytest.raises(UserError, match=r"test_weights\.parquet cannot be read: it has 99 rows, expected 100"):
+        read_datamodels(tmp_path / "fewer", dm.open(back))
 
 
 def with_masks(folder: Path, masks: np.ndarray, margins: np.ndarray, **keys: Any) -> Store:
