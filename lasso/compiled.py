@@ -8,11 +8,12 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import config, njit, types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 OPTIONS: dict[str, Any] = {
     "nogil": True,
     "error_model": "numpy",
+    "no_cfunc_wrapper": True,
     "fastmath": {"reassoc", "contract", "nsz", "nnan", "arcp"},  # sums in any order, of numbers that are finite
 }
 
@@ -33,11 +34,16 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return kernel
 
 
+def jitable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let compiled functions call a function, which is compiled with them. From Python it runs as Python."""
+    return register_jitable(**OPTIONS)(function)
+
+
 @cache
 def sources_stamp(folder: Path) -> str:
     """A digest of this file and of all modules with kernels in a folder; kernels call none of another folder."""
     texts = [path.read_bytes() for path in (Path(__file__), *sorted(folder.glob("*.py")))]
-    return hashlib.sha256(b"".join(text for text in texts if b"@compiled" in text or b"njit" in text)).hexdigest()
+    return hashlib.sha256(b"".join(text for text in texts if b"@compiled" in text or b"jit" in text)).hexdigest()
 
 
 def _count(typing_context: Any, word: Any) -> Any:

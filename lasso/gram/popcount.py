@@ -32,7 +32,8 @@ def pack(masks: NDArray[np.uint8]) -> NDArray[np.uint64]:
             shift = np.uint64(place)
             for j in range(n_train):
                 word[j] |= np.uint64(row[j]) << shift
-        bits[:, at] = word
+        for j in range(n_train):
+            bits[j, at] = word[j]
     return bits
 
 

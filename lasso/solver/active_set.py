@@ -9,7 +9,7 @@ a few steps. With fewer rows than examples, and nearly as many nonzero weights a
 Steps between active sets as in Lee, Battle, Raina & Ng, "Efficient sparse coding algorithms" (NIPS 2006).
 """
 
-from datamodels.lasso.compiled import compiled
+from datamodels.lasso.compiled import jitable
 from datamodels.lasso.solver.working_set import Design, WorkingSet, add_rows, gradient, step
 
 _FALL = 1e-6
@@ -18,7 +18,7 @@ _FLAT = 1e-12
 """Curvature, of 1 on average, below which rounding decides."""
 
 
-@compiled
+@jitable
 def step_on_active_set(design: Design, at: WorkingSet, lam: float, most: int) -> bool:
     """Move towards the minimum with the signs of the nonzero weights, with at most so many products with the counts.
 
@@ -57,7 +57,7 @@ def step_on_active_set(design: Design, at: WorkingSet, lam: float, most: int) ->
     return count > 0
 
 
-@compiled
+@jitable
 def _solve(design: Design, at: WorkingSet, lam: float, most: int) -> tuple[float, float]:
     """Write the step to the minimum into active[7], its product with the counts into active[8]; returns its sums."""
     index, change, size = at.picked, at.change, at.size[0]
@@ -112,7 +112,7 @@ def _solve(design: Design, at: WorkingSet, lam: float, most: int) -> tuple[float
     return total_0, total_1
 
 
-@compiled
+@jitable
 def _objective(design: Design, at: WorkingSet, lam: float) -> float:
     """P(w) - P(0)."""
     found = 0.0

@@ -12,7 +12,7 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from datamodels.lasso.compiled import compiled
+from datamodels.lasso.compiled import jitable
 
 _WIDTH = 512
 """Bits of a vector."""
@@ -68,7 +68,7 @@ def _sums(typing_context: Any, bits: Any, examples: Any, first: Any, values: Any
 _sums_of_four: Any = intrinsic(_sums)
 
 
-@compiled
+@jitable
 def sum_over_rows(
     bits: NDArray[np.uint64], skip: NDArray[np.bool_], values: NDArray[np.floating], out: NDArray[np.float64]
 ) -> None:

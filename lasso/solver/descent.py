@@ -11,7 +11,7 @@ for the Lasso with dual extrapolation" (ICML 2018).
 
 import numpy as np
 
-from datamodels.lasso.compiled import compiled
+from datamodels.lasso.compiled import jitable
 from datamodels.lasso.solver.active_set import step_on_active_set
 from datamodels.lasso.solver.gap import Scalars, others_gradient, relative_gap, scalars
 from datamodels.lasso.solver.working_set import Design, Vector, WorkingSet, add_members, add_rows, gradient, step
@@ -34,7 +34,7 @@ _NEAR = 0.98
 """Share of the next lambda that a gradient is expected to reach where its example joins the working set."""
 
 
-@compiled
+@jitable
 def settle(
     design: Design,
     at: WorkingSet,
@@ -71,11 +71,11 @@ def settle(
                 joining[count] = j
                 count += 1
         add_members(design, at, cov, joining, count)
-        if met:
+        if met or count == 0:  # without new members, rounding may keep the gap above the aim for ever
             return gap
 
 
-@compiled
+@jitable
 def minimise(design: Design, at: WorkingSet, var: float, lam: float, aim: float, enough: float, most: int) -> float:
     """Descend at one lambda until the relative gap is at most `aim`, or at most `enough` after `most` sweeps.
 
@@ -102,12 +102,12 @@ def minimise(design: Design, at: WorkingSet, var: float, lam: float, aim: float,
     return gap
 
 
-@compiled
+@jitable
 def _soft(value: float, lam: float) -> float:
     return max(value - lam, 0.0) + min(value + lam, 0.0)
 
 
-@compiled
+@jitable
 def _pick(design: Design, at: WorkingSet, lam: float, over: float, under: float) -> int:
     """List the coordinates whose step exceeds `over` (gradient above lam) or `under`; returns how many."""
     w, excess = at.w, at.change
@@ -121,7 +121,7 @@ def _pick(design: Design, at: WorkingSet, lam: float, over: float, under: float)
     return count
 
 
-@compiled
+@jitable
 def _sweep(design: Design, at: WorkingSet, lam: float, count: int) -> None:
     """Coordinate descent over the coordinates picked, four to each pass over the product."""
     index = at.picked

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datamodels.lasso.compiled import compiled
+from datamodels.lasso.compiled import compiled, jitable
 from datamodels.lasso.solver.bit_sums import sum_over_rows
 from datamodels.lasso.solver.working_set import Design, Vector, WorkingSet, add_columns, add_rows, gradient
 
@@ -24,7 +24,7 @@ class Scalars(NamedTuple):
     """nonzero weights"""
 
 
-@compiled
+@jitable
 def relative_gap(var: float, lam: float, of: Scalars) -> float:
     """Duality gap over P(0) = var / 2.
 
@@ -40,7 +40,7 @@ def relative_gap(var: float, lam: float, of: Scalars) -> float:
     return max(primal - dual, 0.0) / (0.5 * var)
 
 
-@compiled
+@jitable
 def scalars(design: Design, at: WorkingSet) -> Scalars:
     """The scalars of the working set."""
     steepest, weight_cov, weight_grad, norm, active = 0.0, 0.0, 0.0, 0.0, 0
@@ -54,7 +54,7 @@ def scalars(design: Design, at: WorkingSet) -> Scalars:
     return Scalars(steepest, weight_cov, weight_grad, norm, active)
 
 
-@compiled
+@jitable
 def others_gradient(design: Design, at: WorkingSet, cov: Vector, exact: bool, out: Vector) -> float:
     """Write the gradient of all examples outside the working set; returns the largest |g| of them.
 
@@ -79,19 +79,19 @@ def others_gradient(design: Design, at: WorkingSet, cov: Vector, exact: bool, ou
     return steepest
 
 
-@compiled
+@jitable
 def exact_gradient(design: Design, cov: Vector, w: Vector, grad: Vector) -> None:
     """Write the gradient [N] of any standardised weights [N] from the masks alone."""
     n_train = w.shape[0]
-    index, count, sums = np.empty(n_train + 1, np.int64), 0, np.zeros(2)
-    u = w * design.inv / design.rows
+    index, values, count = np.empty(n_train + 1, np.int64), np.empty(n_train + 1), 0
+    sum_0, sum_1 = 0.0, 0.0
     for j in range(n_train):
-        index[count] = j
+        u = w[j] * design.inv[j] / design.rows
+        index[count], values[count] = j, u
         count += w[j] != 0.0
-        sums[0] += u[j]
-        sums[1] += u[j] * design.rows * design.mean[j]
+        sum_0 += u
+        sum_1 += u * design.rows * design.mean[j]
     grad[:] = 0.0
-    values = u[index[:count]]
     if design.bits.shape[1] > 0:
         row_sums = np.zeros(64 * design.bits.shape[1])
         add_columns(design.bits, index, count, values, row_sums)
@@ -99,12 +99,21 @@ def exact_gradient(design: Design, cov: Vector, w: Vector, grad: Vector) -> None
     else:
         add_rows(design.counts, index, count, values, n_train, grad)
         for j in range(n_train):
-            grad[j] += design.base * sums[0] + (design.rows * design.mean[j] - design.base) * u[j]
+            own = (design.rows * design.mean[j] - design.base) * (w[j] * design.inv[j] / design.rows)
+            grad[j] += design.base * sum_0 + own
     for j in range(n_train):
-        grad[j] = cov[j] - design.inv[j] * (grad[j] - design.mean[j] * sums[1])
+        grad[j] = cov[j] - design.inv[j] * (grad[j] - design.mean[j] * sum_1)
 
 
 @compiled
+def optimality(design: Design, cov: Vector, var: float, lam: float, w: Vector) -> tuple[float, float]:
+    """Relative duality gap of any standardised weights [N], and their largest violation of the conditions over lam."""
+    grad = np.empty(w.shape[0])
+    exact_gradient(design, cov, w, grad)
+    return check_optimality(cov, var, lam, w, grad)
+
+
+@jitable
 def check_optimality(cov: Vector, var: float, lam: float, w: Vector, grad: Vector) -> tuple[float, float]:
     """Relative duality gap, and the largest violation of the optimality (KKT) conditions over lam."""
     steepest, weight_cov, weight_grad, norm, residual = 0.0, 0.0, 0.0, 0.0, 0.0

@@ -11,10 +11,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.lasso.compiled import compiled
+from datamodels.lasso.compiled import compiled, jitable
 from datamodels.lasso.solver.descent import settle
 from datamodels.lasso.solver.validation import Validation, validation_squares
-from datamodels.lasso.solver.working_set import PAST, Design, Vector, WorkingSet, add_rows, begin, product_at, step
+from datamodels.lasso.solver.working_set import (
+    PAST,
+    Design,
+    Vector,
+    WorkingSet,
+    add_rows,
+    begin,
+    copy,
+    product_at,
+    step,
+)
 
 _AIMS = (0.9, 3e-2, 1e-3, 1e-5)
 """Relative gaps, over the tolerance, that a lambda is solved to: at first, and while it may be the best."""
@@ -59,19 +69,16 @@ def choose(
     choice is the one that exact solutions give. Writes the chosen weights [N] into best_w. Returns (index of the
     chosen lambda, lambdas tried, its sum of squared validation errors, largest relative gap).
     """
-    begin(design, at, cov)
     count = lams.shape[0]
     errors = Errors(np.empty(count), np.empty(count), np.zeros(count, np.int64), np.full(1, -1.0))
-    worst, unit, tried, done, aim = 0.0, max(tol * validation.squares, 1e-300), 0, False, 0.0
+    worst, unit, tried, done = 0.0, max(tol * validation.squares, 1e-300), 0, False
     while not done:  # a single call of `settle`: each would be compiled anew
-        i = _next(errors, tried, count, patience, least)
-        new, done = i == tried, i < 0
+        i, done = _next(errors, tried, count, patience, least)
+        new = i == tried
         if new:
             ahead, ratio = _extrapolate(design, at, cov, lams, i)
             aim = _AIMS[0] * tol
         else:
-            best, _ = _best(errors.squares, errors.doubts, tried)
-            i = best if done else i
             aim = _AIMS[0] * tol if done else _AIMS[errors.levels[i] + 1] * tol
             _recall(design, at, max(i, tried - PAST))
             ahead, ratio = 0.0, 0.0
@@ -99,22 +106,22 @@ def choose(
     return i, tried, errors.squares[i], worst
 
 
-@compiled
-def _next(errors: Errors, tried: int, count: int, patience: int, least: int) -> int:
-    """The lambda to solve next: the first that is not tried, or one to be solved further; -1 if the choice is made."""
+@jitable
+def _next(errors: Errors, tried: int, count: int, patience: int, least: int) -> tuple[int, bool]:
+    """The lambda to solve next, the first that is not tried or one to be solved further; or the choice, and True."""
     squares, doubts, levels = errors.squares, errors.doubts, errors.levels
     ended, old = tried == count, tried - patience
     if not ended and tried >= least and old >= 1:
         a, b = _rivals(squares, doubts, tried, old)
         if a >= 0 and b >= 0:
-            return a if levels[a] <= levels[b] else b
+            return a if levels[a] <= levels[b] else b, False
         ended = a < 0
     if not ended:
-        return tried
+        return tried, False
     best, rival = _best(squares, doubts, tried)
     if rival >= 0:
-        return best if levels[best] <= levels[rival] else rival
-    return best if levels[best] == 0 else -1
+        return best if levels[best] <= levels[rival] else rival, False
+    return best, levels[best] > 0
 
 
 @compiled
@@ -122,7 +129,6 @@ def path(
     design: Design, at: WorkingSet, cov: Vector, var: float, lams: Vector, tol: float, weights: NDArray[Any]
 ) -> float:
     """Write the weights [k, N] at every lambda, each to a relative gap of at most tol; returns the largest gap."""
-    begin(design, at, cov)
     worst = 0.0
     weights[:] = 0.0
     for i in range(lams.shape[0]):
@@ -135,17 +141,19 @@ def path(
     return worst
 
 
-@compiled
+@jitable
 def _extrapolate(design: Design, at: WorkingSet, cov: Vector, lams: Vector, i: int) -> tuple[float, float]:
-    """Begin at lambda i with the line through the two before; weights that would change sign stop at 0.
+    """Begin with a target, then at each lambda with the line through the two before; weights that would change sign
+    stop at 0.
 
     Returns the next lambda, or 0, and the ratio of the step there to the step from the one before.
     """
     ahead = lams[i + 1] if i + 1 < lams.shape[0] else 0.0
     if i == 0:
-        at.grad[1] = cov
+        begin(design, at, cov)
+        copy(cov, cov.shape[0], at.grad[1])
         return ahead, 0.0
-    at.grad[1] = at.grad[0]
+    copy(at.grad[0], cov.shape[0], at.grad[1])
     now, before, size = (i - 1) % PAST, max(i - 2, 0) % PAST, at.size[0]
     ratio = (lams[i] - lams[i - 1]) / (lams[i - 1] - lams[i - 2]) if i > 1 else 0.0
     _complete(design, at, now)
@@ -165,13 +173,13 @@ def _extrapolate(design: Design, at: WorkingSet, cov: Vector, lams: Vector, i: i
     return ahead, (ahead - lams[i]) / (lams[i] - lams[i - 1])
 
 
-@compiled
+@jitable
 def _extend(now: Vector, before: Vector, ratio: float, size: int, out: Vector) -> None:
     for j in range(size):
         out[j] = now[j] + ratio * (now[j] - before[j])
 
 
-@compiled
+@jitable
 def _complete(design: Design, at: WorkingSet, place: int) -> None:
     """Fill in, for a lambda remembered, the examples that have become members since: they had weight 0."""
     old, size = at.past_size[place], at.size[0]
@@ -181,23 +189,29 @@ def _complete(design: Design, at: WorkingSet, place: int) -> None:
     at.past_size[place] = size
 
 
-@compiled
+@jitable
 def _remember(at: WorkingSet, i: int) -> None:
     place, size = i % PAST, at.size[0]
-    at.past_w[place, :size], at.past_product[place, :size] = at.w[:size], at.product[:size]
-    at.past_sums[place], at.past_predicted[place], at.past_size[place] = at.sums, at.predicted, size
+    copy(at.w, size, at.past_w[place])
+    copy(at.product, size, at.past_product[place])
+    copy(at.sums, 2, at.past_sums[place])
+    copy(at.predicted, at.predicted.shape[0], at.past_predicted[place])
+    at.past_size[place] = size
 
 
-@compiled
+@jitable
 def _recall(design: Design, at: WorkingSet, i: int) -> None:
     """Restore the weights of lambda i."""
     place, size = i % PAST, at.size[0]
     _complete(design, at, place)
-    at.w[:size], at.product[:size] = at.past_w[place, :size], at.past_product[place, :size]
-    at.sums[:], at.predicted[:], at.predicted_w[:size] = at.past_sums[place], at.past_predicted[place], at.w[:size]
+    copy(at.past_w[place], size, at.w)
+    copy(at.past_product[place], size, at.product)
+    copy(at.past_sums[place], 2, at.sums)
+    copy(at.past_predicted[place], at.predicted.shape[0], at.predicted)
+    copy(at.w, size, at.predicted_w)
 
 
-@compiled
+@jitable
 def _rivals(squares: Vector, doubts: Vector, tried: int, old: int) -> tuple[int, int]:
     """The strongest contenders for the least error among the first `old` lambdas tried and among the newer ones.
 
@@ -218,7 +232,7 @@ def _rivals(squares: Vector, doubts: Vector, tried: int, old: int) -> tuple[int,
     return a, b
 
 
-@compiled
+@jitable
 def _best(squares: Vector, doubts: Vector, tried: int) -> tuple[int, int]:
     """The lambda with the least error, as far as is known, and its strongest rival, or -1 where it surely wins."""
     best, rival, least = 0, -1, np.inf
@@ -232,7 +246,7 @@ def _best(squares: Vector, doubts: Vector, tried: int) -> tuple[int, int]:
     return best, rival
 
 
-@compiled
+@jitable
 def _bound_doubts(errors: Errors, unit: float, tried: int) -> None:
     """Bound how far every error may be from that of the exact solution."""
     seen = errors.largest_change[0]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from datamodels.lasso.compiled import compiled
+from datamodels.lasso.compiled import compiled, jitable
 from datamodels.lasso.solver.descent import settle
 from datamodels.lasso.solver.gap import check_optimality, exact_gradient
 from datamodels.lasso.solver.working_set import Design, Vector, WorkingSet, add_members, begin
@@ -31,7 +31,9 @@ def refit(
         gap, _ = check_optimality(cov, var, lam, w, grad)
         halved = gap <= 0.5 * best
         if gap < best:
-            weights[:], best = w, gap
+            best = gap
+            for j in range(n_train):
+                weights[j] = w[j]
         if best <= 1e-6 * tol or (best <= tol and not halved):  # done, or rounding allows no better
             break
         _place(design, at, cov, lam, w, grad)
@@ -43,7 +45,7 @@ def refit(
     return best
 
 
-@compiled
+@jitable
 def _place(design: Design, at: WorkingSet, cov: Vector, lam: float, w: Vector, grad: Vector) -> None:
     """Put the working set at these weights [N], of which this is the gradient."""
     begin(design, at, cov)

@@ -156,7 +156,7 @@ class TargetBatch:
 
         Returns the working set.
         """
-        from datamodels.lasso.solver.gap import check_optimality, exact_gradient
+        from datamodels.lasso.solver.gap import optimality
         from datamodels.lasso.solver.refit import refit
         from datamodels.lasso.solver.working_set import with_room
 
@@ -181,9 +181,7 @@ class TargetBatch:
             stored = found.weight[target].astype(np.float64)
             found.bias[target] = mean - scale.mean @ stored
             weights = divide(stored, scale.inv)
-        grad = np.empty(masks.n_train)
-        exact_gradient(design, cov, weights, grad)
-        found.gap[target], found.kkt[target] = check_optimality(cov, var, lam, weights, grad)
+        found.gap[target], found.kkt[target] = optimality(design, cov, var, lam, weights)
         return at
 
     def check(self) -> None:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.lasso.compiled import compiled
-from datamodels.lasso.solver.working_set import Bits, Vector, WorkingSet, add_columns, add_rows
+from datamodels.lasso.compiled import jitable
+from datamodels.lasso.solver.working_set import Bits, Vector, WorkingSet, add_columns, add_rows, copy
 
 
 class Validation(NamedTuple):
@@ -27,7 +27,7 @@ class Validation(NamedTuple):
     """||y - mean||^2"""
 
 
-@compiled
+@jitable
 def validation_squares(validation: Validation, at: WorkingSet) -> float:
     """Sum of the squared errors on the validation rows; updates `predicted` to the weights."""
     linear, quadratic = 0.0, 0.0
@@ -55,5 +55,5 @@ def validation_squares(validation: Validation, at: WorkingSet) -> float:
         add_rows(validation.moments, at.picked, count, at.change, at.size[0], at.predicted)
         for j in range(at.size[0]):
             quadratic += at.w[j] * at.predicted[j]
-    at.predicted_w[: at.size[0]] = at.w[: at.size[0]]
+    copy(at.w, at.size[0], at.predicted_w)
     return validation.squares - 2.0 * linear + quadratic

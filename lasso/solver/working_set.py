@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.lasso.compiled import compiled, ones
+from datamodels.lasso.compiled import jitable, ones
 from datamodels.lasso.gram import Matrices
 
 Vector = NDArray[np.float64]
@@ -131,7 +131,7 @@ def with_room(design: Design, at: WorkingSet, work: Callable[[WorkingSet], Any])
             at = working_set(design, len(at.predicted), 2 * len(at.members))
 
 
-@compiled
+@jitable
 def begin(design: Design, at: WorkingSet, cov: Vector) -> None:
     """Begin with a target whose weights are 0: with no members, or with all examples if there are counts."""
     n_train = design.mean.shape[0]
@@ -148,7 +148,7 @@ def begin(design: Design, at: WorkingSet, cov: Vector) -> None:
     at.past_product[:] = 0.0
 
 
-@compiled
+@jitable
 def _join(design: Design, at: WorkingSet, cov: Vector, example: int) -> None:
     place = at.size[0]
     at.size[0] = place + 1
@@ -160,7 +160,7 @@ def _join(design: Design, at: WorkingSet, cov: Vector, example: int) -> None:
     at.w[place], at.product[place], at.predicted_w[place] = 0.0, 0.0, 0.0
 
 
-@compiled
+@jitable
 def add_members(design: Design, at: WorkingSet, cov: Vector, examples: Index, count: int) -> None:
     """Add the first `count` of these examples, none of which is a member, at weight 0. Raises Full."""
     old = at.size[0]
@@ -173,7 +173,7 @@ def add_members(design: Design, at: WorkingSet, cov: Vector, examples: Index, co
         at.product[place] = product_at(design, at, at.w, old, place)
 
 
-@compiled
+@jitable
 def _count_pairs(bits: Bits, members: Index, old: int, size: int, counts: Counts) -> None:
     """Count the rows that hold both of two members, the second one new."""
     words = bits.shape[1]
@@ -200,7 +200,14 @@ def _count_pairs(bits: Bits, members: Index, old: int, size: int, counts: Counts
                 counts[j, i] = counts[i, j]
 
 
-@compiled
+@jitable
+def copy(values: Vector, size: int, out: Vector) -> None:
+    """out[:size] = values[:size], which as such takes long to compile: it tests shapes and formats a message."""
+    for j in range(size):
+        out[j] = values[j]
+
+
+@jitable
 def product_at(design: Design, at: WorkingSet, w: Vector, size: int, place: int) -> float:
     """counts times u at one place, for the weights of the first `size` members."""
     row, found = at.counts[place], 0.0
@@ -209,14 +216,14 @@ def product_at(design: Design, at: WorkingSet, w: Vector, size: int, place: int)
     return found / design.rows
 
 
-@compiled
+@jitable
 def gradient(design: Design, at: WorkingSet, place: int) -> float:
     """The gradient of the loss at one member."""
     inside = at.product[place] + design.base * at.sums[0] - at.mean[place] * at.sums[1]
     return at.cov[place] - at.inv[place] * inside - at.diagonal[place] * at.w[place]
 
 
-@compiled
+@jitable
 def step(design: Design, at: WorkingSet, place: int, by: float) -> float:
     """Move a weight; returns the change of u, which `add_rows` is to add to the product."""
     change: float = by * at.inv[place] / design.rows
@@ -226,7 +233,7 @@ def step(design: Design, at: WorkingSet, place: int, by: float) -> float:
     return change
 
 
-@compiled
+@jitable
 def add_rows(matrix: NDArray[Any], index: Index, count: int, values: Vector, size: int, out: Vector) -> None:
     """out[:size] += sum over k < count of values[k] * matrix[index[k]]; four rows share each pass over out."""
     done = count - count % 4
@@ -242,7 +249,7 @@ def add_rows(matrix: NDArray[Any], index: Index, count: int, values: Vector, siz
             out[q] += a * row_a[q]
 
 
-@compiled
+@jitable
 def add_columns(bits: Bits, index: Index, count: int, values: Vector, out: Vector) -> None:
     """out [64 words] += sum over k < count of values[k] * bits[index[k]]."""
     one, zero = np.uint32(1), np.uint32(0)

@@ -16,7 +16,7 @@ from datamodels.lasso.gram.popcount import pack
 from datamodels.lasso.gram.sums import Cross, Gram
 from datamodels.lasso.solver import TargetBatch, descent, solve
 from datamodels.lasso.solver.active_set import step_on_active_set
-from datamodels.lasso.solver.path import path
+from datamodels.lasso.solver.path import choose, path
 from datamodels.lasso.solver.working_set import begin, design_of, gradient, product_at, working_set
 from datamodels.train import Fit, WorkError
 from tests.stores import linear_data
@@ -286,7 +286,7 @@ def test_kernels_compile_without_a_cache_folder(monkeypatch):
 
 def test_kept_code_is_out_of_date_when_any_module_with_kernels_changed(tmp_path):
     folder = Path(descent.__file__).parent
-    assert descent.minimise._cache._cache_file._version.endswith(compiled.sources_stamp(folder))
+    assert choose._cache._cache_file._version.endswith(compiled.sources_stamp(folder))
     shutil.copytree(folder, tmp_path / "copy")
     with open(tmp_path / "copy" / "gap.py", "a") as file:
         file.write("# changed\n")
