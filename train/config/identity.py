@@ -54,6 +54,9 @@ def from_dict(config: dict[str, Any]) -> Setting:
     given.get("fit", {}).pop("solver", None)
     if given.get("data", {}).get("form") == "beton-raw":
         given["data"]["form"] = "auto"
+    for prefix, kind, values in [("", Setting, config), *((f"{key}.", groups[key], given[key]) for key in given)]:
+        if unknown := values.keys() - {each.name for each in dataclasses.fields(kind)}:
+            raise UserError(f"the config has the key {prefix}{min(unknown)}, which only a newer version may know")
     return Setting(**{**config, **{key: groups[key](**values) for key, values in given.items()}})
 
 

@@ -177,6 +177,15 @@ def test_a_manifest_from_before_a_key_came_stands_at_its_default(store: Store) -
         Store.open(store.layout, setting(tta="none"))
 
 
+def test_a_key_of_a_newer_version_is_told(store: Store) -> None:
+    content = json.loads(store.layout.manifest.read_text())
+    content["config"]["recipe"]["warmth"] = 3
+    rewritten(store, config=content["config"])
+    for of in (None, setting()):
+        with pytest.raises(UserError, match=r"recipe\.warmth"):
+            Store.open(store.layout, of)
+
+
 @given(
     st.one_of(st.binary(max_size=60), st.sampled_from([b"[" * 100_000, b"7", b"[]", b'"x"', b"null", b"{}", b'{"a":']))
 )
