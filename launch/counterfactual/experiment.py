@@ -95,7 +95,7 @@ class Experiment:
         base = np.empty(0, np.int64)
         masked = {
             digest(mask): (removed, at)
-            for removed in [*(each.removed for each in subsets), base]
+            for removed in (base, *(each.removed for each in subsets), base)  # first, and whatever leaves it as it is
             for at, mask in enumerate(self.question.masks(removed))
         }
         each = self.runs_per_base

@@ -148,12 +148,19 @@ def test_a_prepared_store_is_one_that_other_commands_take(folder: Path, capsys: 
 
 
 def test_base_sets_may_be_masks_of_evaluation_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = found_by(capsys, "--count=6", "--base=alpha", "--by=datamodel", "--remove=1,2")
-    masks = dm.open("root").masks[60:65]
+    """Over which changes are averaged; removed from a mask that lacks it, an example changes nothing."""
+    found = found_by(capsys, "--targets=0,3", "--base=alpha", "--by=datamodel", "--remove=1,2")
+    store = dm.open("root")
+    masks, weight = store.masks[60:63], dm.load(store).weight
     for one in found["subsets"]:
-        assert masks[[0, 1, 2, 3, 4, 5].index(one["target"]) % 5][one["removed"]].all()
-    assert found["correlation"] > 0.9
-    assert found["base"] == "alpha"
+        share = masks[:, one["removed"]].mean(axis=0)
+        assert one["predicted"] == pytest.approx(-weight[one["removed"], one["target"]] @ share)
+        assert one["measured"] == pytest.approx(one["predicted"], abs=0.3)
+    assert (found["base"], found["base_sets"], found["runs"], found["base_runs"]) == ("alpha", 3, 3, 15)
+    changed = {
+        (masks[at] & ~np.isin(range(12), one["removed"])).tobytes() for one in found["subsets"] for at in range(3)
+    }
+    assert list(trained().values()) == [1 + 15 + len(changed - {mask.tobytes() for mask in masks})]
 
 
 def test_groups_are_removed_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,7 +235,8 @@ def test_images_are_removed_and_shown(tmp_path: Path, capsys: pytest.CaptureFixt
         if one["by"] == "same-class":
             assert (dataset.train.labels[one["removed"]] == dataset.test.labels[one["target"]]).all()
     (config,) = (tmp_path / "digits" / "counterfactual_50pct").glob("*.yaml")
-    assert "steps_per_epoch: 2" in config.read_text()
+    setting = dm.open(config.parent).setting
+    assert (setting.recipe.steps_per_epoch, setting.recipe.group, setting.rows % 8 > 0) == (2, 8, True)
     assert in_process(capsys, "report", *options).code == 0
     page = (tmp_path / "digits" / "report_test_50pct.html").read_text()
     assert 'id="counterfactual"' in page
