@@ -120,14 +120,11 @@ class Experiment:
     def run(self, verify: bool, devices: Sequence[str] | None, workers: int | None) -> Counterfactuals:
         """Train what is missing, measure, and keep the result for the report."""
         question, outcomes = self.question, self._outcomes(self.subsets, devices, workers)
-        before = np.stack([outcomes[digest(base)][0] for base in self.bases])  # [B, t]
-        if np.isnan(before).any():
-            raise WorkError(f"all of {BASE_RUNS * self.runs_per_base} models of a base set failed")
-        if len(before) > 1:
-            error = np.std(before, axis=0, ddof=1) / np.sqrt(len(before))
-        else:
-            error = np.sqrt(outcomes[digest(self.bases[0])][1])
-        margins, brittle, verified = before.mean(axis=0), {}, None
+        base = np.stack([outcomes[digest(base)] for base in self.bases])  # [B, 2, t]
+        if np.isnan(base).any():
+            raise WorkError(f"fewer than 2 of {BASE_RUNS * self.runs_per_base} models of a base set are done")
+        error = np.sqrt(base[:, 1].sum(axis=0)) / len(base)
+        margins, brittle, verified = base[:, 0].mean(axis=0), {}, None
         if split_and_output(self.split)[1] == "margins":
             for by in question.by:
                 flips = [margin + question.predicted(by, place) < 0 for place, margin in enumerate(margins)]
@@ -177,11 +174,15 @@ class Experiment:
     def _changes(self, subsets: Sequence[Subset], outcomes: Mapping[str, NDArray[np.float64]]) -> Subsets:
         """Subsets with the changes measured and predicted; those left out whose models failed."""
         base, changes = np.stack([outcomes[digest(base)] for base in self.bases]), np.zeros((len(subsets), 2))
+        single = BASE_RUNS * base[:, 1].mean(axis=0)  # what a model a mask varies by, as far as those of base sets tell
         for row, each in enumerate(subsets):
-            without = np.stack([outcomes[digest(mask)] for mask in self.question.masks(each.removed)])
-            change, variance = (without[:, 0] - base[:, 0])[:, each.place], (without + base)[0, 1, each.place]
-            error = np.std(change, ddof=1) / np.sqrt(len(change)) if len(change) > 1 else np.sqrt(variance)
-            changes[row] = change.mean(), error
+            for at, mask in enumerate(self.question.masks(each.removed)):
+                if not np.array_equal(mask, self.bases[at]):
+                    mean, variance = outcomes[digest(mask)][:, each.place]
+                    variance = single[each.place] if np.isnan(variance) else variance
+                    changes[row] += mean - base[at, 0, each.place], variance + base[at, 1, each.place]
+        changes[:, 1] = np.sqrt(changes[:, 1])
+        changes /= len(base)
         done = np.isfinite(changes.sum(axis=1))
         kept = [each for each, is_done in zip(subsets, done, strict=True) if is_done]
         if len(kept) < len(subsets):

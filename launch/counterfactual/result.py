@@ -124,7 +124,12 @@ class Counterfactuals(Summary):
         }
 
     def _summary(self) -> dict[str, str]:
-        return dict(line.split(None, 1) for line in told(self.to_json()).splitlines())
+        found = {"targets": f"{len(self.targets)}, {self.protocol['base']} base", "subsets": f"{len(self.subsets.k)}"}
+        for by in dict.fromkeys(self.subsets.by.tolist()):
+            figures = self.subsets.agreement(by)
+            named = [f"{key} {figures[key]:.3f}" for key in ("correlation", "slope") if figures[key] is not None]
+            found[f"by {by}"] = ", ".join(named) or "too few subsets for a correlation"
+        return found
 
 
 def told(found: dict[str, Any]) -> str:

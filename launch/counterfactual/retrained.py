@@ -120,7 +120,8 @@ class Retrained:
         # What is fixed stays as in the rows of the fit; else models share no random numbers with these.
         seed = self._usual.seed if self._usual.fixed else int(sha256, 16) >> 193
         setting = self._setting(path, None, seed, shape[0], runs)
-        write(path.with_suffix(".yaml"), yaml.safe_dump(setting.to_dict(), sort_keys=False).encode())
+        text = yaml.safe_dump(setting.to_dict(), sort_keys=False)
+        write(path.with_suffix(".yaml"), text.encode())
 
     def open(self, setting: Setting) -> Store:
         """The store of a setting, created if it is not there yet."""

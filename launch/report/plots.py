@@ -243,5 +243,7 @@ def flips(axes: Axes, curves: dict[str, dict[str, dict[str, list]]]) -> None:
     axes.set_xscale("log")
     axes.set_ylim(-0.02, 1.02)
     axes.set(xlabel="examples removed", ylabel="share of targets that flip")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
     axes.legend()

@@ -65,7 +65,7 @@ def found_by(capsys: pytest.CaptureFixture[str], *options: object) -> dict[str, 
     return found
 
 
-def trained(root: Path = Path("root")) -> dict[str, int]:
+def models_in(root: Path = Path("root")) -> dict[str, int]:
     """Models by the tag of their store."""
     folder = root / "mine" / "counterfactual_50pct"
     return {path.stem: int(dm.open(folder, tag=path.stem).completed().sum()) for path in folder.glob("*.yaml")}
@@ -87,7 +87,7 @@ def test_a_linear_learner_does_what_its_datamodels_say(folder: Path, capsys: pyt
     assert first["measured"] == pytest.approx(-5, abs=0.2)
 
     # by hand, from the rows of the store
-    (tag,) = [tag for tag, count in trained().items() if count > 16]
+    (tag,) = [tag for tag, count in models_in().items() if count > 16]
     store = dm.open("root/mine/counterfactual_50pct", tag=tag)
     whole, without = store.masks.all(axis=1), np.ones(12, bool)
     without[[0, 1]] = False
@@ -117,20 +117,20 @@ def test_fewer_positive_weights_than_asked_are_all_removed(folder: Path, capsys:
 def test_a_subset_is_trained_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever asks again; the arrays in Python are those of the command."""
     first = found_by(capsys, "--targets=0", "--by=datamodel")
-    before = trained()
+    before = models_in()
     assert list(before.values()) == [1 + 5 * 3 + 3 * 3]
     assert found_by(capsys, "--targets=0", "--by=datamodel") == first
-    assert trained() == before
+    assert models_in() == before
 
     both = dm.counterfactual(dm.open("root"), [0, 3], remove=[1, 2, 4], runs=3, by=["datamodel"], workers=1)
-    (new,) = set(trained().items()) - set(before.items())
+    (new,) = set(models_in().items()) - set(before.items())
     assert new[1] == 1 + 3 * 3
     chosen = both.subsets.target == 0
     for name in ("predicted", "measured", "standard_error"):
         np.testing.assert_array_equal(getattr(both.subsets, name)[chosen], [one[name] for one in first["subsets"]])
     more = found_by(capsys, "--targets=0", "--by=datamodel", "--runs=4")
     assert more["base_runs"] == 20
-    assert len(trained()) == 3
+    assert len(models_in()) == 3
 
 
 def test_a_prepared_store_is_one_that_other_commands_take(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,9 +140,9 @@ def test_a_prepared_store_is_one_that_other_commands_take(folder: Path, capsys: 
     assert "25 of 25 models to be trained" in done.err
     for options in (["train", "--rows=0:7", "--workers=1"], ["train", "--workers=1"], ["verify", "--retrain=2"]):
         assert in_process(capsys, options[0], config, "--root", root, *options[1:]).code == 0
-    rows = trained()
+    rows = models_in()
     assert found_by(capsys, "--targets=0", "--by=datamodel")["subsets"][0]["removed"] == [0]
-    assert trained() == rows
+    assert models_in() == rows
     lds = in_process(capsys, "eval", config, "--root", root, "--weights=root/mine/datamodels/test_50pct.pt", "--json")
     assert json.loads(lds.out)["masks"] == 8
 
@@ -160,7 +160,7 @@ def test_base_sets_may_be_masks_of_evaluation_rows(folder: Path, capsys: pytest.
     changed = {
         (masks[at] & ~np.isin(range(12), one["removed"])).tobytes() for one in found["subsets"] for at in range(3)
     }
-    assert list(trained().values()) == [1 + 15 + len(changed - {mask.tobytes() for mask in masks})]
+    assert list(models_in().values()) == [1 + 15 + len(changed - {mask.tobytes() for mask in masks})]
 
 
 def test_groups_are_removed_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,7 +207,7 @@ def test_what_cannot_be_asked_is_told_in_one_line(
     done = ask(capsys, *options)
     assert (done.code, done.out) == (2, "")
     assert done.error.startswith(f"error: {told}")
-    assert trained() == {}
+    assert models_in() == {}
 
 
 def test_a_read_only_root_takes_another_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,14 +217,13 @@ def test_a_read_only_root_takes_another_folder(folder: Path, capsys: pytest.Capt
         refused = ask(capsys, "--targets=0")
         assert (refused.code, "--out names another folder" in refused.error) == (2, True)
         assert found_by(capsys, "--targets=0", "--by=datamodel", "--out=out")["correlation"] > 0.9
-    assert trained(Path("out"))
+    assert models_in(Path("out"))
 
 
-def test_images_are_removed_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_are_removed_and_shown(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of their class too; all models take as many steps, in groups that reach past the last row."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     options = [DIGITS, "--root", tmp_path, *TINY]
-    for command in ("init", "train", "fit"):
-        assert in_process(capsys, command, *options).code == 0
     done = in_process(
         capsys, "counterfactual", *options, "--count=2", "--remove=1,3", "--runs=2", "--workers=1", "--json"
     )
