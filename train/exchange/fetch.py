@@ -212,7 +212,7 @@ def _download(
 ) -> None:
     """Download a file, or of its rows those in `rows`. Raises UserError, OSError, and what boto3 raises."""
     answer = _get(client, file.key, 0, 1)
-    answer["Body"].close()
+    answer["Body"].read()
     tag, size = answer["ETag"], int(answer["ContentRange"].rpartition("/")[2])
     prefix, spans = b"", [(0, size)]
     if file.array:

@@ -1,5 +1,6 @@
 """`datamodels fetch` against moto's S3 server: what is asked, what comes, broken connections, and what is refused."""
 
+import contextlib
 import io
 import json
 import os
@@ -49,7 +50,7 @@ class Proxy:
 
     def _pass(self, client: socket.socket, server: socket.socket) -> None:
         left = self.cut.pop(0) if self.cut else None
-        with client, server:
+        with contextlib.suppress(OSError), client, server:
             while True:
                 for end in select.select([client, server], [], [])[0]:
                     data = end.recv(65536)
