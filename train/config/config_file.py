@@ -75,7 +75,7 @@ def _in_plain_words(message: str) -> str:
 
     Of keys below one that has none, such as `--models.x 5`, it says NestedArg.
     """
-    if unreadable := re.match(r'Parser key "([\w.]+)": Unable to load config \'(.*?)\' Parser key', message):
+    if unreadable := re.match(r'Parser key "([\w.]+)": Unable to load config \'([^{].*?)\' Parser key', message):
         return f"{unreadable[1]} is {unreadable[2]}, expected keys and values: --{unreadable[1]}.KEY VALUE gives one"
     message = re.sub(r"NestedArg\(key='(.*?)', val=.*\)", r"given the key \1", message)
     keys = re.findall(r'Parser key "([\w.]+)":', message)

@@ -27,7 +27,7 @@ from tests.train.trainer.fake_gpu import Eager
 DEVICES = ["cpu", *(["cuda:0"] if torch.cuda.is_available() else [])]
 WIDTH = 8
 ABOUT = {"network": "resnet9", "width": WIDTH, "image": [32, 32, 3], "classes": 4, "tta": "none"}
-ABOUT |= {"mean": [0], "std": [1]}
+ABOUT |= {"dtype": "uint8", "mean": [0], "std": [1]}
 PRECISIONS = ["float32", "bfloat16", "float16"]
 
 
