@@ -6,14 +6,17 @@ set -euo pipefail
 root=${ROOT:-$HOME/root}
 given=("$CONFIG" --root "$root" --outputs.preallocate false ${OPTIONS:-})
 
-save() { # tar leaves out what was never written, the other machines' rows
-    tar --create --sparse --directory "$root" --warning=no-file-changed . | rclone rcat "$STORE/$INDEX.tar"
-}
+save() ( # one at a time; tar leaves out what was never written, the other machines' rows
+    flock 9
+    tar --create --sparse --directory "$root" --file "$root.tar" . || [ $? = 1 ] || exit 1 # 1: a file changed meanwhile
+    rclone copyto "$root.tar" "$STORE/$INDEX.tar"
+) 9> "$root.lock"
 
 mkdir -p "$root"
 found=$(rclone lsf "$STORE") || [ $? = 3 ] # 3: there is no such folder yet; any other failure ends this
 if [[ $'\n'$found$'\n' == *$'\n'"$INDEX.tar"$'\n'* ]]; then
-    rclone cat "$STORE/$INDEX.tar" | tar --extract --sparse --directory "$root"
+    rclone copyto "$STORE/$INDEX.tar" "$root.tar"
+    tar --extract --sparse --directory "$root" --file "$root.tar"
     datamodels repair "${given[@]}" # what was saved while a row was written may lack bytes of it
 else
     datamodels init "${given[@]}"

@@ -27,8 +27,7 @@ FAKE = {
     "rclone": """
         case $1 in
             lsf) ls "$2" 2> /dev/null || { touch "$LOG.none"; exit ${UNREACHABLE:-3}; } ;;
-            cat) cat "$2" ;;
-            rcat) mkdir -p "${2%/*}"; cat > "$2.part"; mv "$2.part" "$2" ;;
+            copyto) mkdir -p "${3%/*}"; cp "$2" "$3" ;;
         esac
     """,
 }
