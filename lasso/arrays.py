@@ -30,8 +30,9 @@ def fit_arrays(masks: ArrayLike, outcomes: ArrayLike, *, progress: Progress = si
     precision, such as margins or losses. options: keys of `fit.*` (docs/format.md). Weights, lambdas and duality gaps
     are those of `fit` for a store of these rows and seed 0.
 
-    Beside the weights, memory holds the masks as bits, and about 12 N^2 bytes where rows outnumber examples. Raises
-    UserError for arrays or options that cannot be used, WorkError where a target does not converge.
+    Beside the weights, memory holds the masks as bits, and about 12 N^2 bytes where rows outnumber examples (of up
+    to 8,192 examples, half of them). Raises UserError for arrays or options that cannot be used, WorkError where a
+    target does not converge.
     """
     fit = options_of(Fit, options)
     x, y = checked_arrays(masks, outcomes)

@@ -24,8 +24,12 @@ def is_small(n_train: int) -> bool:
 
 
 def has_few_rows(rows: int, n_train: int) -> bool:
-    """Whether counting pairs of examples target by target takes less time than counting all of them."""
-    return rows < n_train
+    """Whether pairs of examples are counted target by target, from bits, and not all of them at first.
+
+    That takes less time up to half as many rows as examples (docs/benchmarks.md); where the counts of all are large it
+    is done up to as many, since it needs no such matrix.
+    """
+    return rows < (n_train / 2 if is_small(n_train) else n_train)
 
 
 def bits_of(packed: NDArray[np.uint8], n_train: int) -> NDArray[np.uint64]:

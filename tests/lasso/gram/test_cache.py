@@ -111,7 +111,7 @@ def test_an_interrupted_pass_leaves_no_file_and_begins_again(store, small_files,
     assert torch.equal(found, weight(fit(store)))
 
 
-@pytest.mark.parametrize("n_train", [N, ROWS + 1])  # with more examples than rows, no counts are kept
+@pytest.mark.parametrize("n_train", [N, 2 * ROWS + 1])  # with twice as many examples as rows, no counts are kept
 def test_what_a_fit_keeps_on_disk_is_foretold(tmp_path, n_train):
     store = created_store(tmp_path, *linear_data(ROWS, n_train, 3), fit=Fit(k=20))
     fit(store)
