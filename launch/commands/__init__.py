@@ -210,12 +210,7 @@ COMMANDS = {
         submit.submit, "run a setting on SLURM, as arrays of tasks", [SPLIT, OUTPUT, *SUBMIT], cluster=True
     ),
     "plan": Command(plan.plan, "print what a setting takes: bytes, hours, money", [JSON, *PLAN, PRICE]),
-    "merge": Command(
-        exchange.merge,
-        "bring in the completed rows of other roots",
-        [JSON],
-        sources=True,
-    ),
+    "merge": Command(exchange.merge, "bring in the completed rows of other roots", [JSON], sources=True),
     "import": Command(
         exchange.import_,
         "copy masks and outputs that other programs made to a new root",

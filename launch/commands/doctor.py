@@ -1,11 +1,11 @@
 """The command doctor: what this machine has for a setting, and what is wrong with it."""
 
-import contextlib
 import json
 import os
 import platform
 import tempfile
 import time
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,7 +124,7 @@ def _speed(setting: Setting, executor: "Executor", dataset: Dataset, kernels: "K
         moments.append(executor.moment())
         return len(moments) > WARM_UP + STEPS
 
-    with contextlib.suppress(Interrupted):
+    with suppress(Interrupted):
         engine.train(stop)
     moments.append(executor.moment())
     seconds = executor.seconds(moments[WARM_UP], moments[WARM_UP + STEPS])
@@ -139,22 +139,19 @@ def _disk(root: Path, bad: list[str]) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="datamodels-doctor-", dir=folder) as place:
             found["locks"] = _locks(Path(place), bad)
             block = np.random.default_rng(0).bytes(1 << 22)
-            fd = os.open(Path(place) / "content", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC)
-            try:
+            with open(Path(place) / "content", "wb", buffering=0) as file:
                 began = time.perf_counter()
                 for _ in range(8):
-                    os.write(fd, block)
-                os.fdatasync(fd)
+                    file.write(block)
+                os.fdatasync(file.fileno())
                 found["write_bytes_per_second"] = 8 * len(block) / (time.perf_counter() - began)
                 taken = []
                 for _ in range(20):
                     began = time.perf_counter()
-                    os.pwrite(fd, block[:100_000], 0)
-                    os.fdatasync(fd)
+                    os.pwrite(file.fileno(), block[:100_000], 0)
+                    os.fdatasync(file.fileno())
                     taken.append(time.perf_counter() - began)
                 found["sync_seconds"] = float(np.median(taken))
-            finally:
-                os.close(fd)
         status = os.statvfs(folder)
         found["free_bytes"] = status.f_bavail * status.f_frsize
     except OSError as error:
@@ -164,11 +161,8 @@ def _disk(root: Path, bad: list[str]) -> dict[str, Any]:
 
 def _locks(folder: Path, bad: list[str]) -> bool:
     lock, other = LockFile(folder / "lock"), LockFile(folder / "lock")
-    try:
+    with closing(lock), closing(other):
         works = lock.works and lock.acquire(0) and not other.acquire(0)
-    finally:
-        lock.close()
-        other.close()
     if not works:
         bad.append(f"{folder.parent} has no file locks that work: processes there may do the same rows")
     return works

@@ -13,9 +13,6 @@ from datamodels.launch.counterfactual.retrained import write
 from datamodels.train import Summary
 from datamodels.train.store import BaseStore
 
-Curve = dict[str, list[Any]]
-"""`k`, ascending, and `share`: of the targets with a margin above 0, those that flip without k examples or fewer."""
-
 
 @dataclass(frozen=True, eq=False)
 class Subsets:
@@ -53,9 +50,8 @@ class Subsets:
 
     def records(self) -> Iterator[dict[str, Any]]:
         """A dictionary for each subset."""
-        names = ("target", "k", "by", "removed", "predicted", "measured", "standard_error")
-        for values in zip(*(getattr(self, name) for name in names), strict=True):
-            yield {name: value.tolist() for name, value in zip(names, values, strict=True)}
+        for values in zip(*vars(self).values(), strict=True):
+            yield {name: value.tolist() for name, value in zip(vars(self), values, strict=True)}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,8 +74,11 @@ class Counterfactuals(Summary):
     """What the figures are of."""
     notices: tuple[str, ...]
 
-    def curve(self, by: str, measured: bool = False) -> Curve:
-        """How many targets flip: predicted by `brittle`, or measured at the sizes that were asked."""
+    def curve(self, by: str, measured: bool = False) -> dict[str, list[Any]]:
+        """Share of the targets with a margin above 0 that flip without k examples or fewer, by ascending `k`.
+
+        Predicted by `brittle`, or measured at the sizes that were asked.
+        """
         subsets, right = self.subsets, self.base > 0
         margins = dict(zip(self.targets[right].tolist(), self.base[right].tolist(), strict=True))
         before, needed, share = dict(margins), self.brittle[by][right], []
@@ -138,13 +137,12 @@ def told(found: dict[str, Any]) -> str:
     def line(name: str, of: dict[str, Any]) -> str:
         figures = ("-" if of[key] is None else f"{of[key]:.3f}" for key in ("correlation", "ceiling", "slope"))
         same = "-" if of["sign_agreement"] is None else f"{of['sign_agreement']:.0%}"
-        return f"{name:18} {' '.join(f'{text:>11}' for text in (*figures, same, str(of['subsets'])))}"
+        return columns(name, *figures, same, str(of["subsets"]))
 
-    lines = [
-        " ".join(
-            [f"{'removed':18}", *(f"{t:>11}" for t in ("correlation", "ceiling", "slope", "same sign", "subsets"))]
-        )
-    ]
+    def columns(first: str, *others: str) -> str:
+        return " ".join([f"{first:18}", *(f"{text:>11}" for text in others)])
+
+    lines = [columns("removed", "correlation", "ceiling", "slope", "same sign", "subsets")]
     lines.append(line("all", {**found, "subsets": len(found["subsets"])}))
     for by, each in found["by"].items():
         lines.append(line(by, each))

@@ -153,11 +153,7 @@ def _sections(data: ReportData) -> list[tuple[str, str, Markup]]:
             ("duplicates", "Suspected duplicates", duplicates(data)),
             ("harmful", f"Harmful {features}", harmful(data)),
         ]
-    sections += [
-        ("fit", "Fit", fit(data)),
-        ("models", "Models and masks", models(data)),
-        ("run", "What was run", run),
-    ]
+    sections += [("fit", "Fit", fit(data)), ("models", "Models and masks", models(data)), ("run", "What was run", run)]
     return [(name, heading, filled(name, data=data, **values)) for name, heading, values in sections]
 
 

@@ -2,41 +2,40 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from datamodels.train.config import Setting, from_dict
 from datamodels.train.errors import UserError
-from datamodels.train.npy_file import RowFile, new_file, runs, sync_folder, write_file
+from datamodels.train.exchange.importer import Progress
+from datamodels.train.exchange.new_root import CONFIG, new_root, refuse_other_files
+from datamodels.train.npy_file import RowFile, new_file, runs
 from datamodels.train.outputs import is_output
 from datamodels.train.store import Array, Layout, Store, check_space, verify
-
-Progress = Callable[[str, int, int], None]
 
 
 def import_huggingface(source: Path, root: Path, progress: Progress) -> tuple[Layout, Path]:
     """Write the rows of an exported folder to a new root; returns where they lie then, and a config for them.
 
     Of a store, with its manifest and journals, every row is checked against its checksums; published files come back as
-    such. Until all is there, the root holds nothing that can be opened. Raises UserError, WorkError, OSError.
+    such. Raises UserError, WorkError, OSError.
     """
     try:
         import pyarrow
     except ImportError:
         raise UserError("--format huggingface needs PyArrow: run `pip install pyarrow`") from None
     setting, arrays, completed = _about(source / "export.json")
-    if root.exists() and (found := next(root.iterdir(), None)):
-        raise UserError(f"{found} exists, expected a new or empty folder for --root")
+    refuse_other_files(source, root)
     check_space(root, sum(array.bytes // array.shape[0] * completed for array in arrays))
-    staged, layout = (Layout(each, setting.dataset, setting.file_tag) for each in (root / ".importing", root))
-    config = root / "import.yaml"
-    staged.data.mkdir(parents=True)
-    try:
+    layout, keys = Layout(root, setting.dataset, setting.file_tag), setting.to_dict()
+    if setting.own_masks:
+        keys["mask"] = str(layout.array("train_masks").absolute())
+    if setting.groups:
+        keys["groups"] = str(layout.groups.absolute())
+    with new_root(source, layout, keys) as staged:
         try:
             done = _copy_rows(source, staged, arrays, progress)
         except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
@@ -53,22 +52,7 @@ def import_huggingface(source: Path, root: Path, progress: Progress) -> tuple[La
             if (checked := verify(store, lambda count: None)).bad or checked.files:
                 rows = [f"row {row}: {reason}" for row, reason in checked.reasons.items()]
                 raise UserError(f"{source} is damaged: {(rows + checked.files)[0]}")
-        keys = setting.to_dict()
-        if setting.own_masks:
-            keys["mask"] = str(layout.array("train_masks").absolute())
-        if setting.groups:
-            keys["groups"] = str(layout.groups.absolute())
-        told = f"# {str(source)!r}, by `datamodels import`\n"
-        write_file(config, (told + yaml.safe_dump(keys, sort_keys=False)).encode())
-        sync_folder(staged.data)
-        staged.folder.rename(layout.folder)
-        staged.root.rmdir()
-        sync_folder(root)
-    except BaseException:
-        shutil.rmtree(staged.root, ignore_errors=True)
-        config.unlink(missing_ok=True)
-        raise
-    return layout, config
+    return layout, root / CONFIG
 
 
 def _about(path: Path) -> tuple[Setting, list[Array], int]:

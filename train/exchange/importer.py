@@ -1,26 +1,22 @@
 """Copy the arrays of MadryLab/datamodels, or any .npy files, to a root of published files: docs/format.md, "Import"."""
 
-import contextlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from datamodels.train.config import Setting
 from datamodels.train.errors import UserError
-from datamodels.train.npy_file import Notice, RowFile, mapped, new_file, sync_folder, write_file
+from datamodels.train.exchange.new_root import CONFIG, new_root, refuse_other_files
+from datamodels.train.npy_file import Notice, RowFile, mapped, new_file
 from datamodels.train.outputs import is_output
-from datamodels.train.store import Layout, LockFile, check_space, read_flags
+from datamodels.train.store import Layout, check_space, read_flags
 from datamodels.train.user_code import sha256_of
 
-_FOLDER, _LOCK, _CONFIG = ".importing", "lock", "import.yaml"
-"""The folder that is being made, a locked file in it that says of which source, and the config."""
 _BLOCK_BYTES = 2**25
 """Bytes that are read at a time."""
 
@@ -45,11 +41,9 @@ def import_arrays(
     are for evaluation. names: files of the source by the names of arrays here, such as `test_loss`; if empty, all whose
     own names say what they are.
 
-    Until all is copied, the root holds nothing that can be opened. What a killed import of the same source left there
-    is removed. Raises UserError, WorkError, OSError.
+    Raises UserError, WorkError, OSError.
     """
-    told = f"# {str(source)!r}, by `datamodels import`\n"
-    _refuse_other_files(root, told)
+    refuse_other_files(source, root)
     arrays, left_out = _open_arrays(source, form, names)
     rows, flags = len(arrays["train_masks"]), source / "_completed.npy"
     completed = read_flags(flags, rows) if flags.exists() else np.ones(rows, bool)
@@ -65,68 +59,15 @@ def import_arrays(
     kinds = {name: _kind(name, values.dtype) for name, values in arrays.items()}
     row_bytes = sum(kinds[name].itemsize * values[0].size for name, values in arrays.items())
     check_space(root, row_bytes * len(done))
-    layout, config = Layout(root, setting.dataset, setting.file_tag), root / _CONFIG
-    with _new_folder(root, told) as data:
+    layout = Layout(root, setting.dataset, setting.file_tag)
+    with new_root(source, layout, keys) as staged:
         for name, values in arrays.items():
-            _copy(values, completed, data / layout.array(name).name, kinds[name], progress)
+            _copy(values, completed, staged.array(name), kinds[name], progress)
         if setting.own_masks:
-            keys["mask_sha256"] = sha256_of(str(data / layout.array("train_masks").name), "mask")
-        write_file(config, (told + yaml.safe_dump(keys, sort_keys=False)).encode())
-        sync_folder(data)
-        layout.folder.mkdir(exist_ok=True)
-        data.rename(layout.data)
-        sync_folder(layout.folder)
-        sync_folder(root)
-    (layout.data / _LOCK).unlink()
+            keys["mask_sha256"] = sha256_of(str(staged.array("train_masks")), "mask")
     for path in left_out:
         notice(f"{path} is left out: --names test_OUTPUT={path.stem} would name it as an output")
-    return layout, config
-
-
-@contextlib.contextmanager
-def _new_folder(root: Path, told: str) -> Iterator[Path]:
-    """Yield a folder in the root for the arrays, which no other import writes to; it goes where copying them fails.
-
-    Raises UserError.
-    """
-    folder = root / _FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = LockFile(folder / _LOCK)
-    if not lock.acquire(0):
-        raise UserError(f"{folder} is being written by another `datamodels import`")
-    _refuse_other_files(root, told)  # such as those of an import that has come to an end since
-    try:
-        os.pwrite(lock.fd, told.encode(), 0)
-        for path in folder.glob("*.npy"):
-            path.unlink()
-        yield folder
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        (root / _CONFIG).unlink(missing_ok=True)
-        raise
-    finally:
-        lock.close()
-
-
-def _refuse_other_files(root: Path, told: str) -> None:
-    """Raises UserError where the root holds other files than a killed import, whose config begins with `told`, left."""
-    try:
-        found = list(root.iterdir()) if root.exists() else []
-    except OSError as error:
-        raise UserError(f"--root is {root}: {error.strerror}") from None
-    folder = root / _FOLDER
-    for path in found:
-        try:
-            if path == folder:
-                own = {each.name for each in path.iterdir()} <= {_LOCK} or (path / _LOCK).read_text("utf-8") == told
-            elif path.name == _CONFIG:
-                own = folder in found and path.read_text("utf-8").startswith(told)
-            else:  # that of the data set
-                own = folder in found and path.is_dir() and not any(path.iterdir())
-        except (OSError, UnicodeDecodeError):
-            own = False
-        if not own:
-            raise UserError(f"{path} exists, expected a new or empty folder for --root")
+    return layout, root / CONFIG
 
 
 def _open_arrays(source: Path, form: str, names: Mapping[str, str]) -> tuple[dict[str, NDArray[Any]], list[Path]]:

@@ -57,12 +57,7 @@ class Merged:
 
 
 def merge(
-    layout: Layout,
-    setting: Setting,
-    roots: Sequence[Path],
-    merger: dict[str, Any],
-    progress: Progress,
-    notice: Notice,
+    layout: Layout, setting: Setting, roots: Sequence[Path], merger: dict[str, Any], progress: Progress, notice: Notice
 ) -> tuple[Store, list[Merged]]:
     """Bring rows of the stores in some roots into that of a layout; returns it, and what became of each root's rows.
 

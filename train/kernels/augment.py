@@ -79,7 +79,7 @@ class Augment:
         return rows, columns
 
     def hole(self, draws: Tensor) -> Tensor:
-        """NDArray [..., H, W] inside the cutout, a square that lies wholly in the image."""
+        """Pixels [..., H, W] inside the cutout, a square that lies wholly in the image."""
         side = self.recipe.cutout
         top = ((_field(draws, 2) * (self.height - side + 1)) >> 16)[..., None]
         left = ((_field(draws, 3) * (self.width - side + 1)) >> 16)[..., None]

@@ -7,14 +7,7 @@ from datamodels.train.store.base_store import BaseStore
 from datamodels.train.store.create import check_space, create_store, grow
 from datamodels.train.store.layout import Layout
 from datamodels.train.store.locks import LockFile
-from datamodels.train.store.manifest import (
-    Array,
-    Manifest,
-    check_declared,
-    check_identity,
-    read_manifest,
-    versions,
-)
+from datamodels.train.store.manifest import Array, Manifest, check_declared, check_identity, read_manifest, versions
 from datamodels.train.store.open import open
 from datamodels.train.store.published import PublishedStore, read_flags
 from datamodels.train.store.row_state import RowState

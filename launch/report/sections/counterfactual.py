@@ -18,26 +18,19 @@ def counterfactual(data: ReportData) -> dict[str, Any] | None:
     found = read_result(data.store, data.split)
     if found is None or not found["subsets"]:
         return None
-    changes = {
-        by: np.array(
-            [
-                [one[key] for key in ("predicted", "measured", "standard_error")]
-                for one in found["subsets"]
-                if one["by"] == by
-            ]
-        ).T
-        for by in found["by"]
-    }
+    of = {by: [one for one in found["subsets"] if one["by"] == by] for by in found["by"]}
+    keys = ("predicted", "measured", "standard_error")
+    changes = {by: np.array([[one[key] for one in ones] for key in keys]) for by, ones in of.items()}
+    base = {one["target"]: one["base"] for one in found["targets"]}
+    sizes: dict[int, list[dict[str, Any]]] = {}
+    for one in of.get("datamodel", []):
+        sizes.setdefault(one["target"], []).append(one)
     cases = []
-    removed = {one["target"]: one for one in found["subsets"] if one["by"] == "datamodel"}  # the largest size of each
-    if data.illustrated:
-        for at in spread(len(removed), _SHOWN):
-            target, largest = [*removed.items()][at]
-            base = next(one["base"] for one in found["targets"] if one["target"] == target)
-            image = thumbnail(data, data.side, target, [f"{data.outcome} {base:.3g}".replace("-", "−")])
-            examples = [thumbnail(data, data.feature_split, example) for example in largest["removed"][:_SHOWN]]
-            sizes = [one for one in found["subsets"] if (one["target"], one["by"]) == (target, "datamodel")]
-            cases.append((image, examples, sizes, base))
+    for at in spread(len(sizes), _SHOWN) if data.illustrated else ():
+        target, ones = [*sizes.items()][at]
+        image = thumbnail(data, data.side, target, [f"{data.outcome} {base[target]:.3g}".replace("-", "−")])
+        examples = [thumbnail(data, data.feature_split, example) for example in ones[-1]["removed"][:_SHOWN]]
+        cases.append((image, examples, ones, base[target]))
     return {
         "found": found,
         "stale": found["stamp"] != data.fitted.report.get("stamp"),

@@ -130,13 +130,20 @@ def test_other_stores_come_back_too(kind: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(dm.load(back).predict(masks), dm.load(store).predict(masks), atol=1e-5)
 
 
-def test_published_files_come_back_as_such(tmp_path: Path) -> None:
+def test_published_files_come_back_as_such_and_a_killed_import_begins_again(tmp_path: Path) -> None:
+    def killed(*_: object) -> None:
+        shutil.copytree(tmp_path / "interrupted", tmp_path / "back")
+        raise KeyboardInterrupt
+
     masks, margins = linear_data(40, 12, 3)
     store = published_store(tmp_path / "root", masks, margins, eval_models=8)
     np.save(store.layout.array("train_masks"), masks.astype(np.uint8))
     np.save(store.layout.completed, np.arange(40) % 5 > 0)
     store = dm.open(tmp_path / "root", eval_models=8)
-    layout, config = import_huggingface(write_export(store, "huggingface", {}, silent), tmp_path / "back", silent)
+    folder = write_export(store, "huggingface", {}, silent)
+    with pytest.raises(KeyboardInterrupt):
+        import_huggingface(folder, tmp_path / "interrupted", killed)
+    layout, config = import_huggingface(folder, tmp_path / "back", silent)
     back = open_store(layout, read_setting(config))
     assert (back.models, back.eval_models) == (32, 8)
     done = store.completed()

@@ -190,14 +190,13 @@ def test_until_all_is_copied_nothing_can_be_opened_and_a_killed_import_begins_ag
         import_arrays(store, "madrylab", root, {"dataset": "x"}, {}, stopped, lambda text: None)
     assert not list(root.iterdir())
 
-    assert (killed / ".importing" / "test_margins_50pct.npy").exists()
+    assert (killed / ".importing" / "x" / "data" / "test_margins_50pct.npy").exists()
     other = shutil.copytree(store, tmp_path / "other")
     before = files(killed)
     assert "killed/.importing exists" in imported(capsys, other, killed, "--format=madrylab").error
     (killed / "import.yaml").write_text("dataset: x\n")
     assert "killed/import.yaml exists" in imported(capsys, store, killed, "--format=madrylab").error
     (killed / "import.yaml").unlink()
-    (killed / "x").mkdir()
     assert files(killed) == before
     for target in (killed, root):
         assert imported(capsys, store, target, "--format=madrylab", "--dataset=x").code == 0
