@@ -26,16 +26,8 @@ SHIFT, HOLE = 2, 4
 
 def network(width: int) -> ResNet9:
     """ResNet-9 as plain modules, whose `logits` maps [B, 3, H, W] to [B, 10]."""
-    about = {
-        "width": width,
-        "image": [32, 32, 3],
-        "dtype": "uint8",
-        "classes": 10,
-        "mean": [0],
-        "std": [1],
-        "tta": "none",
-    }
-    return ResNet9(about).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    about = {"image": [32, 32, 3], "dtype": "uint8", "classes": 10, "mean": [0], "std": [1], "tta": "none"}
+    return ResNet9({"width": width, **about}).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class Batches:

@@ -4,11 +4,11 @@ Importing this package imports neither torch nor numba.
 """
 
 from datamodels.lasso.arrays import fit_arrays
-from datamodels.lasso.atomic import sync, temporary_beside, writing
+from datamodels.lasso.atomic import sync, temporary_beside, write_derived, writing
 from datamodels.lasso.compare import Comparison, compare, refuse_other_examples
 from datamodels.lasso.components import Components, principal_components
 from datamodels.lasso.datamodels import Datamodels, Top, find, load, path_of, piece_of, places, read_report
-from datamodels.lasso.evaluation import Curve, Evaluation, Interval, curve, evaluate, evaluate_arrays
+from datamodels.lasso.evaluation import Curve, Evaluation, Interval, curve, evaluate, evaluate_arrays, staleness
 from datamodels.lasso.files import VECTORS, fit_bytes, pieces, storages, write_blocks
 from datamodels.lasso.fit import assemble, fit, is_current, is_fresh
 from datamodels.lasso.preflight import preflight_check
@@ -73,11 +73,13 @@ __all__ = [
     "silent",
     "split_and_output",
     "split_name",
+    "staleness",
     "storages",
     "strongest",
     "sync",
     "target_count",
     "temporary_beside",
     "write_blocks",
+    "write_derived",
     "writing",
 ]

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from datamodels.train import WorkError
+from datamodels.train import READ_ONLY, UserError, WorkError, write_file
 
 
 @contextlib.contextmanager
@@ -33,6 +33,16 @@ def replacing(path: Path) -> Iterator[Path]:
             sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_derived(path: Path, content: bytes | Iterator[bytes]) -> None:
+    """Write a file, and create its folder. Raises UserError where that is read-only, WorkError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, content)
+    except OSError as error:
+        kind = UserError if error.errno in READ_ONLY else WorkError
+        raise kind(f"cannot write {path}: {error.strerror}; --out names another folder") from None
 
 
 def temporary_beside(path: Path) -> Path:

@@ -109,7 +109,7 @@ def principal_components(
 def components_of(
     terms: Sequence[Weights], shape: tuple[int, int], k: int, squares: float, progress: Progress
 ) -> Components:
-    """The same of a sum of weights as they are; fewer components where fewer have any variance. Centres over targets.
+    """The first k components of a sum of weights, centred over targets; fewer where fewer have any variance.
 
     squares: sum of the squares of that sum.
     """

@@ -70,11 +70,7 @@ def evaluate(
 
     report = given.report or {}
     fitted, here = report.get("rows", {}), {"dataset": store.setting.dataset, "tag": store.setting.file_tag}
-    notices = []
-    if given.path in places(store, split) and not is_fresh(store, given.path):
-        notices.append(
-            f"{given.path} was fitted on other rows or with other options than today's: run `datamodels fit`"
-        )
+    notices = staleness(store, given.path) if given.path in places(store, split) else []
     if (last := fitted.get("last", -1)) >= store.models and {**report, **here} == {**here, **report}:
         notices.append(
             f"{given.path} was fitted on rows up to {last}, evaluation rows from {store.models} on among them"
@@ -135,6 +131,12 @@ def tiles(given: Datamodels, width: int, progress: Progress) -> Iterator[Tile]:
             raise UserError(f"{given.path} holds weights that are not finite, or beyond {_LARGEST:.2g}")
         yield columns, weight, bias
         progress("evaluate", columns.stop, targets)
+
+
+def staleness(store: Store, path: Path) -> list[str]:
+    """A notice where the datamodels in a .pt are not fresh, else none."""
+    told = f"{path} was fitted on other rows or with other options than today's: run `datamodels fit`"
+    return [] if is_fresh(store, path) else [told]
 
 
 def protocol(store: Store, split: str) -> dict[str, Any]:

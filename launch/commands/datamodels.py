@@ -101,7 +101,7 @@ def report(request: Request) -> int:
 
 def compare(request: Request) -> int:
     from datamodels.lasso import compare as compare_datamodels
-    from datamodels.lasso import find, is_fresh, load, refuse_other_examples, split_and_output
+    from datamodels.lasso import find, load, refuse_other_examples, split_and_output, staleness
     from datamodels.launch.report import write_comparison
 
     options = request.options
@@ -109,8 +109,8 @@ def compare(request: Request) -> int:
     split = refuse_other_examples(a, b, options["split"], options["output"])
     one, other = fitted = [load(find(store, split)) for store in stores]
     for store, each in zip(stores, fitted, strict=True):
-        if each.report and not is_fresh(store, each.path):
-            notice(f"{each.path} was fitted on other rows or with other options than today's: run `datamodels fit`")
+        for text in staleness(store, each.path) if each.report else ():
+            notice(text)
     if options["out"]:  # of the page alone: datamodels of both would have the same name there
         a.derive_below(options["out"])
     dataset = _images(a, options.get("data", {}).get("root"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.lasso import is_fresh, read_margins, split_and_output, split_name, target_count
+from datamodels.lasso import read_margins, split_and_output, split_name, staleness, target_count
 from datamodels.lasso.evaluation import protocol
 from datamodels.launch.counterfactual.result import Counterfactuals, Subsets, write_result
 from datamodels.launch.counterfactual.retrained import Place, Retrained, digest
@@ -80,9 +80,7 @@ class Experiment:
         self.targets = np.array([*dict.fromkeys(targets)], np.int64)
         self.question = Question(store, self.split, self.targets, by, base, runs)
         self.subsets, self.notes = self.question.subsets(sizes)
-        path = self.question.datamodels.path
-        if not is_fresh(store, path):
-            self.notes.append(f"{path} was fitted on other rows or with other options than today's")
+        self.notes += staleness(store, self.question.datamodels.path)
         self.bases = [*self.question.masks(np.empty(0, np.int64))]
         self.runs_per_base = -(-runs // len(self.bases))
         self.retrained = Retrained(store, int(min(base.sum() for base in self.bases)))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.launch.counterfactual.retrained import write
+from datamodels.lasso import write_derived
 from datamodels.train import Summary
 from datamodels.train.store import BaseStore
 
@@ -164,7 +164,7 @@ def _path(store: BaseStore, split: str) -> Path:
 
 def write_result(store: BaseStore, split: str, found: Counterfactuals) -> None:
     """Keep a result for the report. Raises UserError, WorkError."""
-    write(_path(store, split), json.dumps(found.to_json()).encode())
+    write_derived(_path(store, split), json.dumps(found.to_json()).encode())
 
 
 def read_result(store: BaseStore, split: str) -> dict[str, Any] | None:

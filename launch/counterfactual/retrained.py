@@ -16,22 +16,12 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from datamodels.lasso import write_derived
 from datamodels.launch.local import train_here
 from datamodels.launch.progress import notice
 from datamodels.launch.status import refuse_failures
 from datamodels.launch.stop import Stop
-from datamodels.train import (
-    READ_ONLY,
-    Setting,
-    UserError,
-    WorkError,
-    from_dict,
-    identity,
-    load_yaml,
-    mapped,
-    read_yaml,
-    write_file,
-)
+from datamodels.train import Setting, from_dict, identity, load_yaml, mapped, read_yaml
 from datamodels.train.own import declared
 from datamodels.train.store import BaseStore, Layout, Store, create_store
 
@@ -116,12 +106,12 @@ class Retrained:
                 mask = mask_of(name).tobytes()
                 yield from (mask for _ in range(count))
 
-        write(path, pieces())
+        write_derived(path, pieces())
         # What is fixed stays as in the rows of the fit; else models share no random numbers with these.
         seed = self._usual.seed if self._usual.fixed else int(sha256, 16) >> 193
         setting = self._setting(path, None, seed, shape[0], runs)
         text = yaml.safe_dump(setting.to_dict(), sort_keys=False)
-        write(path.with_suffix(".yaml"), text.encode())
+        write_derived(path.with_suffix(".yaml"), text.encode())
 
     def open(self, setting: Setting) -> Store:
         """The store of a setting, created if it is not there yet."""
@@ -140,13 +130,3 @@ class Retrained:
         stop.check()
         store.sync_flags()
         refuse_failures(store, f"datamodels train {self.config(store)} --root {self.root}")
-
-
-def write(path: Path, content: bytes | Iterator[bytes]) -> None:
-    """Replace a file below the root of a setting, or of --out. Raises UserError where it is read-only, WorkError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, content)
-    except OSError as error:
-        kind = UserError if error.errno in READ_ONLY else WorkError
-        raise kind(f"cannot write {error.filename}: {error.strerror}; --out names another folder") from None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.lasso import Progress, find, is_fresh, load, target_count
+from datamodels.lasso import Progress, find, load, staleness, target_count
 from datamodels.launch.progress import notice
 from datamodels.train import UserError
 from datamodels.train.store import BaseStore
@@ -32,8 +32,8 @@ class Weights:
         found = tuple(self.datamodels.stored_weight.shape)
         if found != self.shape:
             raise UserError(f"{path} has shape {found}, expected {self.shape}: [N_train, targets]")
-        if not is_fresh(store, path):
-            notice(f"{path} was fitted on other rows or with other options than today's: run `datamodels fit`")
+        for text in staleness(store, path):
+            notice(text)
 
     def tiles(self) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.float32]]]:
         """Yield (first target, weight [N, t], bias [t]) for one range of targets after the other. Raises UserError."""

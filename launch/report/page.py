@@ -11,7 +11,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup, escape
 
-from datamodels.lasso import Evaluation, Progress, silent, split_and_output
+from datamodels.lasso import Evaluation, Progress, silent, split_and_output, write_derived
 from datamodels.lasso.evaluation import read_curve
 from datamodels.launch.counterfactual import read_result
 from datamodels.launch.progress import counted, duration
@@ -20,7 +20,7 @@ from datamodels.launch.report.images import component_cases, influential_cases, 
 from datamodels.launch.report.report_data import ReportData, gather
 from datamodels.launch.report.sections import counterfactual, duplicates, fit, harmful, models, quality
 from datamodels.launch.status import report_path, summary
-from datamodels.train import READ_ONLY, UserError, WorkError, flatten, write_file
+from datamodels.train import flatten
 from datamodels.train.data import Dataset
 from datamodels.train.store import BaseStore, Store
 
@@ -115,12 +115,7 @@ def write_report(
 
 def save(path: Path, page: str) -> Path:
     """Write a page and return its path. Raises UserError, WorkError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, page.encode(errors="backslashreplace"))
-    except OSError as error:
-        kind = UserError if error.errno in READ_ONLY else WorkError
-        raise kind(f"cannot write {path}: {error.strerror}; --out names another folder") from None
+    write_derived(path, page.encode(errors="backslashreplace"))
     return path
 
 

@@ -120,6 +120,8 @@ class Examples:
 
 @dataclass(frozen=True)
 class ReportData(Examples):
+    """What the sections of a setting's page are made of."""
+
     fitted: Fitted
     evaluation: Evaluation | None
     """Of the fitted targets; None if there are too few evaluation rows."""

@@ -9,7 +9,6 @@ from datamodels.train.exchange.fetch import (
     PRICE,
     PRICE_SOURCE,
     PUBLISHED_SIZES,
-    PublishedFile,
     fetch_published,
     published_files,
 )
@@ -23,7 +22,6 @@ __all__ = [
     "PRICE_SOURCE",
     "PUBLISHED_SIZES",
     "Merged",
-    "PublishedFile",
     "fetch_published",
     "import_arrays",
     "import_huggingface",

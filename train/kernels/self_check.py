@@ -53,7 +53,7 @@ def batch_norm_errors(
     stored: float | None = None,
     summed: float = SUMMED,
 ) -> Errors:
-    """Of results, gradients and running statistics, against PyTorch in float64.
+    """Errors of results, gradients and running statistics, against PyTorch in float64.
 
     x: [B, C, H, W], or a small random one; stored, summed: other bounds, for an x that is hard. Errors are relative to
     the norm of the values, those of a gradient to that of dy if larger: a ReLU may leave little of it.
@@ -96,7 +96,7 @@ def batch_norm_errors(
 
 
 def sgd_errors(kernels: Kernels, device: torch.device, precision: torch.dtype) -> Errors:
-    """Of values, momentum and the copy in less precision after a step, with one learning rate and with three."""
+    """Errors of values, momentum and the copy in less precision after a step, with one learning rate and with three."""
     errors: Errors = {}
     random = torch.Generator().manual_seed(0)
     for group in (1, 3):
@@ -117,7 +117,7 @@ def sgd_errors(kernels: Kernels, device: torch.device, precision: torch.dtype) -
 
 
 def augmentation_errors(kernels: Kernels, device: torch.device, precision: torch.dtype) -> Errors:
-    """Of a batch, whose every bit is that of PyTorch's operations: 0, or the number of values that differ."""
+    """Errors of a batch, whose bits are those of PyTorch's operations: 0, or the number of values that differ."""
     random = np.random.default_rng(0)
     split = Split(random.integers(0, 256, (6, 12, 10, 3), dtype=np.uint8), np.arange(6))
     dataset = Dataset(split, split, tuple("abcdef"), (125.3, 123.0, 113.9), (51.6, 50.8, 51.3), "random numbers")
