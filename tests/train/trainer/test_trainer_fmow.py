@@ -150,6 +150,7 @@ import sys
 from pathlib import Path
 import numpy as np
 import torch
+from datamodels.train.config import Data, Recipe, Setting
 from datamodels.train.data.sources import Dataset
 from datamodels.train.data.images import Split
 from datamodels.train.trainer.trainer import Trainer
