@@ -301,6 +301,9 @@ def test_a_store_and_datamodels_are_shown_in_a_few_lines(root: Path, linear: Pub
         f"  file: {root / 'digits' / 'datamodels' / 'test_50pct.pt'}",
         "  fitted to: 24 models, test split of digits",
     ]
+    found = dm.evaluate(linear, np.eye(10, 6))
+    assert repr(found).startswith(f"Evaluation\n  LDS: {found.lds:.4f}, 95% interval ")
+    assert repr(found).endswith(f"  of: 6 targets, 200 models on {found.masks} masks")
     assert repr(linear).startswith("PublishedStore\n  setting: made-up, alpha 0.5\n  rows: 500 and 200 for evaluation")
 
 

@@ -79,6 +79,8 @@ class Law:
 
 @dataclass(frozen=True)
 class Curve:
+    """LDS at growing numbers of models, and the law that the points follow: None where they show no limit yet."""
+
     points: list[Point]
     targets: int
     """Targets that every point is the mean of, evenly spaced over the split."""
@@ -86,6 +88,7 @@ class Curve:
     law: Law | None
 
     def to_json(self) -> dict[str, Any]:
+        """The same as plain values: the keys of `eval --curve --json`."""
         return asdict(self)
 
     def answer(self) -> str:

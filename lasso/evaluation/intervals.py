@@ -25,6 +25,8 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
+    """A bootstrap interval: docs/evaluation.md."""
+
     low: float
     high: float
     level: float

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.lasso.evaluation.intervals import Interval
-from datamodels.train import UserError
+from datamodels.train import Summary, UserError
 
 if TYPE_CHECKING:
     import pandas
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Summary):
     """How well predictions agree with the evaluation rows, over T targets: docs/evaluation.md."""
 
     lds: float
@@ -95,3 +95,13 @@ class Evaluation:
             raise UserError("the evaluations are of other rows, another split or other resamples, expected the same")
         resampled = self.lds_resampled - other.lds_resampled
         return Interval.of(self.lds - other.lds, resampled, self.lds_interval.level, self.lds_interval.replicates)
+
+    def _summary(self) -> dict[str, str]:
+        found = {"LDS": f"{self.lds:.4f}"}
+        if interval := self.lds_interval:
+            found["LDS"] += f", {interval.level:.0%} interval {interval.low:.4f} to {interval.high:.4f}"
+        if self.ceiling is not None:
+            found["ceiling"] = f"{self.ceiling:.4f}"
+        found |= {"Pearson": f"{self.pearson:.4f}", "R2": f"{self.r2:.4f}", "MSE": f"{self.mse:.4g}"}
+        found["of"] = f"{self.targets:,} targets, {self.models:,} models on {self.masks:,} masks"
+        return found

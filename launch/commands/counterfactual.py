@@ -27,8 +27,9 @@ def counterfactual(request: Request) -> int:
         retrained = experiment.retrained
         for store in experiment.stores(experiment.models(experiment.subsets)).values():
             config, root = (shlex.quote(str(path)) for path in (retrained.config(store), retrained.root))
-            print(f"datamodels submit {config} --root {root}")
-            notice(f"{len(store.missing())} of {store.rows} models to be trained, by this or by `datamodels train`")
+            if missing := len(store.missing()):
+                print(f"datamodels submit {config} --root {root}")
+            notice(f"{missing} of {store.rows} models to be trained, by this or by `datamodels train`")
         return 0
     devices = str(options["devices"]).split(",") if options["devices"] else None
     found = experiment.run(options["verify"], devices, options["workers"])

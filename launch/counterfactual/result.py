@@ -150,8 +150,8 @@ def told(found: dict[str, Any]) -> str:
     right = sum(target["base"] > 0 for target in found["targets"])
     for by in found["brittleness"]:
         ks = [k for target in found["targets"] if (k := target["brittle"][by])]
-        half = f", without {np.median(ks):g} examples in the median" if ks else ""
-        lines.append(f"{by}: {len(ks)} of {right} targets are predicted to flip{half}")
+        half = f"; examples to remove, median: {np.median(ks):g}" if ks else ""
+        lines.append(f"{by}: predicted to flip: {len(ks)} of {right} targets{half}")
     if found["verified"]:
         true = sum(one["flips"] for one in found["verified"])
         lines.append(f"of {len(found['verified'])} such predictions that were checked, {true} came true")

@@ -70,6 +70,8 @@ Images = NDArray | LazyImages
 
 @dataclass(frozen=True)
 class Split:
+    """Images and labels of the training or of the test examples, in column order."""
+
     images: Images
     """[N, height, width, channels]"""
     labels: NDArray[np.int64]

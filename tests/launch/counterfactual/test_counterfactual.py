@@ -140,6 +140,9 @@ def test_a_prepared_store_is_one_that_other_commands_take(folder: Path, capsys: 
     assert "25 of 25 models to be trained" in done.err
     for options in (["train", "--rows=0:7", "--workers=1"], ["train", "--workers=1"], ["verify", "--retrain=2"]):
         assert in_process(capsys, options[0], config, "--root", root, *options[1:]).code == 0
+    done = ask(capsys, "--targets=0", "--by=datamodel", "--prepare")
+    assert done.out == ""
+    assert "0 of 25 models to be trained" in done.err
     rows = models_in()
     assert found_by(capsys, "--targets=0", "--by=datamodel")["subsets"][0]["removed"] == [0]
     assert models_in() == rows
