@@ -17,7 +17,7 @@ def counterfactual(request: Request) -> int:
         _numbers(options, "targets"),
         options["count"],
         _numbers(options, "remove") or [],
-        options["by"] and options["by"].split(","),
+        None if options["by"] is None else options["by"].split(","),
         options["base"],
         options["runs"],
         options["split"],

@@ -21,9 +21,9 @@ from datamodels.launch.local import train_here
 from datamodels.launch.progress import notice
 from datamodels.launch.status import refuse_failures
 from datamodels.launch.stop import Stop
-from datamodels.train import Setting, from_dict, identity, load_yaml, mapped, read_yaml
+from datamodels.train import Setting, identity, mapped, read_setting
 from datamodels.train.own import declared
-from datamodels.train.store import BaseStore, Layout, Store, create_store
+from datamodels.train.store import BaseStore, Layout, Store, check_space, create_store
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Retrained:
         """Where the models of every mask are, by its digest; of several places, the one with most of them."""
         found: dict[str, Place] = {}
         for config in sorted(self.root.glob("*.yaml")):
-            kept = from_dict(load_yaml(config, read_yaml(config)))
+            kept = read_setting(config)
             path, runs = config.with_suffix(".npy"), kept.runs_per_mask
             setting = self._setting(path, kept.mask_sha256, kept.seed, kept.rows, runs)
             if identity(setting.to_dict()) != identity(kept.to_dict()):
@@ -97,6 +97,7 @@ class Retrained:
         content = json.dumps([identity(self._usual.to_dict()), runs, counts], default=str)
         sha256 = hashlib.sha256(content.encode()).hexdigest()
         path, shape = self.root / f"removed-{sha256[:10]}.npy", (1 + sum(counts.values()), self.store.n_train)
+        check_space(self.root, shape[0] * shape[1])
 
         def pieces() -> Iterator[bytes]:
             head = io.BytesIO()

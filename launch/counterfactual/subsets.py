@@ -51,10 +51,13 @@ class Question:
         self.by = usual if by is None else [*dict.fromkeys(map(str, by))]
         shape, self._scores = (store.n_features, target_count(store, split)), {}
         for name in {"datamodel", *self.by}.difference(BASELINES):
-            if name != "datamodel" and not Path(name).exists():
-                raise UserError(f"--by is {name}, expected datamodel, {', '.join(BASELINES)}, or a file of scores")
+            if name != "datamodel" and not (name and Path(name).exists()):
+                raise UserError(f"--by has {name!r}, expected datamodel, {', '.join(BASELINES)}, or a file of scores")
             given = self.datamodels if name == "datamodel" else read_scores(Path(name))
-            self._scores[name] = as_datamodels(Path(name), given, shape, None).columns(targets)[0]
+            scores = as_datamodels(Path(name), given, shape, None)
+            self._scores[name] = scores.columns(targets)[0]
+            if not np.isfinite(self._scores[name]).all():
+                raise UserError(f"{scores.path} holds values that are not finite for these targets, expected none")
         self.weight = self._scores["datamodel"]
         """[n_features, t]: how much an example raises a target's output, by its datamodel."""
         if "same-class" in self.by:

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import yaml
@@ -31,7 +32,8 @@ from datamodels.lasso import (
 )
 from datamodels.launch.export.weights import Weights
 from datamodels.train import UserError, write_file
-from datamodels.train.store import BaseStore, Store
+from datamodels.train.exchange import list_values
+from datamodels.train.store import Array, BaseStore, Store
 
 BLOCK_BYTES, SHARD_BYTES = 2**25, 2**29
 """Bytes of rows, before they are compressed, in a row group and in a file."""
@@ -152,7 +154,7 @@ def read_datamodels(source: Path, store: BaseStore) -> list[Path]:
                 write_blocks(path, shape, _stored_weights(table, *shape), dict(arrays))
             if (report := source / "store" / f"{split}.json").exists():
                 write_file(path.with_suffix(".json"), report.read_bytes())
-        except (ArrowException, OSError, ValueError, KeyError) as error:
+        except (ArrowException, BadZipFile, OSError, ValueError, KeyError) as error:
             raise UserError(f"{table} cannot be read: {' '.join(str(error).split())}") from None
         written.append(path)
     return written
@@ -162,12 +164,12 @@ def _stored_weights(table: Path, n_train: int, targets: int) -> Iterator[NDArray
     """Yield weight [n, T] for one range of training examples after the other. Raises ValueError for another shape."""
     from pyarrow.parquet import ParquetFile
 
+    array = Array("weight", (n_train, targets), np.dtype(np.float32))
     with ParquetFile(table, page_checksum_verification=True) as file:
         if file.metadata.num_rows != n_train:
             raise ValueError(f"it has {file.metadata.num_rows} rows, expected {n_train}")
         for group in range(file.num_row_groups):
-            column = file.read_row_group(group, ["weight"])["weight"].combine_chunks()
-            yield column.flatten().to_numpy().reshape(-1, targets)
+            yield list_values(file.read_row_group(group, ["weight"]), array)
 
 
 def _card(store: BaseStore, completed: int, fits: list[str], license: str, progress: Progress) -> str:

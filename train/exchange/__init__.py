@@ -12,7 +12,7 @@ from datamodels.train.exchange.fetch import (
     fetch_published,
     published_files,
 )
-from datamodels.train.exchange.huggingface import import_huggingface
+from datamodels.train.exchange.huggingface import import_huggingface, list_values
 from datamodels.train.exchange.importer import import_arrays
 from datamodels.train.exchange.merge import Merged, merge
 
@@ -25,6 +25,7 @@ __all__ = [
     "fetch_published",
     "import_arrays",
     "import_huggingface",
+    "list_values",
     "merge",
     "published_files",
 ]

@@ -46,9 +46,14 @@ def import_huggingface(source: Path, root: Path, progress: Progress) -> tuple[La
         for path in (staged.manifest, staged.groups, staged.names("train"), staged.names("test")):
             if (kept / path.name).exists():
                 shutil.copyfile(kept / path.name, path)
+        parts = sorted(path.name for path in kept.glob("*") if path.name.startswith(("store_", "_journal_")))
+        if parts and not staged.manifest.exists():
+            raise UserError(f"{kept} holds {parts[0]}, but no {staged.manifest.name}")
         if staged.manifest.exists():
             shutil.copytree(kept / staged.journals.name, staged.journals)
-            store = Store.open(staged)
+            store = Store.open(staged, setting)
+            if (recorded := int(store.completed().sum())) != completed:
+                raise UserError(f"journals in {kept} record {recorded} rows as done, expected {completed}")
             if (checked := verify(store, lambda count: None)).bad or checked.files:
                 rows = [f"row {row}: {reason}" for row, reason in checked.reasons.items()]
                 raise UserError(f"{source} is damaged: {(rows + checked.files)[0]}")
@@ -62,11 +67,15 @@ def _about(path: Path) -> tuple[Setting, list[Array], int]:
         if about["to"] != "huggingface":
             raise ValueError(f"it is of --to {about['to']}")
         arrays = [Array(name, tuple(shape), np.dtype(kind)) for name, (shape, kind) in about["arrays"].items()]
+        rows, completed = arrays[0].shape[0], about["completed"]
+        if not (isinstance(completed, int) and 0 < completed <= rows):
+            raise ValueError(f"completed is {completed}, expected 1 to {rows}")
         for array in arrays:
-            fits = array.shape[0] == arrays[0].shape[0] and min(array.shape) > 0 and len(array.shape) > 1
+            whole = all(isinstance(size, int) and size > 0 for size in array.shape)
+            fits = whole and array.shape[0] == rows and len(array.shape) > 1
             if not (fits and is_output(array.name) and array.dtype.kind in "bf" and arrays[0].name == "train_masks"):
                 raise ValueError(f"it has an array {array}")
-        return from_dict(about["config"]), arrays, int(about["completed"])
+        return from_dict(about["config"]), arrays, completed
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{path} is not of `datamodels export --to huggingface`: {error}") from None
 
@@ -86,10 +95,14 @@ def _copy_rows(source: Path, staged: Layout, arrays: list[Array], progress: Prog
         with ParquetFile(path, page_checksum_verification=True) as parquet:
             for group in range(parquet.num_row_groups):
                 numbers = parquet.read_row_group(group, ["row"])["row"].to_numpy()
+                if numbers.dtype.kind not in "iu":
+                    raise ValueError(f"{path.name}: row holds {numbers.dtype}, expected whole numbers")
                 if not (numbers.min() >= 0 and numbers.max() < rows and (np.diff(numbers) > 0).all()):
                     raise ValueError(f"{path.name}: rows do not ascend within 0 to {rows - 1}")
+                if done[numbers].any():
+                    raise ValueError(f"{path.name}: row {numbers[done[numbers]][0]} is there a second time")
                 for array in arrays:
-                    values = _values(parquet.read_row_group(group, [array.name])[array.name], array)
+                    values = list_values(parquet.read_row_group(group, [array.name]), array)
                     for run in runs(numbers):
                         first = int(np.searchsorted(numbers, run[0]))
                         files[array.name].write(int(run[0]), values[first : first + len(run)])
@@ -102,12 +115,20 @@ def _copy_rows(source: Path, staged: Layout, arrays: list[Array], progress: Prog
     return done
 
 
-def _values(column: Any, array: Array) -> NDArray[Any]:
-    """Return a column of (nested) lists as [n, ...]. Raises ValueError where it is of another type or shape."""
-    flat = column.combine_chunks()
-    while hasattr(flat, "flatten"):
+def list_values(table: Any, array: Array) -> NDArray[Any]:
+    """Return a column of (nested) lists as [n, ...], of the type and, from the second on, the sizes of an array.
+
+    Raises ValueError where it is of another type or shape, ArrowException where it holds no lists.
+    """
+    from pyarrow import compute
+
+    flat = table[array.name].combine_chunks()
+    for size in array.shape[1:]:
+        lengths = compute.list_value_length(flat).to_numpy(zero_copy_only=False)  # nan where there is no list
+        if not (lengths == size).all():
+            raise ValueError(f"{array.name} holds lists of other lengths, expected {size}")
         flat = flat.flatten()
     values: NDArray[Any] = flat.to_numpy(zero_copy_only=False)
     if values.dtype != array.dtype:
         raise ValueError(f"{array.name} holds {values.dtype}, expected {array.dtype}")
-    return values.reshape(len(column), *array.shape[1:])
+    return values.reshape(len(table), *array.shape[1:])

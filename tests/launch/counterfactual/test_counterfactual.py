@@ -199,7 +199,10 @@ def test_scores_of_another_method_choose_too_and_other_outputs_have_no_brittlene
         (["--remove=12"], "--remove is 12, expected fewer than the 12 of the smallest base set"),
         (["--runs=1"], "--count is 20 and --runs 1, expected at least 1 and 2"),
         (["--by=same-class"], "--by is same-class, but no labels of single training examples are known here"),
-        (["--by=nonsense"], "--by is nonsense, expected datamodel, random, same-class, or a file of scores"),
+        (["--by=nonsense"], "--by has 'nonsense', expected datamodel, random, same-class, or a file of scores"),
+        (["--by="], "--by has '', expected datamodel"),
+        (["--by=nan.npy"], "nan.npy holds values that are not finite"),
+        (["--runs=1000000000000"], "the store needs "),
         (["--output=nothing"], "output is 'nothing', expected one of margins, loss (test split)"),
         (["--base=alpha", "--eval_models=0", "--root=new"], "new/mine/data/store_50pct.json does not exist"),
     ],
@@ -207,6 +210,7 @@ def test_scores_of_another_method_choose_too_and_other_outputs_have_no_brittlene
 def test_what_cannot_be_asked_is_told_in_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], told: str
 ) -> None:
+    np.save("nan.npy", np.full((12, 6), np.nan))
     done = ask(capsys, *options)
     assert (done.code, done.out) == (2, "")
     assert done.error.startswith(f"error: {told}")

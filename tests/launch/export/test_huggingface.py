@@ -178,6 +178,27 @@ def test_damaged_folders_are_refused_and_leave_nothing(exported: Path, tmp_path:
     swapped = table.set_column(5, "test_margins", table["test_margins"].take([1, 0, *range(2, len(table))]))
     pyarrow.parquet.write_table(swapped, path)
     assert "is damaged: row 0" in error(tmp_path / "changed")
+    floats = table.set_column(0, "row", pyarrow.array(np.arange(len(table)) + 0.5))
+    pyarrow.parquet.write_table(floats, path)
+    assert "row holds float64, expected whole numbers" in error(tmp_path / "changed")
+    pyarrow.parquet.write_table(table, path)
+    shutil.copy(path, path.with_name("rows-9.parquet"))
+    assert "rows-9.parquet: row 0 is there a second time" in error(tmp_path / "changed")
+    path.with_name("rows-9.parquet").unlink()
+    for lists in ([[0.5] * 59, [0.5] * 61], [None, [0.5] * 120]):  # as many values in all
+        lists += [[0.5] * 60] * (len(table) - 2)
+        other = pyarrow.array(lists, pyarrow.list_(pyarrow.float16()))
+        pyarrow.parquet.write_table(table.set_column(5, "test_margins", other), path)
+        assert "test_margins holds lists of other lengths, expected 60" in error(tmp_path / "changed")
+    store = copied("unrecorded") / "store"
+    next((store / "_journal_50pct").iterdir()).write_bytes(b"")
+    assert "rows as done, expected 32" in error(tmp_path / "unrecorded")
+    next(store.glob("store_*.json")).rename(store / "store_25pct.json")
+    assert "holds _journal_50pct, but no store_50pct.json" in error(tmp_path / "unrecorded")
+    about = json.loads((exported / "export.json").read_text())
+    for wrong in ({"arrays": {}}, {"completed": float("inf")}, {"arrays": {"train_masks": [[32.0, 100], "|b1"]}}):
+        (tmp_path / "changed" / "export.json").write_text(json.dumps(about | wrong))
+        assert "is not of `datamodels export --to huggingface`" in error(tmp_path / "changed")
     assert "is not of `datamodels export --to huggingface`" in error(tmp_path)
     (tmp_path / "back" / "x").touch()
     with pytest.raises(UserError, match="expected a new or empty folder"):
