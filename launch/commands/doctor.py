@@ -93,6 +93,7 @@ def _device(setting: Setting, executor: "Executor", dataset: Dataset | None, bad
         kernels = choose_kernels(recipe, executor, tell=bad.append)
         found |= {"kernels": kernels.name, "check_seconds": time.perf_counter() - began}
         if dataset:
+            notice(f"{executor.device}: timing {WARM_UP + STEPS} training steps")
             found["images_per_second"] = _speed(setting, executor, dataset, kernels)
     except (UserError, WorkError) as error:
         bad.append(str(error))

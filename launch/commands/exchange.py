@@ -18,6 +18,10 @@ def merge(request: Request) -> int:
     from datamodels.train.exchange import merge as bring_in
 
     roots = [expanded(root, "SOURCE") for root in request.options["source"]]
+    if not roots:
+        raise UserError(
+            "SOURCE is missing, expected the roots to bring in: datamodels merge CONFIG SOURCE... --root DST"
+        )
     with Stages() as progress:
         store, sources = bring_in(request.layout, request.setting, roots, whereabouts(), progress, notice)
     if request.options["json"]:

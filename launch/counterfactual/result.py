@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from datamodels.lasso import write_derived
 from datamodels.train import Summary
 from datamodels.train.store import BaseStore
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,12 @@ class Subsets:
         if x.any():
             found["sign_agreement"] = float(np.mean(np.sign(x) == np.sign(y), where=x != 0))
         return {"subsets": len(x), **found}
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """The same as a table with a row a subset."""
+        import pandas
+
+        return pandas.DataFrame(self.records())
 
     def records(self) -> Iterator[dict[str, Any]]:
         """A dictionary for each subset."""

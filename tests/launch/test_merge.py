@@ -60,7 +60,7 @@ def test_roots_trained_apart_come_together_as_one(
 
 def test_calls_that_make_no_sense_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = "merge", DIGITS, "--root", tmp_path / "all", *TINY
-    assert "the following arguments are required: source" in in_process(capsys, *given).error
+    assert "SOURCE is missing" in in_process(capsys, *given).error
     told = in_process(capsys, *given, tmp_path / "none").error
     assert (
         told == f"error: {tmp_path / 'none/digits/data/store_50pct.json'} does not exist: expected the root of a store"

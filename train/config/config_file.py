@@ -52,7 +52,7 @@ class Parser(jsonargparse.ArgumentParser):
             check_config(config, text)
             of_file = self.parse_string(text)
         if positional:  # not before, or the file would have to give them
-            self.add_argument(positional, nargs="+", metavar=positional.upper())
+            self.add_argument(positional, nargs="*", metavar=positional.upper())
         values = self.parse_args(options, of_file).as_dict()
         others = {key: value for key, value in values.items() if key not in SETTING_KEYS}
         return from_dict({key: value for key, value in values.items() if key in SETTING_KEYS}), others

@@ -123,6 +123,8 @@ def test_a_subset_is_trained_once(folder: Path, capsys: pytest.CaptureFixture[st
     assert models_in() == before
 
     both = dm.counterfactual(dm.open("root"), [0, 3], remove=[1, 2, 4], runs=3, by=["datamodel"], workers=1)
+    table = both.subsets.to_frame()
+    assert table.predicted.tolist() == both.subsets.predicted.tolist()
     (new,) = set(models_in().items()) - set(before.items())
     assert new[1] == 1 + 3 * 3
     chosen = both.subsets.target == 0
