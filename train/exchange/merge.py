@@ -93,7 +93,7 @@ def merge(
         check_identity(expected, setting, path)  # of `models`, which may be any that the history has
         setting = replace(setting, models=expected.models)
         store = create_store(layout, setting, declared, notice, expected.eras)
-    return store, [_merge(store, place, merger, progress) for place, *_ in sources]
+    return store, [_merge(store, place, merger, progress, notice) for place, *_ in sources]
 
 
 def _find(root: Path, setting: Setting) -> tuple[Layout, Manifest, Declared]:
@@ -117,8 +117,11 @@ def _find(root: Path, setting: Setting) -> tuple[Layout, Manifest, Declared]:
     return layout, manifest, Declared(*sizes, outputs, manifest.data_sha256, str(layout.manifest), names)
 
 
-def _merge(store: Store, place: Layout, merger: dict[str, Any], progress: Progress) -> Merged:
+def _merge(store: Store, place: Layout, merger: dict[str, Any], progress: Progress, notice: Notice) -> Merged:
     found, source = Merged(place.root), Store.open(place, mend=False)
+    stale = source.stale_flags()
+    if len(lost := stale[~source.completed()[stale]]):
+        notice(f"{place.completed} has {len(lost)} rows as done that no journal records: they are left out")
     theirs, here = source.states, store.states
     store.refresh()
     done, failed = np.flatnonzero(source.completed()), np.flatnonzero(source.failed())

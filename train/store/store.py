@@ -284,7 +284,7 @@ class Store(BaseStore):
 
         A store that cannot be written is left as it is. Raises WorkError.
         """
-        stale = self._stale_flags()
+        stale = self.stale_flags()
         if not len(stale):
             return
         try:
@@ -307,7 +307,8 @@ class Store(BaseStore):
             lock.close()
             flags.close()
 
-    def _stale_flags(self) -> NDArray[np.int64]:
+    def stale_flags(self) -> NDArray[np.int64]:
+        """Return the rows that `_completed` is wrong about. Raises WorkError."""
         if self.whole_rows(self.flags) < self.rows:
             return np.empty(0, np.int64)  # missing, where nothing can be written
         flags = self._row_file(self.flags)

@@ -13,7 +13,7 @@ import pytest
 from datamodels.train.config import Outputs, Recipe, Setting
 from datamodels.train.errors import UserError, WorkError
 from datamodels.train.exchange import Merged, merge
-from datamodels.train.npy_file import HEADER_BYTES
+from datamodels.train.npy_file import HEADER_BYTES, Notice
 from datamodels.train.outputs import Declared, Output
 from datamodels.train.store import RowFailure, RowState, Store, create_store, grow, verify
 from tests.faults.stores import content, create, layout, result, setting, writing
@@ -47,10 +47,12 @@ def fail(store: Store, row: int, reason: str = "test_margins not finite") -> Non
     store.refresh()
 
 
-def bring(root: Path, *sources: Store, of: Setting | None = None) -> tuple[Store, list[Merged]]:
+def bring(
+    root: Path, *sources: Store, of: Setting | None = None, notice: Notice = lambda text: None
+) -> tuple[Store, list[Merged]]:
     of = of or setting()
     places = [source.layout.root for source in sources]
-    return merge(layout(root, of), of, places, {"host": "here", "pid": 1}, lambda *told: None, lambda text: None)
+    return merge(layout(root, of), of, places, {"host": "here", "pid": 1}, lambda *told: None, notice)
 
 
 def files(root: Path) -> dict[str, tuple[bytes, int]]:
@@ -113,6 +115,15 @@ def test_bad_rows_are_left_out_and_different_ones_stay(tmp_path: Path) -> None:
     }
     store.refresh()
     assert held(store) == [0, 1, 2, 3, 6, 12]
+
+
+def test_a_lost_journal_is_told(tmp_path: Path) -> None:
+    source, told = made(tmp_path / "source", [0, 1]), list[str]()
+    put(source, [2], device="B")
+    max(source.layout.journals.iterdir(), key=lambda path: path.stat().st_size).unlink()
+    store, (found,) = bring(tmp_path / "all", source, notice=told.append)
+    assert (found.merged, held(store)) == (1, [2])
+    assert told == [f"{source.layout.completed} has 2 rows as done that no journal records: they are left out"]
 
 
 def test_a_row_that_is_done_wins_over_one_that_failed(tmp_path: Path) -> None:
