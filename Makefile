@@ -1,4 +1,4 @@
-# make demo         installs into .venv and runs configs/digits_50pct.yaml, about a minute after installation
+# make demo         installs into .venv and runs configs/digits_50pct.yaml, one to two minutes after installation
 # make test         installs everything the tests need into .venv, and runs them
 # make check        ruff and mypy
 # make docs         the documentation in build/docs, offline once it is installed
