@@ -30,7 +30,7 @@ def test_without_a_config_it_takes_random_images(capsys: pytest.CaptureFixture[s
     found = in_process(capsys, "doctor", *small, "--root", tmp_path)
     assert [line.partition(":")[0] for line in found.out.splitlines()][1:4] == ["cpu", str(tmp_path), "SLURM"]
     assert "training images a second" in found.out
-    assert found.err == ""
+    assert found.err == "cpu: timing 12 training steps\n"
 
 
 def test_what_is_bad_is_told_and_ends_with_1(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
