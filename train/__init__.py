@@ -19,7 +19,7 @@ from datamodels.train.config import (
 )
 from datamodels.train.errors import READ_ONLY, Interrupted, UserError, WorkError
 from datamodels.train.masks import Era, Masks, batch_size, mask_index
-from datamodels.train.npy_file import finite_rows, is_pointer, mapped, write_file
+from datamodels.train.npy_file import finite_rows, header, is_pointer, mapped, write_file
 from datamodels.train.outputs import Declared, Output, image_outputs
 from datamodels.train.rng import Stream, raw, validation_rows
 from datamodels.train.run_rows import RowTrainer, retry_failed, train_rows
@@ -50,6 +50,7 @@ __all__ = [
     "flatten",
     "from_dict",
     "function_of",
+    "header",
     "identity",
     "image_outputs",
     "is_pointer",

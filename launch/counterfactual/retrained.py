@@ -6,7 +6,6 @@ adds a store of those masks that no store has.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from datamodels.launch.local import train_here
 from datamodels.launch.progress import notice
 from datamodels.launch.status import refuse_failures
 from datamodels.launch.stop import Stop
-from datamodels.train import Setting, identity, mapped, read_setting
+from datamodels.train import Setting, header, identity, mapped, read_setting
 from datamodels.train.own import declared
 from datamodels.train.store import BaseStore, Layout, Store, check_space, create_store
 
@@ -100,9 +99,7 @@ class Retrained:
         check_space(self.root, shape[0] * shape[1])
 
         def pieces() -> Iterator[bytes]:
-            head = io.BytesIO()
-            np.lib.format.write_array_header_1_0(head, {"descr": "|b1", "fortran_order": False, "shape": shape})
-            yield head.getvalue() + mask_of(next(iter(counts))).tobytes()
+            yield header(shape, np.dtype(bool)) + mask_of(next(iter(counts))).tobytes()
             for name, count in counts.items():
                 mask = mask_of(name).tobytes()
                 yield from (mask for _ in range(count))
